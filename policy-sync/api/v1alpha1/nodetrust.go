@@ -1,0 +1,97 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// Verdict is what is known of a node's trust.
+// +kubebuilder:validation:Enum=trusted;untrusted
+type Verdict string
+
+// The verdicts that a NodeTrust may hold. Two more follow from time and absence and
+// are never written: stale (validUntil has passed) and unknown (no NodeTrust).
+// Only trusted opens anything.
+const (
+	VerdictTrusted   Verdict = "trusted"
+	VerdictUntrusted Verdict = "untrusted"
+	VerdictStale     Verdict = "stale"
+	VerdictUnknown   Verdict = "unknown"
+)
+
+// NodeTrustSpec is one proved result of node attestation. Only the SPIRE server's
+// account writes it. The transition rules make the API server refuse a late write
+// that would overwrite a newer verdict, and a different EK under the same name.
+// +kubebuilder:validation:XValidation:rule="self.ekHash == oldSelf.ekHash",message="ekHash is immutable: another TPM needs an administrator to delete this NodeTrust first"
+// +kubebuilder:validation:XValidation:rule="self.attestedAt >= oldSelf.attestedAt",message="attestedAt may not go back: a newer verdict stands"
+// +kubebuilder:validation:XValidation:rule="self.attestedAt > oldSelf.attestedAt || self.verdict == 'untrusted' || oldSelf.verdict == 'trusted'",message="of two verdicts of the same instant, untrusted stands"
+// +kubebuilder:validation:XValidation:rule="!has(oldSelf.tagSerial) || (has(self.tagSerial) && self.tagSerial >= oldSelf.tagSerial)",message="tagSerial may not go back: an older asset tag was put in place"
+// +kubebuilder:validation:XValidation:rule="self.validUntil > self.attestedAt",message="validUntil must lie after attestedAt"
+type NodeTrustSpec struct {
+	// Verdict is the outcome of the appraisal.
+	Verdict Verdict `json:"verdict"`
+	// Reference is the name of the reference set that the node matched; empty when none did.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Reference string `json:"reference,omitempty"`
+	// Tags are the certified asset-tag keys and values (where the machine stands).
+	// +optional
+	// +kubebuilder:validation:MaxProperties=32
+	Tags map[string]string `json:"tags,omitempty"`
+	// TagSerial is the highest asset-tag serial seen for this EK.
+	// +optional
+	TagSerial *int64 `json:"tagSerial,omitempty"`
+	// NodeUID is the UID of the Node object that this verdict is about, when the
+	// verifier knew it; a Node recreated under the same name inherits nothing.
+	// +optional
+	// +kubebuilder:validation:MaxLength=128
+	NodeUID string `json:"nodeUID,omitempty"`
+	// EKHash is SHA-256 of the endorsement key's SubjectPublicKeyInfo, lower-case hex.
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{64}$`
+	EKHash string `json:"ekHash"`
+	// AgentID is the SPIFFE ID of the node's SPIRE agent.
+	// +kubebuilder:validation:MaxLength=2048
+	AgentID string `json:"agentID"`
+	// AttestedAt is when the verifier received the evidence.
+	AttestedAt metav1.MicroTime `json:"attestedAt"`
+	// ValidUntil is when the verdict becomes stale.
+	ValidUntil metav1.MicroTime `json:"validUntil"`
+	// Reasons say why the verdict is untrusted, one per failed check.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	Reasons []Reason `json:"reasons,omitempty"`
+	// EvidenceDigest is "sha256:<hex>" over the quote that the verdict rests on, to find it in the audit log.
+	// +optional
+	// +kubebuilder:validation:MaxLength=80
+	EvidenceDigest string `json:"evidenceDigest,omitempty"`
+}
+
+// Reason is one failed check of an appraisal.
+type Reason struct {
+	// Check is the stable id of the check.
+	// +kubebuilder:validation:MaxLength=64
+	Check string `json:"check"`
+	// Reason says in a person's words what was found and what was wanted.
+	// +kubebuilder:validation:MaxLength=1024
+	Reason string `json:"reason"`
+}
+
+// NodeTrust is the verdict on one node; its name is the node's name.
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,shortName=nt,categories=keelson
+// +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.spec.verdict`
+// +kubebuilder:printcolumn:name="Reference",type=string,JSONPath=`.spec.reference`
+// +kubebuilder:printcolumn:name="Tags",type=string,JSONPath=`.spec.tags`
+// +kubebuilder:printcolumn:name="Attested",type=date,JSONPath=`.spec.attestedAt`
+// +kubebuilder:printcolumn:name="Valid-Until",type=string,JSONPath=`.spec.validUntil`
+// +kubebuilder:printcolumn:name="Why",type=string,JSONPath=`.spec.reasons[0].reason`
+type NodeTrust struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              NodeTrustSpec `json:"spec"`
+}
+
+// NodeTrustList is a list of NodeTrust.
+// +kubebuilder:object:root=true
+type NodeTrustList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []NodeTrust `json:"items"`
+}
