@@ -22,7 +22,7 @@ type TrustPolicySpec struct {
 }
 
 // Workloads selects pods by service account, by labels, or by both.
-// +kubebuilder:validation:XValidation:rule="(has(self.serviceAccount) && self.serviceAccount != ”) || has(self.selector)",message="name a serviceAccount or a selector"
+// +kubebuilder:validation:XValidation:rule="(has(self.serviceAccount) && size(self.serviceAccount) > 0) || has(self.selector)",message="name a serviceAccount or a selector"
 type Workloads struct {
 	// ServiceAccount is the name of the pods' service account.
 	// +optional
