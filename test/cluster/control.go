@@ -1,0 +1,170 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+)
+
+// startEtcd starts etcd without a write barrier per commit: the data die with the run.
+func (c *Cluster) startEtcd(ctx context.Context, path string) error {
+	client, err := FreePort()
+	if err != nil {
+		return err
+	}
+	peer, err := FreePort()
+	if err != nil {
+		return err
+	}
+	c.etcd = fmt.Sprintf("http://127.0.0.1:%d", client)
+	peerURL := fmt.Sprintf("http://127.0.0.1:%d", peer)
+	p, err := c.group.Start(Command{Name: "etcd", Path: path, Args: []string{
+		"--data-dir", c.path("etcd"), "--unsafe-no-fsync", "--log-level", "warn",
+		"--listen-client-urls", c.etcd, "--advertise-client-urls", c.etcd,
+		"--listen-peer-urls", peerURL, "--initial-advertise-peer-urls", peerURL, "--initial-cluster", "default=" + peerURL,
+	}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return p.Until(ctx, func(ctx context.Context) error { return get(ctx, c.etcd+"/health") })
+}
+
+func get(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	if err := resp.Body.Close(); err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("cluster: %s: %s", url, resp.Status)
+	}
+	return nil
+}
+
+func (c *Cluster) startAPIServer(ctx context.Context, path string) error {
+	if err := c.writeAPIServerKeys(); err != nil {
+		return err
+	}
+	port, err := FreePort()
+	if err != nil {
+		return err
+	}
+	c.url = fmt.Sprintf("https://127.0.0.1:%d", port)
+	begun := time.Now()
+	p, err := c.group.Start(Command{Name: "kube-apiserver", Path: path, Args: c.apiServerArgs(port)})
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(c.RESTConfig())
+	if err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	err = p.Until(ctx, func(ctx context.Context) error {
+		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	})
+	if err != nil {
+		return err
+	}
+	if c.admin, err = c.KubeconfigFor("admin", "system:masters"); err != nil {
+		return err
+	}
+	say(c.opts.Log, "kube-apiserver serves at %s after %.1f s", c.url, time.Since(begun).Seconds())
+	return nil
+}
+
+func (c *Cluster) apiServerArgs(port int) []string {
+	args := []string{
+		"--etcd-servers=" + c.etcd, "--etcd-compaction-interval=0",
+		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
+		"--endpoint-reconciler-type=none", // loopback addresses are not allowed in Endpoints
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+		"--client-ca-file=" + c.path("ca.crt"),
+		"--tls-cert-file=" + c.path("apiserver.crt"), "--tls-private-key-file=" + c.path("apiserver.key"),
+		"--service-cluster-ip-range=10.96.0.0/16",
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + c.path("sa.pub"), "--service-account-signing-key-file=" + c.path("sa.key"),
+		"--requestheader-client-ca-file=" + c.path("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file=" + c.path("front-proxy-client.crt"),
+		"--proxy-client-key-file=" + c.path("front-proxy-client.key"),
+	}
+	return append(args, c.opts.APIServerArgs...)
+}
+
+func (c *Cluster) writeAPIServerKeys() error {
+	var err error
+	if c.ca, err = newAuthority("keelson test cluster"); err != nil {
+		return err
+	}
+	if c.proxy, err = newAuthority("keelson test front proxy"); err != nil {
+		return err
+	}
+	cert, key, err := c.ca.server("kubernetes.default.svc", "kubernetes", "kubernetes.default", "localhost", "127.0.0.1", "10.96.0.1")
+	if err != nil {
+		return err
+	}
+	if err := writePair(c.dir, "apiserver", cert, key); err != nil {
+		return err
+	}
+	if cert, key, err = c.proxy.client("front-proxy-client"); err != nil {
+		return err
+	}
+	if err := writePair(c.dir, "front-proxy-client", cert, key); err != nil {
+		return err
+	}
+	files, err := serviceAccountKeys()
+	if err != nil {
+		return err
+	}
+	files["ca.crt"], files["front-proxy-ca.crt"] = c.ca.pem(), c.proxy.pem()
+	for name, content := range files {
+		if err := os.WriteFile(c.path(name), content, 0o600); err != nil {
+			return fmt.Errorf("cluster: %w", err)
+		}
+	}
+	return nil
+}
+
+func serviceAccountKeys() (map[string][]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("cluster: service account key: %w", err)
+	}
+	private, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("cluster: service account key: %w", err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("cluster: service account key: %w", err)
+	}
+	var k, p bytes.Buffer
+	if err := pem.Encode(&k, &pem.Block{Type: "EC PRIVATE KEY", Bytes: private}); err != nil {
+		return nil, fmt.Errorf("cluster: service account key: %w", err)
+	}
+	if err := pem.Encode(&p, &pem.Block{Type: "PUBLIC KEY", Bytes: public}); err != nil {
+		return nil, fmt.Errorf("cluster: service account key: %w", err)
+	}
+	return map[string][]byte{"sa.key": k.Bytes(), "sa.pub": p.Bytes()}, nil
+}
