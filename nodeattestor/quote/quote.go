@@ -27,7 +27,7 @@ type Evidence struct {
 // Quoted is what a verified quote proves.
 type Quoted struct {
 	PCRs            PCRs
-	ResetCount      uint32 // TPM resets since the EPS changed; obfuscated unless EndorsementHierarchy
+	ResetCount      uint32 // TPM resets since the EPS changed; obfuscated outside the endorsement hierarchy
 	RestartCount    uint32 // TPM restarts and resumes since the last reset; obfuscated likewise
 	Clock           uint64 // milliseconds the TPM has been powered
 	Safe            bool   // false when Clock may have gone back (unorderly shutdown)
