@@ -1,0 +1,141 @@
+// Package snapshot is what Kubernetes and SPIRE said at one moment, as plain data.
+//
+// It holds no client and decides nothing. Everything after it in the pipeline is a
+// function of it, so that two runs over one snapshot give the same bytes.
+//
+// Who controls the content: pods' specs and labels are their author's, pods' statuses
+// their kubelet's (so package trustgraph believes them only from trusted nodes),
+// NodeTrusts the SPIRE server's account, TrustPolicies an app team's.
+package snapshot
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// Snapshot is one consistent reading of the world. The order of its slices carries no
+// meaning: the same elements in any order give the same plan.
+type Snapshot struct {
+	// At is when the reading was taken; verdicts are judged stale against it.
+	At     time.Time
+	Config Config
+
+	Nodes      []corev1.Node
+	NodeTrusts []v1alpha1.NodeTrust
+	Namespaces []corev1.Namespace
+	Pods       []corev1.Pod
+	Policies   []v1alpha1.TrustPolicy
+	// Objects are all live objects of every kind in Kinds(Config), ours and others'.
+	Objects []*unstructured.Unstructured
+	// Images are the verifiers' results, by what a container's status says of its image.
+	Images map[ImageKey]Image
+	// SPIRE is what the SPIRE server said; nil when it could not be read. Without it
+	// nothing is opened and no entry is touched, but doors still close.
+	SPIRE *SPIRE
+	// Unread names what else could not be read, wholly or in part. With anything in it
+	// there is no plan at all: absence in a partial reading proves nothing.
+	Unread []string
+}
+
+// Config is what the operator set.
+type Config struct {
+	// TrustDomain is the SPIFFE trust domain's name, without scheme ("example.org").
+	TrustDomain string
+	// X509SVIDTTL is the lifetime of workload X.509-SVIDs.
+	X509SVIDTTL time.Duration
+	// MaxHold is the brake: how long an expired trusted verdict may keep what it had
+	// opened. It never opens anything and never holds back a proved-bad verdict.
+	MaxHold time.Duration
+	// Calico and Istio say which data planes are there to be written to.
+	Calico, Istio bool
+	// Taint puts v1alpha1.UntrustedTaint on nodes that are not trusted.
+	Taint bool
+	// RefuseSharedServiceAccounts withholds the trust label from pods whose service
+	// account is also used by a pod that no TrustPolicy selects.
+	RefuseSharedServiceAccounts bool
+	// TierOrder is the order of the Calico tier; 0 means DefaultTierOrder.
+	TierOrder float64
+	// DNS and Istiod name the pods that every enrolled pod may call; zero values mean
+	// the defaults (kube-system k8s-app=kube-dns, istio-system app=istiod).
+	DNS, Istiod Service
+	// MaxDeletePercent is a rail: a plan that would delete more than this share of our
+	// policies or entries (and more than a handful) is refused; 0 means no rail.
+	MaxDeletePercent int
+}
+
+// Service names the pods of an infrastructure service.
+type Service struct {
+	Namespace string
+	// Label and Value are one pod label.
+	Label, Value string
+}
+
+// ImageKey is a container's image as its status reports it: two texts that the node's
+// kubelet controls.
+type ImageKey struct {
+	// Image is ContainerStatus.Image, a name.
+	Image string
+	// ImageID is ContainerStatus.ImageID: "repo@sha256:…" or a bare config digest.
+	ImageID string
+}
+
+// Image is what was found out about an image by asking its registry and the verifiers.
+type Image struct {
+	// Manifest is "sha256:<hex>" of the platform's image manifest, empty when it could not be told.
+	Manifest string
+	// Verifiers hold each asked verifier's answer, by its name.
+	Verifiers map[string]Verification
+	// Problem says why there is no Manifest.
+	Problem string
+}
+
+// Verification is one verifier's answer on one image.
+type Verification struct {
+	Accepted bool
+	// Reason says why not.
+	Reason string
+	// ValidUntil ends the answer's life; zero means that it does not end.
+	ValidUntil time.Time
+}
+
+// SPIRE is what a SPIRE server holds.
+type SPIRE struct {
+	Entries []Entry
+	Agents  []Agent
+}
+
+// Selector is one SPIRE selector.
+type Selector struct{ Type, Value string }
+
+// String is "type:value".
+func (s Selector) String() string { return s.Type + ":" + s.Value }
+
+// Entry is a SPIRE registration entry. IDs are whole SPIFFE IDs.
+type Entry struct {
+	ID        string
+	SPIFFEID  string
+	ParentID  string
+	Selectors []Selector
+	// X509SVIDTTL is in whole seconds; 0 means the server's default.
+	X509SVIDTTL time.Duration
+	Hint        string
+	// Extra is true when the live entry has a field set that policy-sync never sets
+	// (admin, downstream, DNS names, federation, expiry, store_svid, JWT lifetime).
+	Extra bool
+}
+
+// Agent is an attested SPIRE agent.
+type Agent struct {
+	// ID is the agent's SPIFFE ID.
+	ID string
+	// Type is the node attestor's name.
+	Type      string
+	Selectors []Selector
+	Banned    bool
+	// ExpiresAt is when the agent's SVID ends.
+	ExpiresAt time.Time
+}
