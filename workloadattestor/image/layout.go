@@ -1,0 +1,115 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// refName is the annotation by which an OCI layout names its entries (OCI image spec, annotations.md).
+const refName = "org.opencontainers.image.ref.name"
+
+// ociLayout is a source: a directory in OCI image layout (OCI image spec, image-layout.md).
+type ociLayout struct{ dir string }
+
+func newLayout(dir string) (*ociLayout, error) {
+	l := &ociLayout{dir: dir}
+	if _, err := l.entries(); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *ociLayout) describe() string { return "OCI layout " + l.dir }
+
+func (l *ociLayout) entries() ([]descriptor, error) {
+	raw, err := l.read("index.json", maxDocument)
+	if err != nil {
+		return nil, fmt.Errorf("image: %s: %w", l.describe(), err)
+	}
+	var index struct {
+		Manifests []descriptor `json:"manifests"`
+	}
+	if _, err := decodeStrict(raw, &index); err != nil {
+		return nil, fmt.Errorf("image: %s: index.json: %w", l.describe(), err)
+	}
+	return index.Manifests, nil
+}
+
+// roots lists every entry of the layout except signatures: which one is the image is for the digests to say.
+func (l *ociLayout) roots(context.Context, question) ([]string, error) {
+	entries, err := l.entries()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Annotations[refName], ".sig") {
+			out = append(out, e.Digest)
+		}
+	}
+	return out, nil
+}
+
+func (l *ociLayout) manifest(_ context.Context, ref string) ([]byte, error) {
+	if !strings.HasPrefix(ref, "sha256:") {
+		return l.tagged(ref)
+	}
+	return l.readBlob(ref, maxDocument)
+}
+
+// tagged finds an entry by its name: the tag alone, or a reference that ends in it.
+func (l *ociLayout) tagged(tag string) ([]byte, error) {
+	entries, err := l.entries()
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		if n := e.Annotations[refName]; n == tag || strings.HasSuffix(n, ":"+tag) {
+			raw, err := l.readBlob(e.Digest, maxDocument)
+			if err != nil {
+				return nil, err
+			}
+			return raw, checkDigest(e.Digest, raw)
+		}
+	}
+	return nil, errNotFound
+}
+
+func (l *ociLayout) blob(_ context.Context, digest string) ([]byte, error) {
+	return l.readBlob(digest, maxBlob)
+}
+
+func (l *ociLayout) readBlob(digest string, limit int64) ([]byte, error) {
+	if _, ok := bareDigest(digest); !ok || !strings.HasPrefix(digest, "sha256:") {
+		return nil, fmt.Errorf("entry %s is not a sha256 digest", short(digest))
+	}
+	return l.read(filepath.Join("blobs", "sha256", strings.TrimPrefix(digest, "sha256:")), limit)
+}
+
+// read reads a file inside the layout; os.Root keeps links from leading out of it.
+func (l *ociLayout) read(path string, limit int64) (raw []byte, err error) {
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	f, err := root.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", path, errNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	raw, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(raw)) > limit {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return raw, err
+}

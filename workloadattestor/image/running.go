@@ -1,0 +1,145 @@
+package image
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+)
+
+// Running is what a runtime (or a Pod's status) says about the image of one container. All of it is text of a peer;
+// Check decides what it means.
+type Running struct {
+	// ID is CRI's image_id, where the runtime gives one: with containerd and CRI-O the digest of the image's
+	// config, "sha256:<hex>" or bare hex. It is the image's identity if it is set.
+	ID string
+	// Ref is CRI's image_ref or a container status's imageID: "repository@sha256:<hex>" (one repo digest among
+	// several; a manifest's or an index's), or a bare digest when the image was imported. It is the identity
+	// when ID is empty, and a hint where to look otherwise.
+	Ref string
+	// Name is the reference that the pod asked for, "repository:tag". A hint where to look, never an identity.
+	Name string
+	// RepoDigests are more hints of Ref's form.
+	RepoDigests []string
+}
+
+// maxHints bounds the references of one image; runtimes list one per repository that the image was pulled from.
+const maxHints = 16
+
+// identity is a digest of which nobody has said yet what kind it is: it becomes a typed digest only when a document
+// with that digest, or with a config of that digest, was read.
+type identity string
+
+// question is Running, parsed.
+type question struct {
+	id    identity
+	refs  []name.Reference // where to look: tags and digests, without doubles, in order of preference
+	loose []string         // digests without a repository: may be asked of every source
+}
+
+// key is the same for equal questions.
+func (q question) key() string {
+	parts := []string{string(q.id)}
+	for _, r := range q.refs {
+		parts = append(parts, r.Name())
+	}
+	return strings.Join(parts, "\n")
+}
+
+func parseRunning(r Running, insecure map[string]bool) (question, error) {
+	if len(r.RepoDigests) > maxHints {
+		r.RepoDigests = r.RepoDigests[:maxHints]
+	}
+	var q question
+	for _, text := range append([]string{r.ID, r.Ref}, r.RepoDigests...) {
+		digest, ref, err := parseReported(text, insecure)
+		if err != nil {
+			return question{}, err
+		}
+		if digest == "" {
+			continue
+		}
+		if q.id == "" {
+			q.id = identity(digest)
+		}
+		q.addHint(digest, ref)
+	}
+	if q.id == "" {
+		return question{}, errors.New("image: the runtime gives no digest for the image, neither image_id nor image_ref")
+	}
+	// A name that cannot be parsed is only a hint less: the digest above is what counts.
+	if _, isDigest := bareDigest(r.Name); isDigest || len(r.Name) > 512 {
+		return q, nil
+	}
+	if ref, err := parseReference(r.Name, insecure); err == nil {
+		q.addHint("", ref)
+	}
+	return q, nil
+}
+
+func (q *question) addHint(digest string, ref name.Reference) {
+	if ref == nil {
+		q.loose = append(q.loose, digest)
+		return
+	}
+	for _, have := range q.refs {
+		if have.Name() == ref.Name() {
+			return
+		}
+	}
+	q.refs = append(q.refs, ref)
+}
+
+// parseReported reads a digest, or a repository with a digest, as runtimes and kubelets write them: "sha256:<hex>",
+// "<hex>" (CRI-O), "repo@sha256:<hex>", and with dockershim's old prefixes. Text without a digest yields nothing.
+func parseReported(text string, insecure map[string]bool) (string, name.Reference, error) {
+	text = strings.TrimPrefix(strings.TrimPrefix(text, "docker-pullable://"), "docker://")
+	if text == "" {
+		return "", nil, nil
+	}
+	if len(text) > 512 {
+		return "", nil, fmt.Errorf("image: reference %s has %d characters, the limit is 512", short(text), len(text))
+	}
+	if digest, ok := bareDigest(text); ok {
+		return digest, nil, nil
+	}
+	if !strings.Contains(text, "@") {
+		return "", nil, nil
+	}
+	ref, err := parseReference(text, insecure)
+	if err != nil {
+		return "", nil, err
+	}
+	digest, ok := ref.(name.Digest)
+	if !ok {
+		return "", nil, nil
+	}
+	if _, ok := bareDigest(digest.DigestStr()); !ok {
+		return "", nil, fmt.Errorf("image: reference %s: want a lower-case sha256 digest", short(text))
+	}
+	return digest.DigestStr(), ref, nil
+}
+
+func bareDigest(text string) (string, bool) {
+	digits := strings.TrimPrefix(text, "sha256:")
+	if len(digits) != 64 || strings.ToLower(digits) != digits {
+		return "", false
+	}
+	if _, err := hex.DecodeString(digits); err != nil {
+		return "", false
+	}
+	return "sha256:" + digits, true
+}
+
+func parseReference(text string, insecure map[string]bool) (name.Reference, error) {
+	ref, err := name.ParseReference(text, name.WithDefaultTag("latest"))
+	if err != nil {
+		return nil, fmt.Errorf("image: reference %s: %w", short(text), err)
+	}
+	if !insecure[ref.Context().RegistryStr()] {
+		return ref, nil
+	}
+	return name.ParseReference(text, name.WithDefaultTag("latest"), name.Insecure)
+}
