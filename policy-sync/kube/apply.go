@@ -1,0 +1,72 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Apply does one operation on a Kubernetes object. An error that wraps ErrStale asks for a new plan.
+func (s *Store) Apply(ctx context.Context, o plan.Operation) error {
+	if err := s.apply(ctx, o); err != nil {
+		return fmt.Errorf("kube: %s %s: %w", o.Action, o.Target, stale(err))
+	}
+	return nil
+}
+
+var fieldOwner = client.FieldOwner(v1alpha1.FieldManager)
+
+func (s *Store) apply(ctx context.Context, o plan.Operation) error {
+	switch o.Action {
+	case plan.Create:
+		return s.writer.Create(ctx, o.Object.DeepCopy(), fieldOwner)
+	case plan.Update:
+		// The object carries the live one's resourceVersion and UID; see the package comment for why it is not merged.
+		return s.writer.Update(ctx, o.Object.DeepCopy(), fieldOwner)
+	case plan.Patch:
+		target := &metav1.PartialObjectMetadata{}
+		target.SetGroupVersionKind(o.Target.GroupVersionKind)
+		target.SetNamespace(o.Target.Namespace)
+		target.SetName(o.Target.Name)
+		return s.writer.Patch(ctx, target, client.RawPatch(types.MergePatchType, o.MergePatch), fieldOwner)
+	case plan.Delete:
+		return s.remove(ctx, o.Target)
+	default:
+		return fmt.Errorf("%q is not an action on a Kubernetes object", o.Action)
+	}
+}
+
+// remove deletes an object that is ours, and only the very object that the plan saw. The plan never says otherwise; this is
+// the last line before somebody else's object is gone.
+func (s *Store) remove(ctx context.Context, t plan.Target) error {
+	writable := func(k snapshot.Kind) bool { return k.GroupVersionKind == t.GroupVersionKind && k.Written }
+	if !slices.ContainsFunc(s.kinds, writable) {
+		return fmt.Errorf("refused: %s is not a kind that Keelson makes", t.Kind)
+	}
+	live := &unstructured.Unstructured{}
+	live.SetGroupVersionKind(t.GroupVersionKind)
+	if err := s.reader.Get(ctx, client.ObjectKey{Namespace: t.Namespace, Name: t.Name}, live); err != nil {
+		return err
+	}
+	if live.GetLabels()[v1alpha1.OwnerLabel] != v1alpha1.OwnerValue {
+		return fmt.Errorf("refused: it has no label %s=%s, so it is not ours", v1alpha1.OwnerLabel, v1alpha1.OwnerValue)
+	}
+	if t.UID == "" {
+		return fmt.Errorf("refused: the plan does not say which UID")
+	}
+	uid := types.UID(t.UID)
+	preconditions := client.Preconditions{UID: &uid}
+	if t.ResourceVersion != "" {
+		preconditions.ResourceVersion = &t.ResourceVersion
+	}
+	return client.IgnoreNotFound(s.writer.Delete(ctx, live, preconditions))
+}

@@ -1,0 +1,56 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/discovery"
+
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Found says which optional APIs a cluster serves completely.
+type Found struct{ Calico, Istio bool }
+
+// Discover asks the API server which of the optional APIs it serves. One that is there in part is an error: a kind that
+// cannot be read cannot be watched for what would widen access.
+func Discover(d discovery.DiscoveryInterface) (Found, error) {
+	calico, calicoErr := complete(d, snapshot.Kinds(snapshot.Config{Calico: true}))
+	istio, istioErr := complete(d, snapshot.Kinds(snapshot.Config{Istio: true}))
+	return Found{Calico: calico, Istio: istio}, errors.Join(calicoErr, istioErr)
+}
+
+// complete tells whether all the kinds are served. None served is a plain no.
+func complete(d discovery.DiscoveryInterface, kinds []snapshot.Kind) (bool, error) {
+	var there, missing []string
+	lists := map[string]*metav1.APIResourceList{}
+	for _, k := range kinds {
+		gv := k.GroupVersion().String()
+		if _, asked := lists[gv]; !asked {
+			list, err := d.ServerResourcesForGroupVersion(gv)
+			if err != nil && !apierrors.IsNotFound(err) {
+				return false, fmt.Errorf("kube: discover %s: %w", gv, err)
+			}
+			lists[gv] = list
+		}
+		name := k.Resource + "." + k.Group
+		if served(lists[gv], k.Resource) {
+			there = append(there, name)
+			continue
+		}
+		missing = append(missing, name)
+	}
+	if len(there) > 0 && len(missing) > 0 {
+		return false, fmt.Errorf("kube: the API server serves %s but not %s; install the missing definitions",
+			strings.Join(there, ", "), strings.Join(missing, ", "))
+	}
+	return len(missing) == 0, nil
+}
+
+func served(list *metav1.APIResourceList, resource string) bool {
+	return list != nil && slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == resource })
+}

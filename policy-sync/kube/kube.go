@@ -1,0 +1,60 @@
+// Package kube reads Kubernetes into a snapshot and writes what a plan says: the only package of policy-sync that talks to
+// the API server.
+//
+// It decides nothing. A reading is complete or an error. A write carries what it was planned from (UID and resourceVersion),
+// so that an object that changed in between, or was made again under its old name, is refused by the API server (ErrStale)
+// and planned again. Whole objects that policy-sync owns are replaced (PUT), not merged: server-side apply would leave the
+// fields that somebody else added to them, and a selector or a rule added to one of our policies is what has to go. Nodes and
+// Pods, which others own, get merge patches of our keys alone.
+package kube
+
+import (
+	"errors"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// ErrStale says that an object is not what the plan was made from any more: read and plan again.
+var ErrStale = errors.New("the object changed since it was read")
+
+// Scheme knows Kubernetes' own kinds and Keelson's.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	if err := scheme.AddToScheme(s); err != nil {
+		return nil, err
+	}
+	if err := v1alpha1.AddToScheme(s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Store is the Kubernetes API as policy-sync sees it.
+type Store struct {
+	reader   client.Reader
+	writer   client.Client
+	recorder events.EventRecorder
+	config   snapshot.Config
+	kinds    []snapshot.Kind
+}
+
+// New makes a store. It reads from reader (a cache, or the API itself) and writes through writer. A nil recorder writes no
+// events.
+func New(reader client.Reader, writer client.Client, recorder events.EventRecorder, config snapshot.Config) *Store {
+	return &Store{reader: reader, writer: writer, recorder: recorder, config: config, kinds: snapshot.Kinds(config)}
+}
+
+// stale tells whether err means that the object is not what it was; such an error wraps ErrStale.
+func stale(err error) error {
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) {
+		return errors.Join(err, ErrStale)
+	}
+	return err
+}

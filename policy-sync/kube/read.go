@@ -1,0 +1,63 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Read fills the parts of a snapshot that Kubernetes knows; At, Images and SPIRE are the caller's. Any list that fails is an
+// error: absence in a partial reading proves nothing.
+func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
+	var (
+		nodes      corev1.NodeList
+		namespaces corev1.NamespaceList
+		pods       corev1.PodList
+		trusts     v1alpha1.NodeTrustList
+		policies   v1alpha1.TrustPolicyList
+	)
+	for what, list := range map[string]client.ObjectList{
+		"nodes": &nodes, "namespaces": &namespaces, "pods": &pods, "nodetrusts": &trusts, "trustpolicies": &policies,
+	} {
+		if err := s.reader.List(ctx, list); err != nil {
+			return snapshot.Snapshot{}, fmt.Errorf("kube: list %s: %w", what, err)
+		}
+	}
+	out := snapshot.Snapshot{Config: s.config, Nodes: nodes.Items, Namespaces: namespaces.Items, Pods: pods.Items,
+		NodeTrusts: trusts.Items, Policies: policies.Items}
+	for _, k := range s.kinds {
+		objects, err := s.list(ctx, k)
+		if err != nil {
+			return snapshot.Snapshot{}, err
+		}
+		out.Objects = append(out.Objects, objects...)
+	}
+	return out, nil
+}
+
+func (s *Store) list(ctx context.Context, k snapshot.Kind) ([]*unstructured.Unstructured, error) {
+	list := &unstructured.UnstructuredList{}
+	list.SetGroupVersionKind(listKind(k.GroupVersionKind))
+	if err := s.reader.List(ctx, list); err != nil {
+		return nil, fmt.Errorf("kube: list %s.%s: %w", k.Resource, k.Group, err)
+	}
+	out := make([]*unstructured.Unstructured, 0, len(list.Items))
+	for i := range list.Items {
+		// Items of an aggregated API's list may lack their kind.
+		list.Items[i].SetGroupVersionKind(k.GroupVersionKind)
+		out = append(out, &list.Items[i])
+	}
+	return out, nil
+}
+
+func listKind(k schema.GroupVersionKind) schema.GroupVersionKind {
+	k.Kind += "List"
+	return k
+}

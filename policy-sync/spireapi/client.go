@@ -1,0 +1,103 @@
+// Package spireapi reads a SPIRE server's entries and agents and writes what a plan says, over the server's own API.
+//
+// It reaches the server over its admin socket (Unix, where the server runs beside policy-sync) or over TCP, with an SVID
+// from the Workload API whose SPIFFE ID the server lists in admin_ids; there both ends prove themselves with X.509-SVIDs of
+// the trust domain. It evicts agents and never bans them: a banned agent could not attest again once its machine is healed.
+//
+// Who controls the content: other admins of the SPIRE server write entries too, and agents' selectors come from node
+// attestors; nothing here believes either, it only carries them to the pure part.
+package spireapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	agentv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// Options say where the SPIRE server is. Exactly one of Socket and Address is set.
+type Options struct {
+	TrustDomain spiffeid.TrustDomain
+	// Socket is the path of the server's admin socket (its configuration's socket_path).
+	Socket string
+	// Address is "host:port" of the server's TCP API; it needs WorkloadAPI.
+	Address string
+	// WorkloadAPI is the address of the SPIRE agent's Workload API ("unix:///…"), from which our own SVID comes.
+	WorkloadAPI string
+}
+
+// Client talks to one SPIRE server. It is safe for use by several goroutines.
+type Client struct {
+	trustDomain spiffeid.TrustDomain
+	conn        *grpc.ClientConn
+	entries     entryv1.EntryClient
+	agents      agentv1.AgentClient
+	source      *workloadapi.X509Source // nil over the socket
+}
+
+// maxMessage bounds one answer of the server. A page of entries or agents stays far below (see pageSize).
+const maxMessage = 32 << 20
+
+// Dial makes a client. It connects lazily over the socket; over TCP it first waits for our own SVID.
+func Dial(ctx context.Context, o Options) (*Client, error) {
+	c := &Client{trustDomain: o.TrustDomain}
+	target, creds, err := c.endpoint(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	c.conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second}))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("spireapi: %s: %w", target, err), c.closeSource())
+	}
+	c.entries, c.agents = entryv1.NewEntryClient(c.conn), agentv1.NewAgentClient(c.conn)
+	return c, nil
+}
+
+func (c *Client) endpoint(ctx context.Context, o Options) (string, credentials.TransportCredentials, error) {
+	switch {
+	case o.TrustDomain.IsZero():
+		return "", nil, errors.New("spireapi: no trust domain")
+	case (o.Socket == "") == (o.Address == ""):
+		return "", nil, errors.New("spireapi: give either the server's socket or its address")
+	case o.Socket != "":
+		// The socket's own permissions authenticate us; the server checks the peer's credentials.
+		return "unix://" + o.Socket, insecure.NewCredentials(), nil
+	case o.WorkloadAPI == "":
+		return "", nil, errors.New("spireapi: a server address needs the Workload API, from which our own SVID comes")
+	}
+	if _, _, err := net.SplitHostPort(o.Address); err != nil {
+		return "", nil, fmt.Errorf("spireapi: server address: %w", err)
+	}
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(o.WorkloadAPI)))
+	if err != nil {
+		return "", nil, fmt.Errorf("spireapi: our own SVID from %s: %w", o.WorkloadAPI, err)
+	}
+	c.source = source
+	server, err := spiffeid.FromPath(o.TrustDomain, "/spire/server")
+	if err != nil {
+		return "", nil, errors.Join(fmt.Errorf("spireapi: %w", err), c.closeSource())
+	}
+	return "dns:///" + o.Address, credentials.NewTLS(tlsconfig.MTLSClientConfig(source, source, tlsconfig.AuthorizeID(server))), nil
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return errors.Join(c.conn.Close(), c.closeSource()) }
+
+func (c *Client) closeSource() error {
+	if c.source == nil {
+		return nil
+	}
+	return c.source.Close()
+}
