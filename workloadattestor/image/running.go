@@ -21,12 +21,15 @@ type Running struct {
 	Ref string
 	// Name is the reference that the pod asked for, "repository:tag". A hint where to look, never an identity.
 	Name string
-	// RepoDigests are more hints of Ref's form.
-	RepoDigests []string
+	// Hints are more references of the image, with tag or digest.
+	Hints []string
 }
 
 // maxHints bounds the references of one image; runtimes list one per repository that the image was pulled from.
 const maxHints = 16
+
+// maxReference bounds one reference's text: a registry's name, a repository (255), a tag (128) or a digest.
+const maxReference = 640
 
 // identity is a digest of which nobody has said yet what kind it is: it becomes a typed digest only when a document
 // with that digest, or with a config of that digest, was read.
@@ -49,11 +52,8 @@ func (q question) key() string {
 }
 
 func parseRunning(r Running, insecure map[string]bool) (question, error) {
-	if len(r.RepoDigests) > maxHints {
-		r.RepoDigests = r.RepoDigests[:maxHints]
-	}
 	var q question
-	for _, text := range append([]string{r.ID, r.Ref}, r.RepoDigests...) {
+	for _, text := range []string{r.ID, r.Ref} {
 		digest, ref, err := parseReported(text, insecure)
 		if err != nil {
 			return question{}, err
@@ -69,12 +69,14 @@ func parseRunning(r Running, insecure map[string]bool) (question, error) {
 	if q.id == "" {
 		return question{}, errors.New("image: the runtime gives no digest for the image, neither image_id nor image_ref")
 	}
-	// A name that cannot be parsed is only a hint less: the digest above is what counts.
-	if _, isDigest := bareDigest(r.Name); isDigest || len(r.Name) > 512 {
-		return q, nil
-	}
-	if ref, err := parseReference(r.Name, insecure); err == nil {
-		q.addHint("", ref)
+	for _, text := range append(r.Hints[:min(len(r.Hints), maxHints):min(len(r.Hints), maxHints)], r.Name) {
+		// What cannot be parsed is only a hint less: the digest above is what counts.
+		if _, isDigest := bareDigest(text); isDigest || text == "" || len(text) > maxReference {
+			continue
+		}
+		if ref, err := parseReference(text, insecure); err == nil {
+			q.addHint("", ref)
+		}
 	}
 	return q, nil
 }
@@ -99,8 +101,8 @@ func parseReported(text string, insecure map[string]bool) (string, name.Referenc
 	if text == "" {
 		return "", nil, nil
 	}
-	if len(text) > 512 {
-		return "", nil, fmt.Errorf("image: reference %s has %d characters, the limit is 512", short(text), len(text))
+	if len(text) > maxReference {
+		return "", nil, fmt.Errorf("image: reference %s has %d characters, the limit is %d", short(text), len(text), maxReference)
 	}
 	if digest, ok := bareDigest(text); ok {
 		return digest, nil, nil

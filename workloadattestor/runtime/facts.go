@@ -1,0 +1,322 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+// Labels that the kubelet puts on containers and sandboxes (kubernetes, pkg/kubelet/types/labels.go).
+const (
+	labelNamespace = "io.kubernetes.pod.namespace"
+	labelPodName   = "io.kubernetes.pod.name"
+	labelPodUID    = "io.kubernetes.pod.uid"
+	labelContainer = "io.kubernetes.container.name"
+)
+
+// maxInfo bounds the verbose JSON of one container: it holds the whole runtime spec, environment included.
+const maxInfo = 8 << 20
+
+// info is the verbose information as containerd (internal/cri/server: ContainerInfo, SandboxInfo) and CRI-O
+// (server: ContainerInfo) write it, as far as it is read. Pointers tell "not given" from "no".
+type info struct {
+	SandboxID   string   `json:"sandboxID"`
+	Privileged  *bool    `json:"privileged"` // CRI-O
+	Config      *config  `json:"config"`     // containerd: the kubelet's request
+	RuntimeSpec *ociSpec `json:"runtimeSpec"`
+}
+
+type config struct {
+	Linux struct {
+		SecurityContext struct {
+			Privileged       bool                 `json:"privileged"`
+			NamespaceOptions *namespaceOptionsRaw `json:"namespace_options"`
+		} `json:"security_context"`
+	} `json:"linux"`
+}
+
+// namespaceOptionsRaw is CRI's NamespaceOption with the enum's numbers.
+type namespaceOptionsRaw struct {
+	Network criv1.NamespaceMode `json:"network"`
+	Pid     criv1.NamespaceMode `json:"pid"`
+	IPC     criv1.NamespaceMode `json:"ipc"`
+}
+
+// ociSpec is a part of the OCI runtime spec's config.json.
+type ociSpec struct {
+	Process *struct {
+		Capabilities *struct {
+			Bounding    []string `json:"bounding"`
+			Effective   []string `json:"effective"`
+			Inheritable []string `json:"inheritable"`
+			Permitted   []string `json:"permitted"`
+			Ambient     []string `json:"ambient"`
+		} `json:"capabilities"`
+	} `json:"process"`
+	Linux *struct {
+		CgroupsPath string `json:"cgroupsPath"`
+		Namespaces  []struct {
+			Type string `json:"type"`
+		} `json:"namespaces"`
+		Resources *struct {
+			Devices []deviceRule `json:"devices"`
+		} `json:"resources"`
+	} `json:"linux"`
+}
+
+type deviceRule struct {
+	Allow  bool   `json:"allow"`
+	Type   string `json:"type"`
+	Major  *int64 `json:"major"`
+	Minor  *int64 `json:"minor"`
+	Access string `json:"access"`
+}
+
+// parseInfo reads the JSON under the key "info". No info is no error: the facts in it stay unproven.
+func parseInfo(verbose map[string]string) (info, error) {
+	raw := verbose["info"]
+	if raw == "" {
+		return info{}, nil
+	}
+	if len(raw) > maxInfo {
+		return info{}, fmt.Errorf("runtime: verbose info of %d bytes, the limit is %d", len(raw), maxInfo)
+	}
+	var out info
+	if err := json.Unmarshal([]byte(raw), &out); err != nil {
+		return info{}, fmt.Errorf("runtime: verbose info: %w", err)
+	}
+	return out, nil
+}
+
+// parsed is a container before its sandbox was asked.
+type parsed struct {
+	facts Container
+	info  info
+}
+
+func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, error) {
+	s := answer.GetStatus()
+	// containerd finds containers by any unambiguous prefix of their ID, so the answer's ID is compared.
+	if s.GetId() != id {
+		return parsed{}, fmt.Errorf("runtime: asked about container %s, got an answer about %q", id, s.GetId())
+	}
+	if s.GetState() != criv1.ContainerState_CONTAINER_RUNNING {
+		return parsed{}, fmt.Errorf("runtime: container %s is not running (%s)", id, s.GetState())
+	}
+	verbose, err := parseInfo(answer.GetInfo())
+	if err != nil {
+		return parsed{}, fmt.Errorf("container %s: %w", id, err)
+	}
+	p := parsed{info: verbose, facts: Container{
+		ID:        id,
+		SandboxID: verbose.SandboxID,
+		Namespace: s.GetLabels()[labelNamespace],
+		PodName:   s.GetLabels()[labelPodName],
+		PodUID:    s.GetLabels()[labelPodUID],
+		Name:      s.GetLabels()[labelContainer],
+		ImageID:   s.GetImageId(),
+		ImageRef:  s.GetImageRef(),
+		ImageName: s.GetImage().GetImage(),
+	}}
+	if hint := s.GetImage().GetUserSpecifiedImage(); hint != "" {
+		p.facts.ImageHints = append(p.facts.ImageHints, hint)
+	}
+	var missing []string
+	for _, key := range []string{labelNamespace, labelPodName, labelPodUID, labelContainer} {
+		if s.GetLabels()[key] == "" {
+			missing = append(missing, key)
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return parsed{}, fmt.Errorf("runtime: container %s was not started by a kubelet: no label %s", id, strings.Join(missing, ", "))
+	case s.GetMetadata().GetName() != p.facts.Name:
+		return parsed{}, fmt.Errorf("runtime: container %s is named %q in its metadata and %q in its labels", id, s.GetMetadata().GetName(), p.facts.Name)
+	case p.facts.SandboxID == "":
+		return parsed{}, fmt.Errorf("runtime: the runtime does not tell the pod sandbox of container %s (no verbose info with sandboxID): this runtime is not supported", id)
+	}
+	return p, nil
+}
+
+// join adds what needs the sandbox's answer: that both are of one pod, and the facts about privileges.
+func (p *parsed) join(answer *criv1.PodSandboxStatusResponse) error {
+	s, f := answer.GetStatus(), &p.facts
+	if s.GetId() != f.SandboxID {
+		return fmt.Errorf("runtime: asked about pod sandbox %s, got an answer about %q", f.SandboxID, s.GetId())
+	}
+	if s.GetState() != criv1.PodSandboxState_SANDBOX_READY {
+		return fmt.Errorf("runtime: pod sandbox %s of container %s is not ready", f.SandboxID, f.ID)
+	}
+	m := s.GetMetadata()
+	if m.GetNamespace() != f.Namespace || m.GetName() != f.PodName || m.GetUid() != f.PodUID {
+		return fmt.Errorf("runtime: container %s says pod %s/%s (%s), its sandbox says %s/%s (%s)",
+			f.ID, f.Namespace, f.PodName, f.PodUID, m.GetNamespace(), m.GetName(), m.GetUid())
+	}
+	sandbox, err := parseInfo(answer.GetInfo())
+	if err != nil {
+		return fmt.Errorf("pod sandbox %s: %w", f.SandboxID, err)
+	}
+	if spec := p.info.RuntimeSpec; spec != nil && spec.Linux != nil {
+		f.CgroupsPath = spec.Linux.CgroupsPath
+	}
+	f.AddedCapabilities = addedCapabilities(p.info.RuntimeSpec)
+	var problems []error
+	set := func(to *workloadclaim.Fact, fact workloadclaim.Fact, err error) {
+		*to = fact
+		if err != nil {
+			problems = append(problems, fmt.Errorf("runtime: container %s: %w", f.ID, err))
+		}
+	}
+	modes := s.GetLinux().GetNamespaces().GetOptions()
+	fact, err := privileged(p.info)
+	set(&f.Privileged, fact, err)
+	fact, err = hostPID(p.info, modes.GetPid())
+	set(&f.HostPID, fact, err)
+	fact, err = hostShared("network", p.info, sandbox, modes.GetNetwork())
+	set(&f.HostNetwork, fact, err)
+	fact, err = hostShared("ipc", p.info, sandbox, modes.GetIpc())
+	set(&f.HostIPC, fact, err)
+	return errors.Join(problems...)
+}
+
+// privileged needs the request (or CRI-O's flag) and the spec: a container that may use every device is privileged,
+// whatever the request says.
+func privileged(i info) (workloadclaim.Fact, error) {
+	if i.RuntimeSpec == nil || i.RuntimeSpec.Linux == nil {
+		return workloadclaim.Unproven, nil
+	}
+	var says bool
+	switch {
+	case i.Config != nil:
+		says = i.Config.Linux.SecurityContext.Privileged
+	case i.Privileged != nil:
+		says = *i.Privileged
+	default:
+		return workloadclaim.Unproven, nil
+	}
+	if !says && allDevices(i.RuntimeSpec) {
+		return workloadclaim.Unproven, errors.New("privileged: requested as unprivileged, but its runtime spec allows every device: refused")
+	}
+	return workloadclaim.FactOf(says), nil
+}
+
+// allDevices finds a rule that allows all devices. An absent type is "a", all (OCI runtime spec, config-linux.md,
+// "Allowed Device list").
+func allDevices(spec *ociSpec) bool {
+	if spec.Linux.Resources == nil {
+		return false
+	}
+	any := func(n *int64) bool { return n == nil || *n < 0 }
+	for _, d := range spec.Linux.Resources.Devices {
+		if d.Allow && (d.Type == "a" || d.Type == "") && any(d.Major) && any(d.Minor) {
+			return true
+		}
+	}
+	return false
+}
+
+// hostPID: in the host's PID namespace, the request and the sandbox say NODE and the spec makes no namespace. TARGET (an
+// ephemeral container that joins another one's) proves nothing about that other one.
+func hostPID(i info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
+	if i.RuntimeSpec == nil || i.RuntimeSpec.Linux == nil {
+		return workloadclaim.Unproven, nil
+	}
+	inHost := !i.RuntimeSpec.has("pid")
+	says := []bool{sandboxMode == criv1.NamespaceMode_NODE}
+	if mode, ok := i.mode("pid"); ok {
+		if mode == criv1.NamespaceMode_TARGET {
+			return workloadclaim.Unproven, nil
+		}
+		says = append(says, mode == criv1.NamespaceMode_NODE)
+	}
+	return agree("pid", inHost, says)
+}
+
+// hostShared is for the namespaces that a pod's containers share with its sandbox. The container's own spec names a path into
+// the sandbox's namespace, which may be the host's; so the sandbox's spec decides, where the runtime shows it.
+func hostShared(kind string, i, sandbox info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
+	inHost := sandboxMode == criv1.NamespaceMode_NODE
+	var says []bool
+	if mode, ok := i.mode(kind); ok {
+		says = append(says, mode == criv1.NamespaceMode_NODE)
+	}
+	if sandbox.RuntimeSpec != nil && sandbox.RuntimeSpec.Linux != nil {
+		says = append(says, !sandbox.RuntimeSpec.has(kind))
+	}
+	if len(says) == 0 {
+		return workloadclaim.Unproven, nil // nothing but the sandbox's own word
+	}
+	if i.RuntimeSpec != nil && i.RuntimeSpec.Linux != nil && !i.RuntimeSpec.has(kind) {
+		says = append(says, true)
+	}
+	return agree(kind, inHost, says)
+}
+
+func agree(kind string, inHost bool, says []bool) (workloadclaim.Fact, error) {
+	for _, s := range says {
+		if s != inHost {
+			return workloadclaim.Unproven, fmt.Errorf("host %s namespace: request, sandbox and runtime spec disagree: refused", kind)
+		}
+	}
+	return workloadclaim.FactOf(inHost), nil
+}
+
+// has tells whether the spec gives the process a namespace of its own of this type, new or joined.
+func (s *ociSpec) has(kind string) bool {
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// mode is what the kubelet asked for; not ok when the runtime does not show the request.
+func (i info) mode(kind string) (criv1.NamespaceMode, bool) {
+	if i.Config == nil {
+		return 0, false
+	}
+	options := i.Config.Linux.SecurityContext.NamespaceOptions
+	if options == nil {
+		return criv1.NamespaceMode_POD, true // protobuf's default, which is what the runtime acts on
+	}
+	switch kind {
+	case "pid":
+		return options.Pid, true
+	case "ipc":
+		return options.IPC, true
+	default:
+		return options.Network, true
+	}
+}
+
+// defaultCapabilities is what containerd gives when nothing is asked for (pkg/oci: defaultUnixCaps). CRI-O's default is
+// a part of it.
+var defaultCapabilities = map[string]bool{
+	"CAP_CHOWN": true, "CAP_DAC_OVERRIDE": true, "CAP_FSETID": true, "CAP_FOWNER": true, "CAP_MKNOD": true,
+	"CAP_NET_RAW": true, "CAP_SETGID": true, "CAP_SETUID": true, "CAP_SETFCAP": true, "CAP_SETPCAP": true,
+	"CAP_NET_BIND_SERVICE": true, "CAP_SYS_CHROOT": true, "CAP_KILL": true, "CAP_AUDIT_WRITE": true,
+}
+
+func addedCapabilities(spec *ociSpec) workloadclaim.Fact {
+	if spec == nil || spec.Process == nil {
+		return workloadclaim.Unproven
+	}
+	c := spec.Process.Capabilities
+	if c == nil {
+		return workloadclaim.No
+	}
+	for _, set := range [][]string{c.Bounding, c.Effective, c.Inheritable, c.Permitted, c.Ambient} {
+		for _, name := range set {
+			if !defaultCapabilities[name] {
+				return workloadclaim.Yes
+			}
+		}
+	}
+	return workloadclaim.No
+}

@@ -1,0 +1,124 @@
+// Package runtime asks a node's container runtime about one container, over the CRI (k8s.io/cri-api, runtime.v1).
+//
+// The runtime is part of what the node attestor vouches for. Its answers hold text that others chose: labels come from
+// the kubelet and so from the API, the image's name from the pod's author. CRI's standard fields have neither
+// privileges nor capabilities, nor the namespaces of a container; they are in the verbose "info" alone, whose form is the
+// runtime's own (containerd and CRI-O are read). What it lacks is unproven; what contradicts another field is refused.
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+// ErrUnknown means that this node's runtime has no such container: another node's, another runtime's, or a pod sandbox.
+var ErrUnknown = errors.New("container is unknown to this node's runtime")
+
+// Container is what the runtime says about a running container.
+type Container struct {
+	ID        string // 64 hex digits
+	SandboxID string
+
+	Namespace string // of the pod, from the labels that the kubelet sets; the sandbox says the same
+	PodName   string
+	PodUID    string
+	Name      string // of the container in the pod's spec
+
+	ImageID    string   // CRI image_id
+	ImageRef   string   // CRI image_ref
+	ImageName  string   // what the pod asked for
+	ImageHints []string // the image's other tags and repo digests
+	HintsError error    // why ImageHints may lack some
+
+	CgroupsPath string // OCI runtime spec linux.cgroupsPath; empty when the runtime does not tell
+
+	Privileged        workloadclaim.Fact
+	HostPID           workloadclaim.Fact
+	HostNetwork       workloadclaim.Fact
+	HostIPC           workloadclaim.Fact
+	AddedCapabilities workloadclaim.Fact
+}
+
+// Client talks to one runtime. It is safe for concurrent use; Close it.
+type Client struct {
+	conn    *grpc.ClientConn
+	runtime criv1.RuntimeServiceClient
+	images  criv1.ImageServiceClient
+	timeout time.Duration
+}
+
+// maxAnswer bounds one CRI answer; the kubelet's own limit.
+const maxAnswer = 16 << 20
+
+// Dial makes a client for the runtime that listens at the Unix socket with this path. It connects when first used, so
+// a runtime that restarts is found again. timeout bounds each call.
+func Dial(socket string, timeout time.Duration) (*Client, error) {
+	conn, err := grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // a local socket: its file permissions guard it
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+	if err != nil {
+		return nil, fmt.Errorf("runtime: %s: %w", socket, err)
+	}
+	return &Client{
+		conn:    conn,
+		runtime: criv1.NewRuntimeServiceClient(conn),
+		images:  criv1.NewImageServiceClient(conn),
+		timeout: timeout,
+	}, nil
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Container asks about the container with this ID. ErrUnknown when the runtime does not have it. An error that wraps a gRPC
+// status came from the call; every other one is a refusal of what the runtime said.
+func (c *Client) Container(ctx context.Context, id string) (Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	answer, err := c.runtime.ContainerStatus(ctx, &criv1.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if status.Code(err) == codes.NotFound {
+		return Container{}, ErrUnknown
+	}
+	if err != nil {
+		return Container{}, fmt.Errorf("runtime: container %s: %w", id, err)
+	}
+	container, err := parseContainer(id, answer)
+	if err != nil {
+		return Container{}, err
+	}
+	sandbox, err := c.runtime.PodSandboxStatus(ctx, &criv1.PodSandboxStatusRequest{PodSandboxId: container.facts.SandboxID, Verbose: true})
+	if err != nil {
+		return Container{}, fmt.Errorf("runtime: pod sandbox %s: %w", container.facts.SandboxID, err)
+	}
+	if err := container.join(sandbox); err != nil {
+		return Container{}, err
+	}
+	c.addHints(ctx, &container.facts)
+	return container.facts, nil
+}
+
+// addHints asks which other names the image has: where else its manifest may be found. It proves nothing, so a failure costs
+// only the hints.
+func (c *Client) addHints(ctx context.Context, facts *Container) {
+	image := facts.ImageID
+	if image == "" {
+		image = facts.ImageRef
+	}
+	answer, err := c.images.ImageStatus(ctx, &criv1.ImageStatusRequest{Image: &criv1.ImageSpec{Image: image}})
+	if err != nil {
+		facts.HintsError = fmt.Errorf("runtime: image %q: %w", image, err)
+		return
+	}
+	facts.ImageHints = append(facts.ImageHints, answer.GetImage().GetRepoDigests()...)
+	facts.ImageHints = append(facts.ImageHints, answer.GetImage().GetRepoTags()...)
+}
