@@ -56,31 +56,31 @@ func Decode(text string, out any) *Problems {
 		p.Add("configuration", "%d bytes, more than the limit of %d", len(text), MaxSize)
 		return p
 	}
+	p.decode(text, out)
+	return p
+}
+
+// decode parses text and, where no key is in doubt, fills out. The library panics on
+// some malformed texts instead of refusing them, so a panic is a problem of the text.
+func (p *Problems) decode(text string, out any) {
+	defer func() {
+		if r := recover(); r != nil {
+			p.Add("configuration", "not well-formed HCL: %v", r)
+		}
+	}()
 	file, err := hcl.Parse(text)
 	if err != nil {
 		p.Add("configuration", "not HCL: %v", err)
-		return p
+		return
 	}
 	root, ok := file.Node.(*ast.ObjectList)
 	if !ok {
 		p.Add("configuration", "not a list of keys")
-		return p
+		return
 	}
-	p.walk("", root, reflect.TypeOf(out).Elem())
-	if p.Err() == nil {
-		p.decode(out, file)
+	if p.walk("", root, reflect.TypeOf(out).Elem()); p.Err() != nil {
+		return
 	}
-	return p
-}
-
-// decode fills out. The library panics on some texts that it parsed (an empty block
-// where a string belongs), so a panic is a problem of the text.
-func (p *Problems) decode(out any, file *ast.File) {
-	defer func() {
-		if r := recover(); r != nil {
-			p.Add("configuration", "a value has the wrong form: %v", r)
-		}
-	}()
 	if err := hcl.DecodeObject(out, file); err != nil {
 		p.Add("configuration", "%v", err)
 	}
