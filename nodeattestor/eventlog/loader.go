@@ -1,0 +1,209 @@
+package eventlog
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// images are the digests of PCR 4 that are neither separator nor a known string: images in the
+// order in which they were started. Nothing is taken from their data (a device path): it
+// is the log's word only.
+func (m measured) images() []Digest {
+	var out []Digest
+	for _, e := range m.byPCR[4] {
+		if m.known[m.digest(e)] == "" {
+			out = append(out, m.digest(e))
+		}
+	}
+	return out
+}
+
+// sectionNames are the sections that systemd-stub measures (UAPI Group, "UKI" specification,
+// and systemd's TPM2 PCR Measurements: PCR 11).
+var sectionNames = []string{
+	".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".dtbauto", ".efifw", ".hwids",
+	".uname", ".sbat", ".pcrpkey", ".profile",
+}
+
+// sections reads PCR 11, into which systemd-stub measures each section of the unified kernel
+// image as two events: its name with a final NUL, then its content. A digest tells the name,
+// so the log's data are not needed. Reading ends at the first event that is no name; a name
+// that comes twice with different content is left out.
+func (m measured) sections() map[string]Digest {
+	out := map[string]Digest{}
+	var doubtful []string
+	events := m.byPCR[11]
+	for i := 0; i+1 < len(events); i += 2 {
+		name, ok := m.names[m.digest(events[i])]
+		if !ok {
+			break
+		}
+		content := m.digest(events[i+1])
+		if old, twice := out[name]; twice && old != content {
+			doubtful = append(doubtful, name)
+		}
+		out[name] = content
+	}
+	for _, n := range doubtful {
+		delete(out, n)
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// kernel is the .linux section where there is one; else the last of several images. GRUB is
+// among the images too and may start a kernel without the firmware: then the last may be GRUB.
+func (m measured) kernel(f Facts) Digest {
+	if d, ok := f.Sections[".linux"]; ok {
+		return d
+	}
+	min := 2
+	if len(m.byPCR[8]) > 0 || !m.replayed(8) {
+		min = 3 // shim and GRUB
+	}
+	if n := len(f.BootLoader); n >= min {
+		return f.BootLoader[n-1]
+	}
+	return ""
+}
+
+// stubEvents are the measurements that the kernel's EFI stub made into PCR 9. GRUB measures
+// every file it reads there, before the stub, and its strings into PCR 8: unless PCR 8 is
+// proven empty, nothing tells which event is whose.
+func (m measured) stubEvents() []event {
+	if !m.replayed(8) || len(m.byPCR[8]) > 0 {
+		return nil
+	}
+	return m.byPCR[9]
+}
+
+// initrd is the stub's second measurement of exactly two, else the unified image's section.
+// The stub's counts first: it is what the kernel was given.
+func (m measured) initrd(f Facts) Digest {
+	section := f.Sections[".initrd"]
+	e := m.stubEvents()
+	if len(e) == 2 && m.digest(e[0]) != section {
+		return m.digest(e[1])
+	}
+	return section
+}
+
+// commandLine is the stub's first measurement: SHA over the UTF-16LE load options with their
+// final NUL (Linux drivers/firmware/efi/libstub/efi-stub-helper.c, since 5.18). Older kernels
+// measure the initrd only; with a single event it is left open which of both it is until a text
+// confirms it, so that event is returned apart. For such a kernel in a unified image, its
+// section counts, where PCR 12 proves that nobody overrode it.
+func (m measured) commandLine(f Facts) (CommandLine, Digest) {
+	if text, ok := m.grubCommandLine(); ok {
+		return CommandLine{Text: text, Digest: hash(m.alg, []byte(text))}, ""
+	}
+	section, sectioned := f.Sections[".cmdline"]
+	initrd := f.Sections[".initrd"]
+	e := m.stubEvents()
+	switch {
+	case len(e) == 0 || m.digest(e[0]) == initrd:
+		if sectioned && m.replayed(9) && m.replayed(12) && len(m.byPCR[12]) == 0 {
+			return CommandLine{Digest: section}, ""
+		}
+		return CommandLine{}, ""
+	case len(e) == 1 && !sectioned:
+		return CommandLine{}, m.digest(e[0])
+	default:
+		return CommandLine{Digest: m.digest(e[0])}, ""
+	}
+}
+
+// grubCommandLine reads GRUB's strings from PCR 8: the command "linux KERNEL ARGS" and then
+// "KERNEL ARGS" itself, with labels that no digest covers and that are not looked at. All must
+// be confirmed and agree: whoever controls the machine can append more to PCR 8.
+func (m measured) grubCommandLine() (string, bool) {
+	var found string
+	var commands []string
+	for _, e := range m.byPCR[8] {
+		s, ok := m.text(e)
+		if !ok {
+			return "", false
+		}
+		if i := slices.Index(commands, s); i >= 0 {
+			if found != "" && found != s {
+				return "", false
+			}
+			found = s
+		}
+		verb, rest, _ := strings.Cut(s, " ")
+		if slices.Contains([]string{"linux", "linuxefi", "linux16"}, verb) {
+			commands = append(commands, rest)
+		}
+	}
+	for _, c := range commands {
+		if c != found {
+			return "", false
+		}
+	}
+	return found, found != ""
+}
+
+// offered is a text that the log itself has for the command line: systemd-boot and
+// systemd-stub measure it into PCR 12 (formerly 8). It counts only if the fact's digest confirms it.
+func (m measured) offered(f Facts) (string, bool) {
+	for _, pcr := range []int{12, 8} {
+		for _, e := range m.byPCR[pcr] {
+			text, ok := m.text(e)
+			if !ok {
+				continue
+			}
+			if _, ok := f.withCommandLine(text); ok {
+				return text, true
+			}
+		}
+	}
+	return "", false
+}
+
+// loadOptions is a command line as the EFI stub measures it.
+func loadOptions(text string) []byte {
+	u := append(utf16.Encode([]rune(text)), 0)
+	b := make([]byte, 0, 2*len(u))
+	for _, c := range u {
+		b = binary.LittleEndian.AppendUint16(b, c)
+	}
+	return b
+}
+
+// MaxCommandLine is the longest command line that is looked at, in bytes; Linux stops
+// at 2048 on x86 and 4096 elsewhere.
+const MaxCommandLine = 8192
+
+// withCommandLine takes an offered text over, if a digest confirms it.
+func (f Facts) withCommandLine(text string) (Facts, bool) {
+	if text == "" || len(text) > MaxCommandLine {
+		return f, false
+	}
+	if c := (CommandLine{Digest: f.loadOptions}); f.loadOptions != "" && c.Is(text) {
+		f.CommandLine = c
+	}
+	if !f.CommandLine.Is(text) {
+		return f, false
+	}
+	f.CommandLine.Text = text
+	return f, true
+}
+
+// ConfirmCommandLine offers a text for the kernel command line, such as the machine's own
+// /proc/cmdline (a final newline is dropped). Where a digest of a bank confirms it, it
+// becomes that bank's fact; else nothing changes. The offer may come from anybody.
+func (b Boot) ConfirmCommandLine(text string) Boot {
+	text = strings.TrimSuffix(text, "\n")
+	out := Boot{banks: make(map[nodeclaim.HashAlg]bank, len(b.banks))}
+	for alg, bk := range b.banks {
+		bk.facts, _ = bk.facts.clone().withCommandLine(text)
+		out.banks[alg] = bk
+	}
+	return out
+}

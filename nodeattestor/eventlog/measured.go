@@ -1,0 +1,186 @@
+package eventlog
+
+import (
+	"bytes"
+	"strings"
+	"unicode"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// measured has the events of one bank's replayed PCRs. Their digests and their order within
+// a PCR are proven; type, data and the order between PCRs are not.
+type measured struct {
+	alg    nodeclaim.HashAlg
+	byPCR  map[int][]event // a key for each replayed PCR, also for one without events
+	order  []event
+	known  map[Digest]string // strings whose digest is recognised without the log's help
+	breaks map[Digest]bool   // digests of separators
+	names  map[Digest]string // section names of unified kernel images
+}
+
+// actions are the strings that firmware measures into PCR 4 and 5 and that are no
+// image (TCG PFP 1.06, 10.4.4). They are recognised by their digest: data could lie.
+var actions = []string{
+	"Calling EFI Application from Boot Option",
+	"Returning from EFI Application from Boot Option",
+	"Exit Boot Services Invocation",
+	"Exit Boot Services Returned with Failure",
+	"Exit Boot Services Returned with Success",
+	"BOOT ATTEMPTS OMITTED",
+}
+
+// separators are the data of EV_SEPARATOR: two forms of "pre-boot ends here" and the
+// one that reports an error (TCG PFP 1.06, 10.4.2).
+var separators = [][]byte{{0, 0, 0, 0}, {0xFF, 0xFF, 0xFF, 0xFF}, {1, 0, 0, 0}}
+
+func newMeasured(l Log, alg nodeclaim.HashAlg, replayed []int) measured {
+	m := measured{alg: alg, byPCR: map[int][]event{}, known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}}
+	for _, pcr := range replayed {
+		m.byPCR[pcr] = nil
+	}
+	for _, e := range l.events {
+		if _, ok := m.byPCR[e.pcr]; ok && e.extended() {
+			m.byPCR[e.pcr] = append(m.byPCR[e.pcr], e)
+			m.order = append(m.order, e)
+		}
+	}
+	for _, s := range actions {
+		m.known[hash(alg, []byte(s))] = s
+	}
+	for _, s := range separators {
+		m.known[hash(alg, s)] = "separator"
+		m.breaks[hash(alg, s)] = true
+	}
+	for _, n := range sectionNames {
+		m.names[hash(alg, []byte(n+"\x00"))] = n
+	}
+	return m
+}
+
+// replayed tells whether a PCR was quoted and reached; only then its events are proven,
+// and so is that it has none.
+func (m measured) replayed(pcr int) bool {
+	_, ok := m.byPCR[pcr]
+	return ok
+}
+
+func (m measured) digest(e event) Digest { return NewDigest(m.alg, e.digests[m.alg]) }
+
+func (m measured) separator(e event) bool { return m.breaks[m.digest(e)] }
+
+// facts draws every fact, each from its own PCRs.
+func (m measured) facts() (Facts, nodeclaim.Refusals) {
+	f := Facts{Bank: m.alg.String(), SecureBoot: SecureBoot{State: SecureBootUnknown}}
+	refusals := m.checkSeparators()
+	f.Firmware = m.firmware()
+	var err error
+	if f.SecureBoot, err = m.secureBoot(); err != nil {
+		refusals = append(refusals, nodeclaim.AsRefusals(err)...)
+	}
+	f.BootLoader = m.images()
+	f.Sections = m.sections()
+	f.Kernel = m.kernel(f)
+	f.Initrd = m.initrd(f)
+	f.CommandLine, f.loadOptions = m.commandLine(f)
+	if text, ok := m.offered(f); ok {
+		f, _ = f.withCommandLine(text)
+	}
+	return f, refusals
+}
+
+// checkSeparators refuses a second separator in PCR 0 to 7: firmware measures exactly one into each
+// where pre-boot ends, and what stands on which side of it has another meaning (TCG PFP 1.06, 3.3.4).
+func (m measured) checkSeparators() nodeclaim.Refusals {
+	var out nodeclaim.Refusals
+	for pcr := range 8 {
+		first := -1
+		for _, e := range m.byPCR[pcr] {
+			switch {
+			case !m.separator(e):
+			case first < 0:
+				first = e.index
+			default:
+				out = append(out, *refuse("separator", "event %d is a second separator in PCR %d, after event %d: nothing measured after it can be placed", e.index, pcr, first))
+			}
+		}
+	}
+	return out
+}
+
+// firmware is all that PCR 0 holds but its separator.
+func (m measured) firmware() []Digest {
+	var out []Digest
+	for _, e := range m.byPCR[0] {
+		if !m.separator(e) {
+			out = append(out, m.digest(e))
+		}
+	}
+	return out
+}
+
+// entries writes the replayed events out for people.
+func (m measured) entries() []Entry {
+	out := make([]Entry, len(m.order))
+	for i, e := range m.order {
+		text, confirmed := m.describe(e)
+		out[i] = Entry{e.index, e.pcr, e.typ.String(), m.digest(e), text, confirmed}
+	}
+	return out
+}
+
+// maxText bounds the text of one entry, in bytes.
+const maxText = 512
+
+func (m measured) describe(e event) (text string, confirmed bool) {
+	if s, ok := m.known[m.digest(e)]; ok {
+		return s, true
+	}
+	if n, ok := m.names[m.digest(e)]; ok {
+		return "name of section " + n, true
+	}
+	if v, ok := parseVariable(e.data); ok && m.covers(e, e.data) {
+		return "variable " + v.name, true
+	}
+	text, confirmed = m.text(e)
+	if !confirmed {
+		text = readable(e.data)
+	}
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "…"
+	}
+	return text, confirmed
+}
+
+// covers reports whether the measured digest is that of data.
+func (m measured) covers(e event, data []byte) bool { return hash(m.alg, data) == m.digest(e) }
+
+// text is the string that an event measured, where its digest covers one: the data as they
+// stand, without the final NUL, or without the label that GRUB puts before the measured
+// string ("grub_cmd: ", "kernel_cmdline: "). The label is in no digest and is dropped.
+func (m measured) text(e event) (string, bool) {
+	trimmed := bytes.TrimRight(e.data, "\x00")
+	_, labelled, _ := bytes.Cut(trimmed, []byte(": "))
+	for _, data := range [][]byte{e.data, trimmed, labelled} {
+		if len(data) == 0 || !m.covers(e, data) {
+			continue
+		}
+		s := readable(data)
+		return s, s != ""
+	}
+	return "", false
+}
+
+// readable is data as text when all of it is printable ASCII or UTF-16LE, else "".
+func readable(data []byte) string {
+	s := string(bytes.TrimRight(data, "\x00"))
+	if len(data) >= 4 && data[1] == 0 && data[3] == 0 {
+		s, _ = decodeUTF16(data)
+	}
+	for _, r := range s {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return ""
+		}
+	}
+	return s
+}

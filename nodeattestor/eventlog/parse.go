@@ -1,0 +1,260 @@
+package eventlog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Limits of a log. The node controls every byte, so each bound is far above what real
+// machines write (tens of kilobytes, a few hundred events) and low enough to be cheap.
+const (
+	MaxLogSize    = 4 << 20 // bytes
+	MaxEvents     = 16384
+	MaxEventSize  = 1 << 20 // bytes of one event's data; a large dbx has tens of kilobytes
+	maxAlgorithms = 8       // digests of one event
+	maxDigestSize = 64      // bytes
+)
+
+// noPCR is the index that some firmware gives to events that are never extended, such as
+// SP800-155 ones (TCG PFP 1.06, 10.4.5.2).
+const noPCR = -1
+
+// Log is a parsed log. Nothing in it is verified: its events become facts only by Replay.
+type Log struct {
+	algs   []nodeclaim.HashAlg // banks with known hashes, in the header's order
+	events []event
+}
+
+// event is one entry of the log as it was written; pcr is noPCR or 0 to MaxPCR.
+type event struct {
+	index   int
+	pcr     int
+	typ     EventType // untrusted: no digest covers it
+	digests map[nodeclaim.HashAlg][]byte
+	data    []byte // untrusted, unless a digest confirms it
+}
+
+// Banks lists the hash algorithms whose digests the log has.
+func (l Log) Banks() []nodeclaim.HashAlg { return slices.Clone(l.algs) }
+
+// Parse reads a TCG event log: crypto-agile (TCG_PCR_EVENT2 after a Spec ID header) or the
+// SHA-1-only form of older firmware (TCG_PCR_EVENT), all integers little-endian (TCG PC
+// Client Platform Firmware Profile 1.06, 10.2.1, 10.2.2, 10.4.5.1). It is strict: every
+// event has every digest of the header exactly once, and no byte is left over.
+// Errors are *nodeclaim.Refusal with check "eventlog.format".
+func Parse(raw []byte) (Log, error) {
+	if len(raw) > MaxLogSize {
+		return Log{}, format("the log has %d bytes, more than the %d allowed", len(raw), MaxLogSize)
+	}
+	if len(raw) == 0 {
+		return Log{}, format("the log is empty")
+	}
+	r := &reader{rest: raw}
+	first, err := r.legacyEvent(0)
+	if err != nil {
+		return Log{}, err
+	}
+	if first.typ != evNoAction || !bytes.HasPrefix(first.data, specIDSignature) {
+		return parseLegacy(r, first)
+	}
+	algs, err := parseSpecID(first.data)
+	if err != nil {
+		return Log{}, err
+	}
+	first.digests = nil
+	log := Log{events: []event{first}}
+	for _, a := range algs {
+		if a.alg.Valid() {
+			log.algs = append(log.algs, a.alg)
+		}
+	}
+	for len(r.rest) > 0 {
+		if err := log.room(); err != nil {
+			return Log{}, err
+		}
+		e, err := r.agileEvent(len(log.events), algs)
+		if err != nil {
+			return Log{}, err
+		}
+		log.events = append(log.events, e)
+	}
+	return log, nil
+}
+
+func parseLegacy(r *reader, first event) (Log, error) {
+	log := Log{algs: []nodeclaim.HashAlg{nodeclaim.SHA1}, events: []event{first}}
+	for len(r.rest) > 0 {
+		if err := log.room(); err != nil {
+			return Log{}, err
+		}
+		e, err := r.legacyEvent(len(log.events))
+		if err != nil {
+			return Log{}, err
+		}
+		log.events = append(log.events, e)
+	}
+	return log, nil
+}
+
+func (l Log) room() error {
+	if len(l.events) == MaxEvents {
+		return format("the log has more than the %d events allowed", MaxEvents)
+	}
+	return nil
+}
+
+// specIDSignature opens the header of a crypto-agile log (TCG PFP 1.06, 10.4.5.1). Older
+// headers, "Spec ID Event00" and "…02", announce the SHA-1-only form.
+var specIDSignature = []byte("Spec ID Event03\x00")
+
+// algorithm is one line of the header's table.
+type algorithm struct {
+	alg  nodeclaim.HashAlg // may be one that we cannot compute (SM3)
+	size int
+}
+
+// parseSpecID reads TCG_EfiSpecIdEvent.
+func parseSpecID(data []byte) ([]algorithm, error) {
+	r := &reader{rest: data[len(specIDSignature):]}
+	if _, err := r.take(4+4, "header"); err != nil { // platformClass, version, errata, uintnSize
+		return nil, err
+	}
+	n, err := r.uint32("header: number of algorithms")
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 || n > maxAlgorithms {
+		return nil, format("the header names %d digest algorithms, allowed are 1 to %d", n, maxAlgorithms)
+	}
+	var out []algorithm
+	for range n {
+		b, err := r.take(4, "header: algorithm")
+		if err != nil {
+			return nil, err
+		}
+		a := algorithm{nodeclaim.HashAlg(binary.LittleEndian.Uint16(b)), int(binary.LittleEndian.Uint16(b[2:]))}
+		if a.alg.Valid() && a.size != a.alg.Size() || a.size == 0 || a.size > maxDigestSize {
+			return nil, format("the header gives %s digests %d bytes", a.alg, a.size)
+		}
+		if slices.ContainsFunc(out, func(o algorithm) bool { return o.alg == a.alg }) {
+			return nil, format("the header names %s twice", a.alg)
+		}
+		out = append(out, a)
+	}
+	vendor, err := r.take(1, "header: vendor information")
+	if err != nil {
+		return nil, err
+	}
+	if len(r.rest) != int(vendor[0]) {
+		return nil, format("the header has %d bytes of vendor information and announces %d", len(r.rest), vendor[0])
+	}
+	return out, nil
+}
+
+// reader cuts fields off a log. Offsets in errors come from event numbers, which a person
+// can find again with any tool.
+type reader struct{ rest []byte }
+
+func (r *reader) take(n int, what string) ([]byte, error) {
+	if n > len(r.rest) {
+		return nil, format("%s needs %d bytes and the log has %d left: it was cut", what, n, len(r.rest))
+	}
+	out := r.rest[:n:n]
+	r.rest = r.rest[n:]
+	return out, nil
+}
+
+func (r *reader) uint32(what string) (uint32, error) {
+	b, err := r.take(4, what)
+	if err != nil {
+		return 0, err
+	}
+	return binary.LittleEndian.Uint32(b), nil
+}
+
+// head reads index and type, which both forms share.
+func (r *reader) head(i int) (event, error) {
+	b, err := r.take(8, fmt.Sprintf("event %d", i))
+	if err != nil {
+		return event{}, err
+	}
+	e := event{index: i, typ: EventType(binary.LittleEndian.Uint32(b[4:]))}
+	pcr := binary.LittleEndian.Uint32(b)
+	switch {
+	case pcr <= nodeclaim.MaxPCR:
+		e.pcr = int(pcr)
+	case pcr == 0xFFFFFFFF && e.typ == evNoAction:
+		e.pcr = noPCR
+	default:
+		return event{}, format("event %d: PCR %d does not exist", i, pcr)
+	}
+	return e, nil
+}
+
+func (r *reader) body(e *event) error {
+	n, err := r.uint32(fmt.Sprintf("event %d: size of its data", e.index))
+	if err != nil {
+		return err
+	}
+	if n > MaxEventSize {
+		return format("event %d: its data has %d bytes, more than the %d allowed", e.index, n, MaxEventSize)
+	}
+	e.data, err = r.take(int(n), fmt.Sprintf("event %d: its data", e.index))
+	return err
+}
+
+// legacyEvent reads TCG_PCR_EVENT.
+func (r *reader) legacyEvent(i int) (event, error) {
+	e, err := r.head(i)
+	if err != nil {
+		return event{}, err
+	}
+	sum, err := r.take(nodeclaim.SHA1.Size(), fmt.Sprintf("event %d: digest", i))
+	if err != nil {
+		return event{}, err
+	}
+	e.digests = map[nodeclaim.HashAlg][]byte{nodeclaim.SHA1: sum}
+	return e, r.body(&e)
+}
+
+// agileEvent reads TCG_PCR_EVENT2.
+func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
+	e, err := r.head(i)
+	if err != nil {
+		return event{}, err
+	}
+	n, err := r.uint32(fmt.Sprintf("event %d: number of digests", i))
+	if err != nil {
+		return event{}, err
+	}
+	if int64(n) != int64(len(algs)) {
+		return event{}, format("event %d has %d digests, the header promises %d", i, n, len(algs))
+	}
+	e.digests = make(map[nodeclaim.HashAlg][]byte, len(algs))
+	for range algs {
+		b, err := r.take(2, fmt.Sprintf("event %d: digest algorithm", i))
+		if err != nil {
+			return event{}, err
+		}
+		alg := nodeclaim.HashAlg(binary.LittleEndian.Uint16(b))
+		k := slices.IndexFunc(algs, func(a algorithm) bool { return a.alg == alg })
+		if k < 0 {
+			return event{}, format("event %d has a digest of algorithm %s, which the header does not name", i, alg)
+		}
+		if _, twice := e.digests[alg]; twice {
+			return event{}, format("event %d has two %s digests", i, alg)
+		}
+		if e.digests[alg], err = r.take(algs[k].size, fmt.Sprintf("event %d: %s digest", i, alg)); err != nil {
+			return event{}, err
+		}
+	}
+	return e, r.body(&e)
+}
+
+func format(f string, args ...any) *nodeclaim.Refusal {
+	return nodeclaim.Refuse("eventlog.format", fmt.Sprintf("event log: "+f, args...))
+}

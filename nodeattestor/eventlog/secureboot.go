@@ -1,0 +1,139 @@
+package eventlog
+
+import (
+	"bytes"
+	"encoding/binary"
+	"unicode/utf16"
+)
+
+// variable is a measured UEFI_VARIABLE_DATA (TCG PFP 1.06, 10.2.6).
+type variable struct {
+	guid [16]byte
+	name string
+	data []byte
+}
+
+var (
+	globalGUID   = [16]byte{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
+	databaseGUID = [16]byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f}
+)
+
+// maxVariableName is the length of a variable's name in UTF-16 units.
+const maxVariableName = 512
+
+// parseVariable reads UEFI_VARIABLE_DATA. It must fill data exactly.
+func parseVariable(data []byte) (variable, bool) {
+	const head = 16 + 8 + 8
+	if len(data) < head {
+		return variable{}, false
+	}
+	var v variable
+	copy(v.guid[:], data)
+	nameLen := binary.LittleEndian.Uint64(data[16:])
+	dataLen := binary.LittleEndian.Uint64(data[24:])
+	rest := data[head:]
+	if nameLen > maxVariableName || uint64(len(rest)) < 2*nameLen || uint64(len(rest))-2*nameLen != dataLen {
+		return variable{}, false
+	}
+	name, ok := decodeUTF16(rest[:2*nameLen])
+	if !ok {
+		return variable{}, false
+	}
+	v.name, v.data = name, rest[2*nameLen:]
+	return v, true
+}
+
+// decodeUTF16 reads little-endian UTF-16 up to its final NULs.
+func decodeUTF16(b []byte) (string, bool) {
+	if len(b)%2 != 0 {
+		return "", false
+	}
+	u := make([]uint16, len(b)/2)
+	for i := range u {
+		u[i] = binary.LittleEndian.Uint16(b[2*i:])
+	}
+	for len(u) > 0 && u[len(u)-1] == 0 {
+		u = u[:len(u)-1]
+	}
+	return string(utf16.Decode(u)), true
+}
+
+// secureBoot reads PCR 7 (TCG PFP 1.06, 3.3.4.8): before the separator the variables SecureBoot, PK, KEK, db and
+// dbx, each as it was at power-on; whatever variable follows vouched for an image.
+//
+// Every event of PCR 7 must be confirmed: its digest is that of its data, or of a separator or
+// known string. One that is not could hide what was measured behind changed data, so the
+// log is refused. Types are not looked at.
+func (m measured) secureBoot() (SecureBoot, error) {
+	unknown := SecureBoot{State: SecureBootUnknown}
+	s := unknown
+	before := true
+	for _, e := range m.byPCR[7] {
+		switch {
+		case m.separator(e):
+			before = false
+			continue
+		case m.known[m.digest(e)] != "":
+			s.Others = append(s.Others, m.digest(e))
+			continue
+		case !m.covers(e, e.data):
+			return unknown, refuse("event", "event %d in PCR 7: its data is not what was measured (digest %s): the log was changed, or the firmware measures what it does not log", e.index, m.digest(e))
+		}
+		v, ok := parseVariable(e.data)
+		if !ok {
+			s.Others = append(s.Others, m.digest(e))
+			continue
+		}
+		if err := s.add(v, m.digest(e), before, e.index); err != nil {
+			return unknown, err
+		}
+	}
+	if before { // no separator: what is a setting and what vouched for an image cannot be told apart
+		return unknown, nil
+	}
+	return s, nil
+}
+
+// add files a confirmed variable. Only firmware measures before the separator; whoever
+// controls the machine later can append, but not before it and not instead.
+func (s *SecureBoot) add(v variable, d Digest, before bool, index int) error {
+	if v.guid == globalGUID && v.name == "SecureBoot" {
+		return s.setState(v.data, d, before, index)
+	}
+	settings := []struct {
+		guid [16]byte
+		name string
+		to   *Digest
+	}{{globalGUID, "PK", &s.PK}, {globalGUID, "KEK", &s.KEK}, {databaseGUID, "db", &s.DB}, {databaseGUID, "dbx", &s.DBX}}
+	for _, c := range settings {
+		if before && v.guid == c.guid && v.name == c.name && *c.to == "" {
+			*c.to = d
+			return nil
+		}
+	}
+	s.Authorities = append(s.Authorities, Authority{v.name, d})
+	return nil
+}
+
+func (s *SecureBoot) setState(data []byte, d Digest, before bool, index int) error {
+	state := SecureBootDisabled
+	switch {
+	case bytes.Equal(data, []byte{1}):
+		state = SecureBootEnabled
+	case len(data) == 0, bytes.Equal(data, []byte{0}):
+	default:
+		return refuse("event", "event %d in PCR 7: variable SecureBoot is %.16x, which means nothing", index, data)
+	}
+	if !before && s.State == SecureBootUnknown {
+		return refuse("event", "event %d in PCR 7: variable SecureBoot is measured after the separator only, where it proves nothing", index)
+	}
+	if s.State == SecureBootUnknown {
+		s.State = state
+		return nil
+	}
+	if s.State != state {
+		return refuse("event", "event %d in PCR 7: variable SecureBoot is measured again with another value", index)
+	}
+	s.Others = append(s.Others, d)
+	return nil
+}

@@ -1,0 +1,30 @@
+package ima
+
+// Result is what a replayed IMA log proves: the entries that quoted PCR 10 covers,
+// and nothing after them.
+type Result struct {
+	Entries []Entry
+	// Violations counts the entries whose file changed while it was measured, so that
+	// its digest is unknown.
+	Violations int
+	// Unproven counts bytes after the entry that reached quoted PCR 10: the log grew
+	// while the quote was made. They prove nothing and are not read.
+	Unproven int64
+	// Weak is set when nothing stronger than SHA-1 covers the entries.
+	Weak bool
+}
+
+// Entry is one proven measurement.
+type Entry struct {
+	Index int // position in the log, from 0; 0 is boot_aggregate
+	// Path is the file's path as the kernel saw it, or the name of a buffer
+	// ("kexec-cmdline"). In a violation no digest covers it: it is the node's claim.
+	Path string
+	// Digest is the file's (or buffer's) digest as "sha256:hex"; an fs-verity digest is
+	// "verity:sha256:hex". "" in a violation.
+	Digest string
+	// Signature is the file's IMA signature (or a buffer's content, or "" - the field
+	// that follows the name), unverified here.
+	Signature []byte
+	Violation bool
+}
