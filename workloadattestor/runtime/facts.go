@@ -211,9 +211,9 @@ func allDevices(spec *ociSpec) bool {
 	if spec.Linux.Resources == nil {
 		return false
 	}
-	any := func(n *int64) bool { return n == nil || *n < 0 }
+	every := func(n *int64) bool { return n == nil || *n < 0 }
 	for _, d := range spec.Linux.Resources.Devices {
-		if d.Allow && (d.Type == "a" || d.Type == "") && any(d.Major) && any(d.Minor) {
+		if d.Allow && (d.Type == "a" || d.Type == "") && every(d.Major) && every(d.Minor) {
 			return true
 		}
 	}
@@ -304,13 +304,10 @@ var defaultCapabilities = map[string]bool{
 }
 
 func addedCapabilities(spec *ociSpec) workloadclaim.Fact {
-	if spec == nil || spec.Process == nil {
-		return workloadclaim.Unproven
+	if spec == nil || spec.Process == nil || spec.Process.Capabilities == nil {
+		return workloadclaim.Unproven // without the object, what the process gets is up to the OCI runtime
 	}
 	c := spec.Process.Capabilities
-	if c == nil {
-		return workloadclaim.No
-	}
 	for _, set := range [][]string{c.Bounding, c.Effective, c.Inheritable, c.Permitted, c.Ambient} {
 		for _, name := range set {
 			if !defaultCapabilities[name] {

@@ -1,0 +1,132 @@
+// Package pod reads the service account of a pod from the Kubernetes API; the container runtime does not know it.
+//
+// A pod is asked for by name, and what the runtime says about it is held against the API's object: the same UID, on this
+// node. A pod's service account and node never change (Kubernetes validates both as immutable), so an answer may be
+// kept; it is asked again after a short time all the same, because a pod that was deleted has no service account
+// any more.
+package pod
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// ErrNotFound means that the API has no such pod on this node.
+var ErrNotFound = errors.New("pod not found on this node")
+
+// Getter is the part of the API that is needed: verb get on pods.
+type Getter interface {
+	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+}
+
+// Config of a Lookup.
+type Config struct {
+	Node    string           // name of this node
+	Pods    Getter           // the API
+	Fresh   time.Duration    // how long an answer is used without asking again
+	Keep    time.Duration    // how long it is used while the API cannot be asked
+	Timeout time.Duration    // of one request
+	Now     func() time.Time // the clock
+}
+
+// Lookup finds service accounts. It is safe for concurrent use.
+type Lookup struct {
+	config Config
+	mu     sync.Mutex
+	known  map[types.UID]answer
+}
+
+type answer struct {
+	namespace, name string
+	account         string
+	at              time.Time
+}
+
+// maxKnown bounds the answers that are kept; a node runs a few hundred pods at most.
+const maxKnown = 4096
+
+// New makes a Lookup.
+func New(c Config) *Lookup { return &Lookup{config: c, known: map[types.UID]answer{}} }
+
+// ServiceAccount returns the service account of the pod with this namespace, name and UID. ErrNotFound when the API says
+// that there is none like that on this node; any other error means that nothing is known.
+func (l *Lookup) ServiceAccount(ctx context.Context, namespace, name, uid string) (string, error) {
+	now := l.config.Now()
+	have, ok := l.get(namespace, name, types.UID(uid))
+	if ok && now.Sub(have.at) < l.config.Fresh {
+		return have.account, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
+	defer cancel()
+	p, err := l.config.Pods.GetPod(ctx, namespace, name)
+	switch {
+	case apierrors.IsNotFound(err):
+		l.forget(types.UID(uid))
+		return "", fmt.Errorf("pod: %s/%s: the API has no such pod: %w", namespace, name, ErrNotFound)
+	case err != nil && ok && now.Sub(have.at) < l.config.Keep:
+		return have.account, nil
+	case err != nil:
+		return "", fmt.Errorf("pod: %s/%s: %w", namespace, name, err)
+	}
+	account, err := accountOf(p, l.config.Node, namespace, name, types.UID(uid))
+	if err != nil {
+		l.forget(types.UID(uid))
+		return "", err
+	}
+	l.put(types.UID(uid), answer{namespace: namespace, name: name, account: account, at: now})
+	return account, nil
+}
+
+// accountOf holds the API's object against what the runtime says: a pod of the same name that was made anew, or that runs on
+// another node, is another pod.
+func accountOf(p *corev1.Pod, node, namespace, name string, uid types.UID) (string, error) {
+	switch {
+	case p.Namespace != namespace || p.Name != name:
+		return "", fmt.Errorf("pod: asked for %s/%s, got %s/%s: %w", namespace, name, p.Namespace, p.Name, ErrNotFound)
+	case uid == "" || p.UID != uid:
+		return "", fmt.Errorf("pod: %s/%s has UID %s in the API, %s in the runtime: %w", namespace, name, p.UID, uid, ErrNotFound)
+	case node == "" || p.Spec.NodeName != node:
+		return "", fmt.Errorf("pod: %s/%s is on node %q, this is %q: %w", namespace, name, p.Spec.NodeName, node, ErrNotFound)
+	case p.Spec.ServiceAccountName == "":
+		return "", fmt.Errorf("pod: %s/%s has no service account: %w", namespace, name, ErrNotFound)
+	}
+	return p.Spec.ServiceAccountName, nil
+}
+
+func (l *Lookup) get(namespace, name string, uid types.UID) (answer, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, ok := l.known[uid]
+	if !ok || a.namespace != namespace || a.name != name {
+		return answer{}, false
+	}
+	return a, true
+}
+
+func (l *Lookup) forget(uid types.UID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.known, uid)
+}
+
+// put keeps an answer and makes room by dropping what may not be served any more, or anything: a dropped answer only
+// costs a request.
+func (l *Lookup) put(uid types.UID, a answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.known) >= maxKnown {
+		for other, old := range l.known {
+			if a.at.Sub(old.at) >= l.config.Keep || len(l.known) >= maxKnown {
+				delete(l.known, other)
+			}
+		}
+	}
+	l.known[uid] = a
+}

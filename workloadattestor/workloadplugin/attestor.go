@@ -1,0 +1,154 @@
+package workloadplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/keelson-project/keelson/workloadattestor/image"
+	"github.com/keelson-project/keelson/workloadattestor/pod"
+	"github.com/keelson-project/keelson/workloadattestor/procinfo"
+	"github.com/keelson-project/keelson/workloadattestor/runtime"
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+// attestor is one configuration put to work.
+type attestor struct {
+	node    string
+	proc    procinfo.Proc
+	runtime *runtime.Client
+	pods    *pod.Lookup // nil when no API is configured
+	images  *image.Checker
+	closers []func() error
+}
+
+// outcome is what attesting one process came to.
+type outcome struct {
+	container string // ID, when the process is in one
+	notOurs   error  // why there are no claims: not a container, or not this runtime's
+	claims    workloadclaim.Claims
+	selectors []string
+	absent    []string // what was not proved, and why
+}
+
+// errRefused marks what a process must not have: evidence that contradicts itself. All other errors mean that something
+// could not be asked.
+var errRefused = errors.New("refused")
+
+// attest follows the steps of package workloadattestor's documentation.
+func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err error) {
+	process, err := a.proc.Pin(pid)
+	if err != nil {
+		return outcome{}, refused(err)
+	}
+	defer func() { err = errors.Join(err, process.Close()) }()
+	membership, err := process.Membership()
+	if errors.Is(err, procinfo.ErrNotContainer) {
+		return outcome{notOurs: err}, nil
+	}
+	if err != nil {
+		return outcome{}, refused(err)
+	}
+	out.container = membership.Container
+	container, err := a.runtime.Container(ctx, membership.Container)
+	if errors.Is(err, runtime.ErrUnknown) {
+		out.notOurs = err
+		return out, nil
+	}
+	if err != nil {
+		return out, runtimeError(err)
+	}
+	if err := membership.Within(container.CgroupsPath); err != nil {
+		return out, refused(err)
+	}
+	out.claims = claimsOf(a.node, container)
+	out.addServiceAccount(ctx, a.pods)
+	out.addImage(ctx, a.images, container)
+	if err := process.Recheck(); err != nil {
+		return out, refused(err)
+	}
+	selectors, err := out.claims.Selectors()
+	if err != nil {
+		return out, refused(err)
+	}
+	for _, s := range selectors {
+		out.selectors = append(out.selectors, s.String())
+	}
+	return out, nil
+}
+
+func refused(err error) error { return fmt.Errorf("%w: %w", errRefused, err) }
+
+// runtimeError tells a call that failed from an answer that is refused: the former carries a gRPC status.
+func runtimeError(err error) error {
+	var call interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &call) {
+		return err
+	}
+	return refused(err)
+}
+
+func claimsOf(node string, c runtime.Container) workloadclaim.Claims {
+	return workloadclaim.Claims{
+		Node:              node,
+		Namespace:         c.Namespace,
+		PodName:           c.PodName,
+		PodUID:            c.PodUID,
+		Container:         c.Name,
+		Privileged:        c.Privileged,
+		HostPID:           c.HostPID,
+		HostNetwork:       c.HostNetwork,
+		HostIPC:           c.HostIPC,
+		AddedCapabilities: c.AddedCapabilities,
+	}
+}
+
+func (o *outcome) addServiceAccount(ctx context.Context, pods *pod.Lookup) {
+	if pods == nil {
+		return
+	}
+	account, err := pods.ServiceAccount(ctx, o.claims.Namespace, o.claims.PodName, o.claims.PodUID)
+	if err != nil {
+		o.absent = append(o.absent, "sa: "+err.Error())
+		return
+	}
+	o.claims.ServiceAccount = account
+}
+
+// addImage adds what is proved about the image. A failure takes away only the selectors that it would have proved.
+func (o *outcome) addImage(ctx context.Context, images *image.Checker, c runtime.Container) {
+	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Name: c.ImageName, Hints: c.ImageHints})
+	if err != nil {
+		o.absent = append(o.absent, "image: "+err.Error())
+		if c.HintsError != nil {
+			o.absent = append(o.absent, "image: "+c.HintsError.Error())
+		}
+		return
+	}
+	o.claims.Config = result.Config
+	o.claims.Manifests = result.Manifests
+	o.claims.SignedBy = result.SignedBy
+	for _, f := range result.Failures {
+		o.absent = append(o.absent, "signed-by:"+f.Verifier+": "+f.Reason.Error())
+	}
+}
+
+func (a *attestor) close() error {
+	var problems []error
+	for _, c := range a.closers {
+		problems = append(problems, c())
+	}
+	return errors.Join(problems...)
+}
+
+// podGetter is a Kubernetes client as pod.Getter.
+type podGetter struct{ client kubernetes.Interface }
+
+func (g podGetter) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	return g.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+}

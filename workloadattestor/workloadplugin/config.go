@@ -1,0 +1,253 @@
+package workloadplugin
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/workloadattestor/image"
+	"github.com/keelson-project/keelson/workloadattestor/pod"
+	"github.com/keelson-project/keelson/workloadattestor/procinfo"
+	"github.com/keelson-project/keelson/workloadattestor/runtime"
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+// Config is the plugin_data of WorkloadAttestor "keelson".
+type Config struct {
+	// NodeName is the Kubernetes name of this node. Required.
+	NodeName string `hcl:"node_name"`
+	// CRISocket is the path of the container runtime's Unix socket. Required.
+	CRISocket string `hcl:"cri_socket"`
+	// CRITimeout bounds the questions about one container; default 5s.
+	CRITimeout string `hcl:"cri_timeout"`
+	// ProcRoot is the proc file system whose process IDs SPIRE gives; default /proc.
+	ProcRoot string `hcl:"proc_root"`
+	// Kubeconfig is a file with access to the API (get pods), or InCluster the pod's own service account. With
+	// neither, no selector sa is emitted.
+	Kubeconfig string `hcl:"kubeconfig"`
+	InCluster  bool   `hcl:"in_cluster"`
+	// Registries that may be asked for manifests and signatures: host[:port] or host/repository.
+	Registries []string `hcl:"registries"`
+	// InsecureRegistries may be asked without TLS.
+	InsecureRegistries []string `hcl:"insecure_registries"`
+	// OCILayouts are directories in OCI image layout that hold images or signatures.
+	OCILayouts []string `hcl:"oci_layouts"`
+	// CacheTTL is how long a proof about an image is served without being made again; default 15m.
+	CacheTTL string `hcl:"cache_ttl"`
+	// ImageTimeout bounds the work for one image; default 15s.
+	ImageTimeout string `hcl:"image_timeout"`
+	// Verifiers by name: the name becomes signed-by:<name>.
+	Verifiers map[string]VerifierConfig `hcl:"verifiers"`
+}
+
+// VerifierConfig is one of Verifiers: either keys or digests.
+type VerifierConfig struct {
+	// PublicKeyPath is a PEM file with one or more "PUBLIC KEY" blocks.
+	PublicKeyPath string `hcl:"public_key_path"`
+	// Manifests, Indexes and Configs are digests of accepted images, "sha256:<hex>", each under its kind.
+	Manifests []string `hcl:"manifests"`
+	Indexes   []string `hcl:"indexes"`
+	Configs   []string `hcl:"configs"`
+}
+
+// Defaults and limits of Config.
+const (
+	defaultCRITimeout = 5 * time.Second
+	defaultProcRoot   = "/proc"
+	maxKeyFile        = 64 << 10
+
+	podFresh   = 30 * time.Second
+	podTimeout = 5 * time.Second
+)
+
+// parse reads and checks a configuration and makes the attestor it describes. It is all of Configure and of Validate.
+// It opens no connection.
+func parse(text string, now func() time.Time) (*attestor, []string, error) {
+	var c Config
+	p := pluginconf.Decode(text, &c)
+	if p.Err() != nil {
+		return nil, nil, p.Err()
+	}
+	var notes []string
+	a := &attestor{node: c.NodeName}
+	if _, err := workloadclaim.NewSelector(workloadclaim.KindNode, c.NodeName); err != nil {
+		p.Add("node_name", "the Kubernetes name of this node is required: %v", err)
+	}
+	a.proc = procinfo.New(c.procRoot(p))
+	a.dialRuntime(c, p)
+	pods, err := c.pods()
+	switch {
+	case err != nil:
+		p.Add("kubeconfig", "%v", err)
+	case pods == nil:
+		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa will be emitted")
+	}
+	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
+	if pods != nil {
+		a.pods = pod.New(pod.Config{Node: c.NodeName, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now})
+	}
+	checker, err := image.New(image.Config{
+		Registries:         c.Registries,
+		InsecureRegistries: c.InsecureRegistries,
+		Layouts:            c.OCILayouts,
+		Verifiers:          c.verifiers(p),
+		Platform:           image.Platform{OS: goruntime.GOOS, Architecture: goruntime.GOARCH},
+		TTL:                keep,
+		Timeout:            duration(p, "image_timeout", c.ImageTimeout, image.DefaultTimeout),
+		Now:                now,
+	})
+	if err != nil {
+		p.Add("images", "%v", err)
+	}
+	a.images = checker
+	if err := p.Err(); err != nil {
+		return nil, notes, errors.Join(err, a.close())
+	}
+	return a, notes, nil
+}
+
+func (c Config) procRoot(p *pluginconf.Problems) string {
+	if c.ProcRoot == "" {
+		return defaultProcRoot
+	}
+	if !filepath.IsAbs(c.ProcRoot) {
+		p.Add("proc_root", "%q is not an absolute path", c.ProcRoot)
+	}
+	return filepath.Clean(c.ProcRoot)
+}
+
+func (a *attestor) dialRuntime(c Config, p *pluginconf.Problems) {
+	timeout := duration(p, "cri_timeout", c.CRITimeout, defaultCRITimeout)
+	if !filepath.IsAbs(c.CRISocket) {
+		p.Add("cri_socket", "%q: the absolute path of the container runtime's socket is required, such as /run/containerd/containerd.sock", c.CRISocket)
+		return
+	}
+	client, err := runtime.Dial(c.CRISocket, timeout)
+	if err != nil {
+		p.Add("cri_socket", "%v", err)
+		return
+	}
+	a.runtime = client
+	a.closers = append(a.closers, client.Close)
+}
+
+// pods makes the API client; nil when none is configured.
+func (c Config) pods() (pod.Getter, error) {
+	var config *rest.Config
+	var err error
+	switch {
+	case c.Kubeconfig != "" && c.InCluster:
+		return nil, errors.New("give kubeconfig or in_cluster, not both")
+	case c.Kubeconfig != "":
+		config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	case c.InCluster:
+		config, err = rest.InClusterConfig()
+	default:
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The client's defaults (5 requests a second) would make a node's start wait.
+	config.QPS, config.Burst = 50, 100
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	return podGetter{client}, nil
+}
+
+func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {
+	var names []string
+	for name := range c.Verifiers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	var out []image.Verifier
+	for _, name := range names {
+		v, err := c.Verifiers[name].verifier(name)
+		if err != nil {
+			p.Add("verifiers."+name, "%v", err)
+			continue
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func (v VerifierConfig) verifier(name string) (image.Verifier, error) {
+	digests := len(v.Manifests) + len(v.Indexes) + len(v.Configs)
+	switch {
+	case v.PublicKeyPath != "" && digests > 0:
+		return nil, errors.New("give public_key_path or digests, not both: make two verifiers")
+	case v.PublicKeyPath != "":
+		keys, err := readLimited(v.PublicKeyPath, maxKeyFile)
+		if err != nil {
+			return nil, err
+		}
+		return image.NewKeyVerifier(name, keys)
+	case digests > 0:
+		list, err := v.digests()
+		if err != nil {
+			return nil, err
+		}
+		return image.NewDigestVerifier(name, list)
+	default:
+		return nil, errors.New("give public_key_path, or digests in manifests, indexes or configs")
+	}
+}
+
+func (v VerifierConfig) digests() (image.DigestList, error) {
+	manifests, err1 := parseAll(v.Manifests, workloadclaim.ParseManifestDigest)
+	indexes, err2 := parseAll(v.Indexes, workloadclaim.ParseIndexDigest)
+	configs, err3 := parseAll(v.Configs, workloadclaim.ParseConfigDigest)
+	return image.DigestList{Manifests: manifests, Indexes: indexes, Configs: configs}, errors.Join(err1, err2, err3)
+}
+
+func parseAll[D any](texts []string, parse func(string) (D, error)) ([]D, error) {
+	var out []D
+	var problems []error
+	for _, text := range texts {
+		d, err := parse(text)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		out = append(out, d)
+	}
+	return out, errors.Join(problems...)
+}
+
+func duration(p *pluginconf.Problems, key, text string, def time.Duration) time.Duration {
+	if text == "" {
+		return def
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		p.Add(key, "%q is not a positive duration such as %q", text, def.String())
+		return def
+	}
+	return d
+}
+
+func readLimited(path string, limit int64) (raw []byte, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	raw, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(raw)) > limit {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return raw, err
+}

@@ -1,0 +1,188 @@
+// Package workloadplugin is the SPIRE agent's door to workload attestation: plugin type WorkloadAttestor, name
+// "keelson". It reads the configuration, turns a process ID into selectors and errors into gRPC codes, and logs one
+// line per decision.
+package workloadplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
+
+// Plugin serves SPIRE's WorkloadAttestor and Config services.
+type Plugin struct {
+	workloadattestorv1.UnimplementedWorkloadAttestorServer
+	configv1.UnimplementedConfigServer
+
+	now func() time.Time
+	log hclog.Logger
+
+	mu       sync.Mutex
+	attestor *shared
+}
+
+// shared counts the calls that use an attestor, so that one that was replaced is closed when the last call ends.
+type shared struct {
+	*attestor
+	uses int // calls under way, and one for being the current one
+}
+
+// New makes a plugin that has no configuration yet. now is the clock.
+func New(now func() time.Time) *Plugin {
+	return &Plugin{now: now, log: hclog.NewNullLogger()}
+}
+
+// SetLogger is called by SPIRE's SDK.
+func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// Configure replaces the configuration; a configuration with any problem changes nothing.
+func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
+	a, notes, err := parse(req.GetHclConfiguration(), p.now)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "workload attestor configuration:\n%v", err)
+	}
+	for _, note := range notes {
+		p.log.Warn("workload attestor configuration", "note", note)
+	}
+	p.mu.Lock()
+	old := p.attestor
+	p.attestor = &shared{attestor: a, uses: 1}
+	p.mu.Unlock()
+	if old != nil {
+		p.release(old)
+	}
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// Validate reports every problem that Configure would refuse.
+func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
+	a, notes, err := parse(req.GetHclConfiguration(), p.now)
+	if err != nil {
+		return &configv1.ValidateResponse{Notes: append(notes, strings.Split(err.Error(), "\n")...)}, nil
+	}
+	if err := a.close(); err != nil {
+		return nil, status.Errorf(codes.Internal, "workload attestor: %v", err)
+	}
+	return &configv1.ValidateResponse{Valid: true, Notes: notes}, nil
+}
+
+// Close releases the configuration's connections.
+func (p *Plugin) Close() error {
+	p.mu.Lock()
+	old := p.attestor
+	p.attestor = nil
+	p.mu.Unlock()
+	if old != nil {
+		p.release(old)
+	}
+	return nil
+}
+
+// Attest returns the selectors of a process. A process that is in no container of this node's runtime has none, without
+// an error, as SPIRE asks of an attestor that is not in a position to attest.
+func (p *Plugin) Attest(ctx context.Context, req *workloadattestorv1.AttestRequest) (*workloadattestorv1.AttestResponse, error) {
+	selectors, err := p.attest(ctx, req.GetPid())
+	if err != nil {
+		return nil, err
+	}
+	return &workloadattestorv1.AttestResponse{SelectorValues: selectors}, nil
+}
+
+// AttestReference answers for references to a process (SPIFFE Broker API, WorkloadPIDReference); every other type of reference
+// is InvalidArgument, as SPIRE asks of a plugin that does not support it.
+func (p *Plugin) AttestReference(ctx context.Context, req *workloadattestorv1.AttestReferenceRequest) (*workloadattestorv1.AttestReferenceResponse, error) {
+	var ref broker.WorkloadPIDReference
+	if !req.GetReference().MessageIs(&ref) {
+		return nil, status.Errorf(codes.InvalidArgument, "workload attestor: reference type %.200q is not supported, want %s",
+			req.GetReference().GetTypeUrl(), ref.ProtoReflect().Descriptor().FullName())
+	}
+	if err := req.GetReference().UnmarshalTo(&ref); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "workload attestor: reference: %v", err)
+	}
+	selectors, err := p.attest(ctx, ref.GetPid())
+	if err != nil {
+		return nil, err
+	}
+	return &workloadattestorv1.AttestReferenceResponse{SelectorValues: selectors}, nil
+}
+
+func (p *Plugin) attest(ctx context.Context, pid int32) ([]string, error) {
+	a := p.acquire()
+	if a == nil {
+		return nil, status.Error(codes.FailedPrecondition, "workload attestor: not configured")
+	}
+	defer p.release(a)
+	started := p.now()
+	out, err := a.attest(ctx, pid)
+	p.logDecision(pid, out, err, p.now().Sub(started))
+	if err != nil {
+		return nil, status.Error(codeOf(err), fmt.Sprintf("workload attestor: process %d: %v", pid, err))
+	}
+	return out.selectors, nil
+}
+
+// codeOf: PermissionDenied is a refusal, Unavailable what could not be asked.
+func codeOf(err error) codes.Code {
+	switch {
+	case errors.Is(err, errRefused):
+		return codes.PermissionDenied
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	default:
+		return codes.Unavailable
+	}
+}
+
+// logDecision writes the one line about a decision: for whom, what, and why not more.
+func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Duration) {
+	c := out.claims
+	args := []any{"pid", pid, "container", out.container, "took", took}
+	if c.PodName != "" {
+		args = append(args, "pod", c.Namespace+"/"+c.PodName, "name", c.Container)
+	}
+	switch {
+	case err != nil:
+		p.log.Warn("workload refused", append(args, "reason", err)...)
+	case out.notOurs != nil: // mostly the agent's own health checks
+		p.log.Debug("workload has no claims", append(args, "reason", out.notOurs)...)
+	default:
+		p.log.Info("workload attested", append(args, "selectors", strings.Join(out.selectors, " "), "absent", strings.Join(out.absent, "; "))...)
+	}
+}
+
+func (p *Plugin) acquire() *shared {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.attestor != nil {
+		p.attestor.uses++
+	}
+	return p.attestor
+}
+
+func (p *Plugin) release(a *shared) {
+	p.mu.Lock()
+	a.uses--
+	last := a.uses == 0
+	p.mu.Unlock()
+	if !last {
+		return
+	}
+	if err := a.close(); err != nil {
+		p.log.Warn("workload attestor: closing a replaced configuration", "error", err)
+	}
+}
