@@ -87,7 +87,7 @@ func (b builder) key(ctx context.Context, p Part) (string, error) {
 		sum := sha256.Sum256(content)
 		h.Write(sum[:])
 	}
-	version, err := b.golang(ctx, p, "env", "GOVERSION", "GOOS", "GOARCH")
+	version, err := b.golang(ctx, p, "env", "GOVERSION", "GOOS", "GOARCH", "CGO_ENABLED")
 	if err != nil {
 		return "", err
 	}
@@ -99,7 +99,11 @@ func (b builder) key(ctx context.Context, p Part) (string, error) {
 func (b builder) golang(ctx context.Context, p Part, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = filepath.Join(b.source, p.Folder)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cgo := "CGO_ENABLED=0"
+	if p.Cgo {
+		cgo = "CGO_ENABLED=1"
+	}
+	cmd.Env = append(os.Environ(), cgo, "GOFLAGS=", "GOWORK=off")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -110,6 +114,11 @@ func (b builder) golang(ctx context.Context, p Part, args ...string) ([]byte, er
 }
 
 func (b builder) build(ctx context.Context, log io.Writer, p Part, path string) error {
+	if p.Cgo {
+		if _, err := EnsureSystem(ctx, log, "gcc"); err != nil {
+			return fmt.Errorf("parts: %s needs a C compiler: %w", p.Name, err)
+		}
+	}
 	start := time.Now()
 	say(log, "building %s %s …", p.Name, p.Version)
 	partial := path + ".partial"

@@ -36,6 +36,9 @@ type Part struct {
 	// Version is what that output must hold before a program on PATH is used in place of a build; it is also what is shown
 	// to people. A PATH program is never used when VersionArgs is empty.
 	Version string
+	// Cgo says that the program needs a C compiler: SPIRE's server has SQLite only that way. All others are built without,
+	// so that they also run inside containers that hold nothing else.
+	Cgo bool
 }
 
 const (
@@ -47,14 +50,14 @@ const (
 // List returns every part, in the order in which they are shown.
 func List() []Part {
 	return []Part{
-		{"etcd", "etcd", "go.etcd.io/etcd/server/v3", []string{"--version"}, "3.6.16"},
-		{"kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", []string{"--version"}, kubernetesVersion},
-		{"kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", []string{"version", "--client"}, kubernetesVersion},
-		{"containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd", []string{"--version"}, containerdVersion},
-		{"containerd-shim-runc-v2", "containerd", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", nil, containerdVersion},
-		{"spire-server", "spire", "github.com/spiffe/spire/cmd/spire-server", []string{"--version"}, spireVersion},
-		{"spire-agent", "spire", "github.com/spiffe/spire/cmd/spire-agent", []string{"--version"}, spireVersion},
-		{"calico-apiserver", "calico", "github.com/projectcalico/calico/apiserver/cmd/apiserver", nil, "v3.30.1"},
+		{"etcd", "etcd", "go.etcd.io/etcd/server/v3", []string{"--version"}, "3.6.16", false},
+		{"kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", []string{"--version"}, kubernetesVersion, false},
+		{"kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", []string{"version", "--client"}, kubernetesVersion, false},
+		{"containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd", []string{"--version"}, containerdVersion, false},
+		{"containerd-shim-runc-v2", "containerd", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", nil, containerdVersion, false},
+		{"spire-server", "spire", "github.com/spiffe/spire/cmd/spire-server", []string{"--version"}, spireVersion, true},
+		{"spire-agent", "spire", "github.com/spiffe/spire/cmd/spire-agent", []string{"--version"}, spireVersion, false},
+		{"calico-apiserver", "calico", "github.com/projectcalico/calico/apiserver/cmd/apiserver", nil, "v3.30.1", false},
 	}
 }
 

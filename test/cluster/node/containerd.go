@@ -1,0 +1,138 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/keelson-project/keelson/test/cluster"
+	"github.com/keelson-project/keelson/test/parts"
+)
+
+// ContainerdOptions says what containerd to run.
+type ContainerdOptions struct {
+	// Name is the node's name, Number its place in the network, from 1.
+	Name   string
+	Number int
+	// Dir holds all of it: root, state, sockets, logs. Short enough for a Unix socket in it.
+	Dir      string
+	Network  *Network
+	Registry *Registry
+	// Pause is the sandbox image.
+	Pause Pushed
+	// Log receives progress for people; nil is silence.
+	Log io.Writer
+}
+
+// StartContainerd starts a containerd that shares nothing with another on the machine: own folders, sockets, shims, cgroups.
+// It needs root, runc and the CNI plugins; where one is missing the error says what to do.
+func StartContainerd(ctx context.Context, g *cluster.Group, o ContainerdOptions) (*Runtime, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("node: containerd needs root")
+	}
+	if o.Log == nil {
+		o.Log = io.Discard
+	}
+	system, err := parts.EnsureSystem(ctx, o.Log, "runc", "cni")
+	if err != nil {
+		return nil, err
+	}
+	paths, err := parts.Ensure(ctx, o.Log, "containerd", "containerd-shim-runc-v2")
+	if err != nil {
+		return nil, err
+	}
+	if err := o.prepare(system["runc"], filepath.Dir(system["cni"]), paths["containerd-shim-runc-v2"]); err != nil {
+		return nil, err
+	}
+	begun := time.Now()
+	p, err := g.Start(cluster.Command{
+		Name: "containerd-" + o.Name, Path: paths["containerd"], Args: []string{"--config", filepath.Join(o.Dir, "config.toml")},
+	})
+	if err != nil {
+		return nil, err
+	}
+	rt, err := Dial(filepath.Join(o.Dir, "containerd.sock"))
+	if err != nil {
+		return nil, err
+	}
+	rt.name, rt.dir, rt.process = o.Name, o.Dir, p
+	rt.cgroup = "/" + o.Network.Bridge + "/" + o.Name
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := p.Until(ctx, rt.ready); err != nil {
+		return nil, errors.Join(err, rt.Close(context.WithoutCancel(ctx)))
+	}
+	_, _ = fmt.Fprintf(o.Log, "containerd of %s is ready after %.1f s\n", o.Name, time.Since(begun).Seconds())
+	return rt, nil
+}
+
+func (o ContainerdOptions) prepare(runc, cni, shim string) error {
+	for _, dir := range []string{"root", "state", "s", "temp", "logs"} {
+		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o711); err != nil {
+			return fmt.Errorf("node: containerd: %w", err)
+		}
+	}
+	if err := o.Network.writeCNI(filepath.Join(o.Dir, "cni"), filepath.Join(o.Dir, "ipam"), o.Number); err != nil {
+		return err
+	}
+	if err := o.Registry.writeHosts(filepath.Join(o.Dir, "certs.d")); err != nil {
+		return err
+	}
+	content := fmt.Sprintf(containerdConfig, o.Dir, o.Pause.Reference(), cni, runc, shim)
+	if err := os.WriteFile(filepath.Join(o.Dir, "config.toml"), []byte(content), 0o600); err != nil {
+		return fmt.Errorf("node: containerd: %w", err)
+	}
+	return nil
+}
+
+// containerdConfig keeps every path under one folder (%[1]s). restrict_oom_score_adj is for machines whose root lacks
+// CAP_SYS_RESOURCE; no_sync is safe because nothing outlives the run.
+const containerdConfig = `version = 4
+root = "%[1]s/root"
+state = "%[1]s/state"
+temp = "%[1]s/temp"
+imports = []
+[debug]
+  level = "info"
+[plugins."io.containerd.server.v1.grpc"]
+  address = "%[1]s/containerd.sock"
+[plugins."io.containerd.server.v1.ttrpc"]
+  address = "%[1]s/containerd.sock.ttrpc"
+[plugins."io.containerd.shim.v1.manager"]
+  socket_dir = "%[1]s/s"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "%[1]s/opt"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.metadata.v1.bolt"]
+  no_sync = true
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "%[2]s"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = "%[1]s/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  netns_mounts_under_state_dir = true
+  enable_unprivileged_ports = false
+  enable_unprivileged_icmp = false
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["%[3]s"]
+    conf_dir = "%[1]s/cni"
+    use_internal_loopback = true
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      runtime_path = "%[5]s"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        BinaryName = "%[4]s"
+        Root = "%[1]s/runc"
+        SystemdCgroup = false
+`

@@ -1,0 +1,210 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	agentapi "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
+	bundleapi "github.com/spiffe/spire-api-sdk/proto/spire/api/server/bundle/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/keelson-project/keelson/test/parts"
+)
+
+// Plugin is one plugin of a SPIRE server or agent.
+type Plugin struct {
+	// Type is "NodeAttestor", "WorkloadAttestor" …; Name is the plugin's name.
+	Type, Name string
+	// Cmd is the path of an external plugin; empty for one that SPIRE brings.
+	Cmd string
+	// Data is the text inside plugin_data, in HCL.
+	Data string
+}
+
+// SpireServerOptions says what server to run. TTLs of zero are SPIRE's own defaults.
+type SpireServerOptions struct {
+	// Dir holds its data, socket and log; the path must be short enough for a Unix socket in it (about 80 bytes).
+	Dir string
+	// Log receives progress for people; nil is silence.
+	Log                    io.Writer
+	TrustDomain            string
+	AgentTTL, X509SVIDTTL  time.Duration
+	AdminIDs               []string
+	Plugins                []Plugin
+	LimitAttestationByRate bool // SPIRE's default; here off unless asked for
+}
+
+// SpireServer is a running SPIRE server.
+type SpireServer struct {
+	// Socket is the path of its API's Unix socket; whoever may open it is an administrator.
+	Socket string
+	// Host and Port are where agents reach it.
+	Host string
+	Port int
+	// Bundle is the path of its CA certificates in PEM, as they stood at the start.
+	Bundle string
+	// Process is the server's process.
+	Process     *Process
+	trustDomain string
+}
+
+// StartSpireServer starts a server in group g and waits until its API answers. Its plugin configuration is part of that: a
+// server with a plugin that refuses its configuration does not start, and the error holds what it said.
+func StartSpireServer(ctx context.Context, g *Group, o SpireServerOptions) (*SpireServer, error) {
+	paths, err := parts.Ensure(ctx, orDiscard(o.Log), "spire-server")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(o.Dir, "data"), 0o700); err != nil {
+		return nil, fmt.Errorf("cluster: spire-server: %w", err)
+	}
+	port, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	s := &SpireServer{
+		Socket: filepath.Join(o.Dir, "api.sock"), Host: "127.0.0.1", Port: port,
+		Bundle: filepath.Join(o.Dir, "bundle.pem"), trustDomain: o.TrustDomain,
+	}
+	if err := socketFits(s.Socket); err != nil {
+		return nil, err
+	}
+	config := filepath.Join(o.Dir, "server.conf")
+	if err := os.WriteFile(config, []byte(o.config(s)), 0o600); err != nil {
+		return nil, fmt.Errorf("cluster: spire-server: %w", err)
+	}
+	begun := time.Now()
+	s.Process, err = g.Start(Command{Name: "spire-server", Path: paths["spire-server"], Args: []string{"run", "-config", config}})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := s.Process.Until(ctx, s.writeBundle); err != nil {
+		return nil, err
+	}
+	say(orDiscard(o.Log), "SPIRE server serves trust domain %s after %.1f s", o.TrustDomain, time.Since(begun).Seconds())
+	return s, nil
+}
+
+func (o SpireServerOptions) config(s *SpireServer) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "server {\n  bind_address = %q\n  bind_port = %d\n  socket_path = %q\n", s.Host, s.Port, s.Socket)
+	fmt.Fprintf(&b, "  trust_domain = %q\n  data_dir = %q\n  log_level = \"DEBUG\"\n", o.TrustDomain, filepath.Join(o.Dir, "data"))
+	if o.AgentTTL > 0 {
+		fmt.Fprintf(&b, "  agent_ttl = %q\n", o.AgentTTL)
+	}
+	if o.X509SVIDTTL > 0 {
+		fmt.Fprintf(&b, "  default_x509_svid_ttl = %q\n", o.X509SVIDTTL)
+	}
+	if len(o.AdminIDs) > 0 {
+		fmt.Fprintf(&b, "  admin_ids = [%s]\n", quoted(o.AdminIDs))
+	}
+	fmt.Fprintf(&b, "  ratelimit { attestation = %t }\n", o.LimitAttestationByRate)
+	fmt.Fprintf(&b, "  experimental { cache_reload_interval = \"1s\" }\n}\n")
+	plugins := append([]Plugin{
+		{Type: "DataStore", Name: "sql", Data: fmt.Sprintf("database_type = \"sqlite3\"\nconnection_string = %q", filepath.Join(o.Dir, "data", "datastore.sqlite3"))},
+		{Type: "KeyManager", Name: "memory"},
+	}, o.Plugins...)
+	writePlugins(&b, plugins)
+	return b.String()
+}
+
+func quoted(values []string) string {
+	var q []string
+	for _, v := range values {
+		q = append(q, fmt.Sprintf("%q", v))
+	}
+	return strings.Join(q, ", ")
+}
+
+func writePlugins(b *strings.Builder, plugins []Plugin) {
+	b.WriteString("plugins {\n")
+	for _, p := range plugins {
+		fmt.Fprintf(b, "  %s %q {\n", p.Type, p.Name)
+		if p.Cmd != "" {
+			fmt.Fprintf(b, "    plugin_cmd = %q\n", p.Cmd)
+		}
+		fmt.Fprintf(b, "    plugin_data {\n%s\n    }\n  }\n", p.Data)
+	}
+	b.WriteString("}\n")
+}
+
+// Dial connects to the server's API as an administrator. The caller closes the connection.
+func (s *SpireServer) Dial() (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("unix://"+s.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("cluster: spire-server: %w", err)
+	}
+	return conn, nil
+}
+
+func (s *SpireServer) writeBundle(ctx context.Context) (err error) {
+	conn, err := s.Dial()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	bundle, err := bundleapi.NewBundleClient(conn).GetBundle(ctx, &bundleapi.GetBundleRequest{})
+	if err != nil {
+		return fmt.Errorf("cluster: spire-server: bundle: %w", err)
+	}
+	var pems []byte
+	for _, c := range bundle.X509Authorities {
+		pems = append(pems, certPEM(c.Asn1)...)
+	}
+	if len(pems) == 0 {
+		return errors.New("cluster: spire-server: bundle: no certificate yet")
+	}
+	return os.WriteFile(s.Bundle, pems, 0o600)
+}
+
+// Agent is what the server knows about an attested agent.
+type Agent struct {
+	ID        string
+	Expires   time.Time
+	Selectors []string // type:value
+}
+
+// Agents lists the attested agents.
+func (s *SpireServer) Agents(ctx context.Context) (agents []Agent, err error) {
+	conn, err := s.Dial()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	list, err := agentapi.NewAgentClient(conn).ListAgents(ctx, &agentapi.ListAgentsRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("cluster: spire-server: agents: %w", err)
+	}
+	for _, a := range list.Agents {
+		agent := Agent{ID: "spiffe://" + a.Id.TrustDomain + a.Id.Path, Expires: time.Unix(a.X509SvidExpiresAt, 0)}
+		for _, sel := range a.Selectors {
+			agent.Selectors = append(agent.Selectors, sel.Type+":"+sel.Value)
+		}
+		agents = append(agents, agent)
+	}
+	return agents, nil
+}
+
+// socketFits refuses paths that the kernel would cut: sun_path holds 108 bytes with its NUL.
+func socketFits(path string) error {
+	if len(path) > 107 {
+		return fmt.Errorf("cluster: socket path %s is %d bytes long, the kernel takes 107; use a shorter folder (TMPDIR)", path, len(path))
+	}
+	return nil
+}
+
+func orDiscard(log io.Writer) io.Writer {
+	if log == nil {
+		return io.Discard
+	}
+	return log
+}
