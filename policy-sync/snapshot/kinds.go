@@ -1,6 +1,13 @@
 package snapshot
 
-import "k8s.io/apimachinery/pkg/runtime/schema"
+import (
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
 
 // API versions that policy-sync reads and writes.
 var (
@@ -41,3 +48,9 @@ func Kinds(c Config) []Kind {
 	}
 	return out
 }
+
+// Owned reports whether policy-sync made the object.
+func Owned(o metav1.Object) bool { return o.GetLabels()[v1alpha1.OwnerLabel] == v1alpha1.OwnerValue }
+
+// OwnedEntry reports whether policy-sync made the SPIRE entry.
+func OwnedEntry(e Entry) bool { return strings.HasPrefix(e.ID, v1alpha1.EntryIDPrefix) }

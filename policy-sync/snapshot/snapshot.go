@@ -9,6 +9,7 @@
 package snapshot
 
 import (
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,6 +34,9 @@ type Snapshot struct {
 	Objects []*unstructured.Unstructured
 	// Images are the verifiers' results, by what a container's status says of its image.
 	Images map[ImageKey]Image
+	// Blocks are the address blocks of each node, beyond Node.spec.podCIDRs (Calico's
+	// block affinities), by node name. They bound which addresses a revocation may name.
+	Blocks map[string][]netip.Prefix
 	// SPIRE is what the SPIRE server said; nil when it could not be read. Without it
 	// nothing is opened and no entry is touched, but doors still close.
 	SPIRE *SPIRE
@@ -85,11 +89,12 @@ type ImageKey struct {
 
 // Image is what was found out about an image by asking its registry and the verifiers.
 type Image struct {
-	// Manifest is "sha256:<hex>" of the platform's image manifest, empty when it could not be told.
-	Manifest string
+	// Manifests are "sha256:<hex>" of the image's manifests (those whose config is the
+	// running one), none when it could not be told.
+	Manifests []string
 	// Verifiers hold each asked verifier's answer, by its name.
 	Verifiers map[string]Verification
-	// Problem says why there is no Manifest.
+	// Problem says why there are no Manifests.
 	Problem string
 }
 

@@ -1,0 +1,112 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Limits and defaults of Config.
+const (
+	// DefaultTierOrder comes before every tier that Calico makes itself (the first has 1000).
+	DefaultTierOrder = 50
+	// MinX509SVIDTTL keeps agents from renewing without end.
+	MinX509SVIDTTL = 10 * time.Second
+	// MaxX509SVIDTTL bounds how long an SVID outlives a lost verdict.
+	MaxX509SVIDTTL = 24 * time.Hour
+)
+
+// WithDefaults fills what the operator left out.
+func (c Config) WithDefaults() Config {
+	if c.TierOrder == 0 {
+		c.TierOrder = DefaultTierOrder
+	}
+	if c.X509SVIDTTL == 0 {
+		c.X509SVIDTTL = 5 * time.Minute
+	}
+	if c.DNS == (Service{}) {
+		c.DNS = Service{Namespace: "kube-system", Label: "k8s-app", Value: "kube-dns"}
+	}
+	if c.Istiod == (Service{}) {
+		c.Istiod = Service{Namespace: "istio-system", Label: "app", Value: "istiod"}
+	}
+	return c
+}
+
+// Validate reports every problem of the configuration at once.
+func (c Config) Validate() error {
+	var problems []error
+	add := func(format string, args ...any) {
+		problems = append(problems, fmt.Errorf("snapshot: configuration: "+format, args...))
+	}
+	if _, err := spiffeid.TrustDomainFromString(c.TrustDomain); err != nil || strings.Contains(c.TrustDomain, "/") {
+		add("trust domain %q is not the name of a trust domain (like example.org)", c.TrustDomain)
+	}
+	c = c.WithDefaults()
+	if c.X509SVIDTTL < MinX509SVIDTTL || c.X509SVIDTTL > MaxX509SVIDTTL || c.X509SVIDTTL%time.Second != 0 {
+		add("X.509-SVID lifetime %s is not a whole number of seconds between %s and %s", c.X509SVIDTTL, MinX509SVIDTTL, MaxX509SVIDTTL)
+	}
+	if c.MaxHold < 0 || c.MaxHold > 24*time.Hour {
+		add("brake %s is outside 0 to 24h", c.MaxHold)
+	}
+	if c.TierOrder < 0 {
+		add("tier order %v is negative", c.TierOrder)
+	}
+	if c.MaxDeletePercent < 0 || c.MaxDeletePercent > 100 {
+		add("largest share of deletes %d%% is outside 0 to 100", c.MaxDeletePercent)
+	}
+	for name, s := range map[string]Service{"DNS": c.DNS, "istiod": c.Istiod} {
+		if s.Namespace == "" || s.Label == "" || s.Value == "" {
+			add("service %s needs a namespace and one label with a value", name)
+		}
+	}
+	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(problems...)
+}
+
+// Validate reports why no plan may be made from the snapshot: configuration, parts
+// that could not be read, one object read twice.
+func (s Snapshot) Validate() error {
+	problems := []error{s.Config.Validate()}
+	if s.At.IsZero() {
+		problems = append(problems, errors.New("snapshot: it carries no time"))
+	}
+	for _, u := range s.Unread {
+		problems = append(problems, fmt.Errorf("snapshot: not read: %s", u))
+	}
+	seen := map[string]bool{}
+	once := func(kind, key string) {
+		if seen[kind+" "+key] {
+			problems = append(problems, fmt.Errorf("snapshot: %s %s was read twice", kind, key))
+		}
+		seen[kind+" "+key] = true
+	}
+	for i := range s.Nodes {
+		once("Node", s.Nodes[i].Name)
+	}
+	for i := range s.NodeTrusts {
+		once("NodeTrust", s.NodeTrusts[i].Name)
+	}
+	for i := range s.Namespaces {
+		once("Namespace", s.Namespaces[i].Name)
+	}
+	for i := range s.Pods {
+		once("Pod", Key(&s.Pods[i]))
+	}
+	for i := range s.Policies {
+		once("TrustPolicy", Key(&s.Policies[i]))
+	}
+	for _, o := range s.Objects {
+		once(o.GetAPIVersion()+" "+o.GetKind(), Key(o))
+	}
+	if s.SPIRE != nil {
+		for _, e := range s.SPIRE.Entries {
+			once("SPIRE entry", e.ID)
+		}
+	}
+	return errors.Join(problems...)
+}

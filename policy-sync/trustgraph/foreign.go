@@ -1,0 +1,167 @@
+package trustgraph
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// buildForeign looks for what others made that widens or forges what Keelson grants.
+// Nothing of it is touched; it is reported, and where it defeats a policy, the policy
+// is not called programmed.
+func (b *builder) buildForeign() {
+	b.foreignEntries()
+	for _, o := range b.s.Objects {
+		switch o.GetKind() {
+		case "NetworkSet", "GlobalNetworkSet", "HostEndpoint":
+			b.foreignSet(o)
+		case "Tier":
+			b.foreignTier(o)
+		case "NetworkPolicy", "GlobalNetworkPolicy":
+			b.foreignNetworkPolicy(o)
+		case "AuthorizationPolicy", "PeerAuthentication", "EnvoyFilter":
+			b.foreignIstio(o)
+		}
+	}
+	b.exclusions()
+}
+
+// block withholds "programmed" from policies of one namespace (all, when it is empty)
+// that enforce.
+func (b *builder) block(namespace, text string) {
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if p.Mode == v1alpha1.ModeEnforce && (namespace == "" || p.Namespace == namespace) {
+			p.Blockers = append(p.Blockers, text)
+		}
+	}
+	b.report("%s", text)
+}
+
+// foreignEntries: an SVID proves a policy's requirement only if nobody else issues its
+// ID. That concerns the policy's own IDs and those of the peers that it lets in.
+func (b *builder) foreignEntries() {
+	if b.s.SPIRE == nil {
+		for i := range b.g.Policies {
+			b.g.Policies[i].Blockers = append(b.g.Policies[i].Blockers, "the SPIRE server could not be read")
+		}
+		return
+	}
+	foreign := map[string][]string{}
+	for _, e := range b.s.SPIRE.Entries {
+		if !snapshot.OwnedEntry(e) {
+			foreign[e.SPIFFEID] = append(foreign[e.SPIFFEID], e.ID)
+		}
+	}
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		for _, id := range b.reliesOn(p) {
+			entries := sorted(slices.Clone(foreign[id]))
+			if len(entries) == 0 {
+				continue
+			}
+			text := fmt.Sprintf("SPIRE entry %s, which Keelson did not make, issues %s without proof", list(entries), id)
+			if p.Mode == v1alpha1.ModeEnforce {
+				p.Blockers = append(p.Blockers, text)
+			} else {
+				p.Notes = append(p.Notes, text)
+			}
+		}
+	}
+}
+
+// reliesOn lists the SPIFFE IDs whose issuance the policy rests on.
+func (b *builder) reliesOn(p *Policy) []string {
+	var out []string
+	for _, sa := range p.ServiceAccounts {
+		out = append(out, SPIFFEID(b.s.Config.TrustDomain, p.Namespace, sa))
+	}
+	for _, r := range p.Spec.Ingress {
+		for _, peer := range r.From {
+			out = append(out, SPIFFEID(b.s.Config.TrustDomain, PeerNamespace(p.Namespace, peer), peer.ServiceAccount))
+		}
+	}
+	return sorted(out)
+}
+
+// foreignSet: Calico's selectors match the labels of network sets and host endpoints as
+// they match those of pods (felix/labelindex), so a trust label there is a forgery.
+func (b *builder) foreignSet(o *unstructured.Unstructured) {
+	if BearsTrust(o.GetLabels()) {
+		b.block("", fmt.Sprintf("%s %s bears a trust label, so Calico takes its addresses for attested pods: take the label away", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/")))
+	}
+}
+
+func (b *builder) foreignTier(o *unstructured.Unstructured) {
+	if o.GetName() == v1alpha1.CalicoTier {
+		return
+	}
+	order, found := number(o, "spec", "order")
+	if found && (order < b.s.Config.TierOrder || order == b.s.Config.TierOrder && o.GetName() < v1alpha1.CalicoTier) {
+		b.report("Calico tier %s (order %v) comes before tier %s (order %v): what it allows, Keelson never sees", o.GetName(), order, v1alpha1.CalicoTier, b.s.Config.TierOrder)
+	}
+}
+
+func number(o *unstructured.Unstructured, path ...string) (float64, bool) {
+	v, found, err := unstructured.NestedFieldNoCopy(o.Object, path...)
+	if !found || err != nil {
+		return 0, false
+	}
+	switch n := v.(type) {
+	case float64:
+		return n, true
+	case int64:
+		return float64(n), true
+	}
+	return 0, false
+}
+
+func (b *builder) foreignNetworkPolicy(o *unstructured.Unstructured) {
+	tier, _, _ := unstructured.NestedString(o.Object, "spec", "tier")
+	if tier != v1alpha1.CalicoTier || snapshot.Owned(o) {
+		return
+	}
+	b.block(o.GetNamespace(), fmt.Sprintf("%s %s stands in tier %s and was not made by Keelson: it may open what Keelson closes", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.CalicoTier))
+}
+
+// foreignIstio: ALLOWs of different authors are a union, the oldest PeerAuthentication
+// of a namespace wins, and an EnvoyFilter can do anything.
+func (b *builder) foreignIstio(o *unstructured.Unstructured) {
+	ns := o.GetNamespace()
+	root := ns == b.s.Config.Istiod.Namespace
+	if snapshot.Owned(o) || b.modes[ns] == "" && !root {
+		return
+	}
+	action, _, _ := unstructured.NestedString(o.Object, "spec", "action")
+	mode, _, _ := unstructured.NestedString(o.Object, "spec", "mtls", "mode")
+	ports, hasPorts, _ := unstructured.NestedMap(o.Object, "spec", "portLevelMtls")
+	name := o.GetKind() + " " + snapshot.Key(o)
+	switch {
+	case o.GetKind() == "AuthorizationPolicy" && action != "DENY" && action != "AUDIT":
+		b.report("%s is not Keelson's and may allow more; callers that no TrustPolicy names stay denied", name)
+	case o.GetKind() == "EnvoyFilter":
+		b.report("%s can change what the proxies of enrolled pods enforce", name)
+	case o.GetKind() == "PeerAuthentication" && !root && (mode != "STRICT" || hasPorts && len(ports) > 0):
+		b.block(ns, fmt.Sprintf("%s allows other than strict mutual TLS: remove it", name))
+	}
+}
+
+// exclusions: these annotations lead traffic past the proxy of a pod.
+func (b *builder) exclusions() {
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		if b.modes[pod.Namespace] == "" || !b.s.Config.Istio {
+			continue
+		}
+		for _, key := range sortedKeys(pod.Annotations) {
+			if strings.HasPrefix(key, "traffic.sidecar.istio.io/exclude") || strings.HasPrefix(key, "traffic.sidecar.istio.io/include") || key == "sidecar.istio.io/inject" && pod.Annotations[key] == "false" {
+				b.report("pod %s has annotation %s: traffic can pass its proxy by, so only network policy guards it there", snapshot.Key(pod), key)
+			}
+		}
+	}
+}

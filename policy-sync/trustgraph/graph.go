@@ -1,0 +1,252 @@
+// Package trustgraph works out who is who: which node is trusted, which pod runs where
+// and proved what, which policy selects it, and why it is or is not attested.
+//
+// It decides and explains; it makes no objects. Every reason is a sentence for a
+// person. What it cannot read, parse or find counts as not trusted.
+package trustgraph
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Graph is what a snapshot means at one moment. Its slices are sorted by name.
+type Graph struct {
+	At         time.Time
+	Config     snapshot.Config
+	Namespaces []Namespace // enrolled ones only
+	Nodes      []Node
+	Pods       []Pod // pods of enrolled namespaces, and any other pod that bears a trust label
+	Policies   []Policy
+	// Identities are what SPIRE may issue, one per service account.
+	Identities []Identity
+	// Revoked are addresses of pods on nodes that are proved bad.
+	Revoked []Revoked
+	// Evict are the SPIRE agents of nodes that are proved bad.
+	Evict []Eviction
+	// SPIRERead is false when the SPIRE server could not be read.
+	SPIRERead bool
+	// Reports are findings that belong to no single policy.
+	Reports []string
+}
+
+// Namespace is one that is enrolled.
+type Namespace struct {
+	Name string
+	// Mode is v1alpha1.ModeEnforce or v1alpha1.ModeAudit.
+	Mode string
+	// Ambient is true when Istio's ambient mode serves it (peers arrive on port 15008).
+	Ambient bool
+}
+
+// Node is a node and its verdict.
+type Node struct {
+	Name, UID string
+	Verdict   v1alpha1.Verdict
+	// Held is true for a stale node within the brake: pods keep what they have.
+	Held      bool
+	Reference string
+	Tags      map[string]string
+	EKHash    string
+	AgentID   string
+	// Expired is when the verdict ended; only for a stale node.
+	Expired time.Time
+	// Why says why the verdict is not trusted.
+	Why []string
+}
+
+// Pod is a pod and what was proved of it.
+type Pod struct {
+	Namespace, Name, UID string
+	Node                 string
+	ServiceAccount       string
+	HostNetwork          bool
+	// Mode of its namespace; empty when that is not enrolled.
+	Mode string
+	// Matches are the policies that select it, sorted.
+	Matches []Match
+	// Attested is true when at least one policy selects the pod and all that do are met.
+	Attested bool
+	// Tags of its node, when attested.
+	Tags map[string]string
+	// Why says why the pod is not attested.
+	Why []string
+	// Reports are findings that do not decide.
+	Reports []string
+}
+
+// Key is namespace/name.
+func (p Pod) Key() string { return p.Namespace + "/" + p.Name }
+
+// Match is one policy's judgement on a pod.
+type Match struct {
+	Policy string
+	Met    bool
+	// Why says why it is not met.
+	Why []string
+}
+
+// Policy is a TrustPolicy and what it comes to.
+type Policy struct {
+	Namespace, Name string
+	UID             string
+	Generation      int64
+	Spec            v1alpha1.TrustPolicySpec
+	// Mode of its namespace; empty when that is not enrolled.
+	Mode string
+	// Accepted is true when Problems is empty.
+	Accepted bool
+	Problems []string
+	// ServiceAccounts are those of the workloads: the named one, or those of selected pods.
+	ServiceAccounts []string
+	// Selected and Attested are the keys of pods.
+	Selected, Attested []string
+	// Notes say what the data plane cannot express, and what was found.
+	Notes []string
+	// Blockers say why the policy may not be called programmed.
+	Blockers []string
+}
+
+// Key is namespace/name.
+func (p Policy) Key() string { return p.Namespace + "/" + p.Name }
+
+// Revoked is an address that nobody may talk with any more.
+type Revoked struct {
+	Address string
+	Reason  string
+}
+
+// Eviction is a SPIRE agent to delete.
+type Eviction struct {
+	AgentID string
+	Reason  string
+}
+
+// builder carries what the steps of Build share.
+type builder struct {
+	s     snapshot.Snapshot
+	g     *Graph
+	nodes map[string]Node
+	modes map[string]string
+}
+
+// Build works out the graph. It fails only when no plan may be made from the snapshot.
+func Build(s snapshot.Snapshot) (Graph, error) {
+	if err := s.Validate(); err != nil {
+		return Graph{}, fmt.Errorf("trustgraph: %w", err)
+	}
+	s.Config = s.Config.WithDefaults()
+	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}}
+	b.buildNamespaces()
+	b.buildNodes()
+	b.buildPolicies()
+	b.buildPods()
+	b.buildIdentities()
+	b.buildRevocations()
+	b.buildForeign()
+	b.finish()
+	return *b.g, nil
+}
+
+func (b *builder) buildNamespaces() {
+	for i := range b.s.Namespaces {
+		ns := &b.s.Namespaces[i]
+		mode, ok := ns.Labels[v1alpha1.ModeLabel]
+		switch {
+		case !ok:
+			continue
+		case mode != v1alpha1.ModeEnforce && mode != v1alpha1.ModeAudit:
+			b.report("namespace %s: %s is %q, which is neither %s nor %s: it is not enrolled", ns.Name, v1alpha1.ModeLabel, mode, v1alpha1.ModeEnforce, v1alpha1.ModeAudit)
+			continue
+		}
+		b.modes[ns.Name] = mode
+		b.g.Namespaces = append(b.g.Namespaces, Namespace{Name: ns.Name, Mode: mode, Ambient: ns.Labels["istio.io/dataplane-mode"] == "ambient"})
+	}
+}
+
+func (b *builder) report(format string, args ...any) {
+	b.g.Reports = append(b.g.Reports, fmt.Sprintf(format, args...))
+}
+
+// finish puts everything into an order that does not depend on the snapshot's.
+func (b *builder) finish() {
+	g := b.g
+	slices.SortFunc(g.Namespaces, func(x, y Namespace) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(g.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(g.Pods, func(x, y Pod) int { return cmp.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(g.Policies, func(x, y Policy) int { return cmp.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(g.Revoked, func(x, y Revoked) int {
+		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Reason, y.Reason))
+	})
+	g.Revoked = slices.CompactFunc(g.Revoked, func(x, y Revoked) bool { return x.Address == y.Address })
+	slices.SortFunc(g.Evict, func(x, y Eviction) int { return cmp.Compare(x.AgentID, y.AgentID) })
+	slices.SortFunc(g.Identities, func(x, y Identity) int { return cmp.Compare(x.Key(), y.Key()) })
+	g.Reports = sorted(g.Reports)
+	for i := range g.Policies {
+		p := &g.Policies[i]
+		p.Notes, p.Problems, p.Blockers = sorted(p.Notes), sorted(p.Problems), sorted(p.Blockers)
+		p.Selected, p.Attested, p.ServiceAccounts = sorted(p.Selected), sorted(p.Attested), sorted(p.ServiceAccounts)
+	}
+	for i := range g.Pods {
+		g.Pods[i].Reports = sorted(g.Pods[i].Reports)
+	}
+}
+
+// sorted sorts in place and drops repeats.
+func sorted(s []string) []string {
+	slices.Sort(s)
+	return slices.Compact(s)
+}
+
+// Node finds a node by name.
+func (g Graph) Node(name string) (Node, bool) {
+	i, ok := slices.BinarySearchFunc(g.Nodes, name, func(n Node, name string) int { return cmp.Compare(n.Name, name) })
+	if !ok {
+		return Node{}, false
+	}
+	return g.Nodes[i], true
+}
+
+// Pod finds a pod by namespace and name.
+func (g Graph) Pod(namespace, name string) (Pod, bool) {
+	i, ok := slices.BinarySearchFunc(g.Pods, namespace+"/"+name, func(p Pod, key string) int { return cmp.Compare(p.Key(), key) })
+	if !ok {
+		return Pod{}, false
+	}
+	return g.Pods[i], true
+}
+
+// Policy finds a policy by namespace and name.
+func (g Graph) Policy(namespace, name string) (Policy, bool) {
+	i, ok := slices.BinarySearchFunc(g.Policies, namespace+"/"+name, func(p Policy, key string) int { return cmp.Compare(p.Key(), key) })
+	if !ok {
+		return Policy{}, false
+	}
+	return g.Policies[i], true
+}
+
+// Namespace finds an enrolled namespace.
+func (g Graph) Namespace(name string) (Namespace, bool) {
+	i, ok := slices.BinarySearchFunc(g.Namespaces, name, func(n Namespace, name string) int { return cmp.Compare(n.Name, name) })
+	if !ok {
+		return Namespace{}, false
+	}
+	return g.Namespaces[i], true
+}
+
+// list joins values for a sentence: "prod", "prod or canary".
+func list(values []string) string {
+	switch len(values) {
+	case 0:
+		return "nothing"
+	case 1:
+		return values[0]
+	}
+	return strings.Join(values[:len(values)-1], ", ") + " or " + values[len(values)-1]
+}

@@ -1,0 +1,107 @@
+package trustgraph
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// MaxSkew is how far a verdict may lie in the future before it is not believed: the
+// clocks of SPIRE servers and of policy-sync differ by less.
+const MaxSkew = 5 * time.Minute
+
+func (b *builder) buildNodes() {
+	trusts := map[string]v1alpha1.NodeTrust{}
+	owners := map[string][]string{} // EK -> names of the NodeTrusts that claim it
+	for i := range b.s.NodeTrusts {
+		t := b.s.NodeTrusts[i]
+		trusts[t.Name] = t
+		owners[t.Spec.EKHash] = append(owners[t.Spec.EKHash], t.Name)
+	}
+	b.nodes = map[string]Node{}
+	for i := range b.s.Nodes {
+		n := &b.s.Nodes[i]
+		node := Node{Name: n.Name, UID: string(n.UID), Verdict: v1alpha1.VerdictUnknown}
+		trust, ok := trusts[n.Name]
+		if !ok {
+			node.Why = []string{fmt.Sprintf("node %s has never proved itself: it has no NodeTrust", n.Name)}
+		} else {
+			b.judge(&node, n, trust.Spec)
+			b.refuseSharedEK(&node, owners[trust.Spec.EKHash])
+		}
+		b.nodes[n.Name] = node
+		b.g.Nodes = append(b.g.Nodes, node)
+	}
+	for name := range trusts {
+		if _, ok := b.nodes[name]; !ok {
+			b.report("NodeTrust %s is about a node that does not exist", name)
+		}
+	}
+}
+
+// judge turns a NodeTrust into a node's verdict. In order:
+//   - the verdict must be about this very Node object, not an earlier one of its name;
+//   - what it says must be well formed and not of the future;
+//   - untrusted stands until a newer verdict replaces it;
+//   - trusted stands until validUntil, then it is stale.
+func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
+	if why := b.malformed(n, t); why != "" {
+		node.Why = []string{why}
+		return
+	}
+	node.EKHash, node.AgentID, node.Reference, node.Tags = t.EKHash, t.AgentID, t.Reference, maps.Clone(t.Tags)
+	switch {
+	case t.Verdict == v1alpha1.VerdictUntrusted:
+		node.Verdict = v1alpha1.VerdictUntrusted
+		node.Why = []string{fmt.Sprintf("node %s is proved bad", n.Name)}
+		for _, r := range t.Reasons {
+			node.Why = append(node.Why, fmt.Sprintf("%s: %s", r.Check, r.Reason))
+		}
+	case b.s.At.Before(t.ValidUntil.Time):
+		node.Verdict = v1alpha1.VerdictTrusted
+	default:
+		node.Verdict, node.Expired = v1alpha1.VerdictStale, t.ValidUntil.Time
+		node.Held = b.s.At.Before(t.ValidUntil.Add(b.s.Config.MaxHold))
+		node.Why = []string{fmt.Sprintf("node %s: its proof ended at %s", n.Name, t.ValidUntil.UTC().Format(time.RFC3339))}
+	}
+}
+
+// malformed says why a NodeTrust cannot be believed about the node, or nothing.
+func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
+	ek, err := nodeclaim.ParseEKHash(t.EKHash)
+	agent := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
+	switch {
+	case t.NodeUID != "" && t.NodeUID != string(n.UID):
+		return fmt.Sprintf("node %s: the proof is about an earlier Node of this name (UID %s, now %s)", n.Name, t.NodeUID, n.UID)
+	case t.NodeUID == "" && n.CreationTimestamp.After(t.AttestedAt.Time):
+		return fmt.Sprintf("node %s: the Node was created after the proof was given, and a recreated Node inherits nothing", n.Name)
+	case err != nil:
+		return fmt.Sprintf("node %s: its NodeTrust is not readable: %v", n.Name, err)
+	case t.AgentID != agent:
+		return fmt.Sprintf("node %s: its NodeTrust names agent %q, but this EK's agent is %s", n.Name, t.AgentID, agent)
+	case t.Verdict != v1alpha1.VerdictTrusted && t.Verdict != v1alpha1.VerdictUntrusted:
+		return fmt.Sprintf("node %s: its NodeTrust says %q, which is no verdict", n.Name, t.Verdict)
+	case t.AttestedAt.IsZero() || t.AttestedAt.After(b.s.At.Add(MaxSkew)):
+		return fmt.Sprintf("node %s: its proof is dated %s, which lies in the future or is no date", n.Name, t.AttestedAt.UTC().Format(time.RFC3339))
+	case !t.ValidUntil.After(t.AttestedAt.Time):
+		return fmt.Sprintf("node %s: its proof ended before it began", n.Name)
+	}
+	return ""
+}
+
+// refuseSharedEK: one TPM cannot stand in two machines, so an EK that two NodeTrusts
+// claim proves neither. A proved-bad verdict stays.
+func (b *builder) refuseSharedEK(node *Node, owners []string) {
+	if len(owners) < 2 || node.Verdict == v1alpha1.VerdictUntrusted {
+		return
+	}
+	slices.Sort(owners)
+	node.Verdict, node.Held = v1alpha1.VerdictUnknown, false
+	node.Why = []string{fmt.Sprintf("node %s: its EK is claimed by several nodes (%s); an administrator has to say whose it is", node.Name, list(owners))}
+}

@@ -1,0 +1,273 @@
+package trustgraph
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+func (b *builder) buildPods() {
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		mode := b.modes[pod.Namespace]
+		if mode == "" && !BearsTrust(pod.Labels) {
+			continue
+		}
+		b.g.Pods = append(b.g.Pods, b.judgePod(pod, mode))
+	}
+	b.shareServiceAccounts()
+	for i := range b.g.Pods {
+		b.countPod(&b.g.Pods[i])
+	}
+}
+
+// TrustKey reports whether a pod's label key is one that only policy-sync may set.
+func TrustKey(key string) bool {
+	prefix, name, _ := strings.Cut(key, "/")
+	if strings.HasSuffix(prefix, v1alpha1.PolicyLabelDomain) {
+		return true
+	}
+	return prefix == v1alpha1.Group && (v1alpha1.Group+"/"+name == v1alpha1.PodAttestedLabel || strings.HasPrefix(key, v1alpha1.PodTagPrefix))
+}
+
+// BearsTrust reports whether labels hold a key that only policy-sync may set.
+func BearsTrust(labels map[string]string) bool {
+	for k := range labels {
+		if TrustKey(k) {
+			return true
+		}
+	}
+	return false
+}
+
+// judgePod decides on one pod. First what holds for every policy, then each policy.
+func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
+	out := Pod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Node: pod.Spec.NodeName,
+		ServiceAccount: snapshot.ServiceAccount(pod), HostNetwork: pod.Spec.HostNetwork, Mode: mode,
+	}
+	why := b.general(pod, mode)
+	if pod.Spec.HostNetwork && mode != "" {
+		out.Reports = append(out.Reports, fmt.Sprintf("pod %s uses its node's network: network policy does not bind it, only mutual TLS does", out.Key()))
+	}
+	node, known := b.nodes[pod.Spec.NodeName]
+	if known && node.Held {
+		why = append(why, b.held(pod, node)...)
+	}
+	met := true
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if !p.selects(pod) {
+			continue
+		}
+		m := Match{Policy: p.Name, Why: append(slices.Clone(why), b.unmet(pod, node, p)...)}
+		m.Met = len(m.Why) == 0
+		met = met && m.Met
+		out.Matches = append(out.Matches, m)
+	}
+	slices.SortFunc(out.Matches, func(x, y Match) int { return strings.Compare(x.Policy, y.Policy) })
+	switch {
+	case len(out.Matches) == 0:
+		out.Why = append(why, "no TrustPolicy selects the pod")
+	case !met:
+		for _, m := range out.Matches {
+			for _, w := range m.Why {
+				if !slices.Contains(out.Why, w) {
+					out.Why = append(out.Why, w)
+				}
+			}
+		}
+	default:
+		out.Attested, out.Tags = true, maps.Clone(node.Tags)
+	}
+	return out
+}
+
+// general lists what speaks against the pod whatever a policy asks.
+func (b *builder) general(pod *corev1.Pod, mode string) []string {
+	var why []string
+	if mode == "" {
+		why = append(why, fmt.Sprintf("namespace %s is not enrolled", pod.Namespace))
+	}
+	if snapshot.Ended(pod) {
+		why = append(why, "the pod has ended")
+	}
+	if pod.Spec.HostNetwork {
+		why = append(why, "the pod uses its node's network, which no label can tell from the node itself")
+	}
+	for _, key := range sortedKeys(pod.Labels) {
+		if forgesCalico(key) {
+			why = append(why, fmt.Sprintf("label %s is one that Calico gives itself: on a pod it could forge a namespace or a service account", key))
+		}
+	}
+	switch node, ok := b.nodes[pod.Spec.NodeName]; {
+	case pod.Spec.NodeName == "":
+		why = append(why, "the pod is not on a node yet")
+	case !ok:
+		why = append(why, fmt.Sprintf("node %s does not exist", pod.Spec.NodeName))
+	case node.Verdict != v1alpha1.VerdictTrusted && !node.Held:
+		why = append(why, node.Why...)
+	}
+	return why
+}
+
+// forgesCalico: Felix looks a label up on the endpoint first and in its namespace's and
+// service account's profiles (prefixes pcns. and pcsa.) second, so a pod's own label of
+// that form would override what namespaceSelector and serviceAccounts are meant to see
+// (felix/labelindex). projectcalico.org/serviceaccount is not overwritten by Calico when
+// the account's name is long (libcalico-go, workload_endpoint_default.go).
+func forgesCalico(key string) bool {
+	return strings.HasPrefix(key, "pcns.") || strings.HasPrefix(key, "pcsa.") || strings.HasPrefix(key, "projectcalico.org/")
+}
+
+// held says why a pod on a node whose proof has expired, within the brake, may not keep
+// its trust: the brake keeps what was there and adds nothing.
+func (b *builder) held(pod *corev1.Pod, node Node) []string {
+	var why []string
+	if pod.Labels[v1alpha1.PodAttestedLabel] != v1alpha1.True {
+		why = append(why, fmt.Sprintf("node %s is on hold since its proof ended: the pod was not attested before", node.Name))
+	}
+	if !pod.CreationTimestamp.Time.Before(node.Expired) {
+		why = append(why, fmt.Sprintf("node %s is on hold since its proof ended: the pod is younger than that", node.Name))
+	}
+	return why
+}
+
+// unmet lists which requirements of one policy the pod does not meet.
+func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) []string {
+	var why []string
+	for _, problem := range p.Problems {
+		why = append(why, fmt.Sprintf("policy %s is not readable: %s", p.Name, problem))
+	}
+	if node.Verdict == v1alpha1.VerdictTrusted || node.Held {
+		why = append(why, unmetNode(node, p)...)
+		// A status is the kubelet's word: it is worth what its node is worth.
+		why = append(why, b.unmetImages(pod, p)...)
+	}
+	if p.Spec.Require.Runtime == v1alpha1.RuntimeRestricted {
+		why = append(why, unrestricted(pod)...)
+	} else if p.Spec.Require.Runtime != "" && p.Spec.Require.Runtime != v1alpha1.RuntimeAny {
+		why = append(why, fmt.Sprintf("policy %s asks for runtime %q, which is unknown", p.Name, p.Spec.Require.Runtime))
+	}
+	return why
+}
+
+func unmetNode(node Node, p *Policy) []string {
+	var why []string
+	req := p.Spec.Require.Node
+	switch {
+	case node.Reference == "":
+		why = append(why, fmt.Sprintf("node %s matches no reference set", node.Name))
+	case len(req.References) > 0 && !slices.Contains(req.References, node.Reference):
+		why = append(why, fmt.Sprintf("node %s matches reference set %s, policy %s asks for %s", node.Name, node.Reference, p.Name, list(sorted(slices.Clone(req.References)))))
+	}
+	for _, key := range sortedKeys(req.Tags) {
+		have, ok := node.Tags[key]
+		want := list(sorted(slices.Clone(req.Tags[key])))
+		switch {
+		case !ok:
+			why = append(why, fmt.Sprintf("node %s has no proved tag %s, policy %s asks for %s", node.Name, key, p.Name, want))
+		case !slices.Contains(req.Tags[key], have):
+			why = append(why, fmt.Sprintf("node %s has tag %s=%s, policy %s asks for %s", node.Name, key, have, p.Name, want))
+		}
+	}
+	return why
+}
+
+// unrestricted lists what a pod's spec asks for that a restricted runtime refuses.
+func unrestricted(pod *corev1.Pod) []string {
+	var why []string
+	spec := &pod.Spec
+	for _, ns := range []struct {
+		name string
+		set  bool
+	}{{"PID", spec.HostPID}, {"IPC", spec.HostIPC}, {"network", spec.HostNetwork}} {
+		if ns.set {
+			why = append(why, fmt.Sprintf("the pod shares its node's %s namespace", ns.name))
+		}
+	}
+	for _, c := range containers(pod) {
+		sc := c.security
+		switch {
+		case sc == nil:
+			continue
+		case sc.Privileged != nil && *sc.Privileged:
+			why = append(why, fmt.Sprintf("container %s is privileged", c.name))
+		}
+		if sc.Capabilities != nil && len(sc.Capabilities.Add) > 0 {
+			why = append(why, fmt.Sprintf("container %s adds capabilities %v", c.name, sc.Capabilities.Add))
+		}
+		if sc.WindowsOptions != nil && sc.WindowsOptions.HostProcess != nil && *sc.WindowsOptions.HostProcess {
+			why = append(why, fmt.Sprintf("container %s is a Windows host process", c.name))
+		}
+	}
+	if w := spec.SecurityContext; w != nil && w.WindowsOptions != nil && w.WindowsOptions.HostProcess != nil && *w.WindowsOptions.HostProcess {
+		why = append(why, "the pod is a Windows host process")
+	}
+	return why
+}
+
+// shareServiceAccounts finds service accounts that pods inside and outside of policies
+// share: they cannot be told apart by their SPIFFE ID.
+func (b *builder) shareServiceAccounts() {
+	outside := map[string][]string{} // namespace/serviceaccount -> pods that no policy selects
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		if b.modes[pod.Namespace] == "" || snapshot.Ended(pod) {
+			continue
+		}
+		if !slices.ContainsFunc(b.g.Policies, func(p Policy) bool { return p.selects(pod) }) {
+			key := pod.Namespace + "/" + snapshot.ServiceAccount(pod)
+			outside[key] = append(outside[key], pod.Name)
+		}
+	}
+	for i := range b.g.Pods {
+		p := &b.g.Pods[i]
+		others := outside[p.Namespace+"/"+p.ServiceAccount]
+		if len(p.Matches) == 0 || len(others) == 0 {
+			continue
+		}
+		slices.Sort(others)
+		text := fmt.Sprintf("service account %s is shared with pods outside of every policy (%s and %d more): they have the same SPIFFE ID", p.ServiceAccount, others[0], len(others)-1)
+		p.Reports = append(p.Reports, text)
+		if b.s.Config.RefuseSharedServiceAccounts {
+			p.Attested, p.Tags = false, nil
+			p.Why = append(p.Why, text)
+			for j := range p.Matches {
+				p.Matches[j].Met = false
+				p.Matches[j].Why = append(p.Matches[j].Why, text)
+			}
+		}
+	}
+}
+
+// countPod enters the pod with the policies that select it.
+func (b *builder) countPod(pod *Pod) {
+	for _, m := range pod.Matches {
+		p := b.policy(pod.Namespace, m.Policy)
+		p.Selected = append(p.Selected, pod.Key())
+		if m.Met {
+			p.Attested = append(p.Attested, pod.Key())
+		}
+		if p.Spec.Workloads.ServiceAccount == "" && p.Accepted {
+			p.ServiceAccounts = append(p.ServiceAccounts, pod.ServiceAccount)
+		}
+		for _, r := range pod.Reports {
+			p.Notes = append(p.Notes, "pod "+pod.Name+": "+r)
+		}
+	}
+	if pod.HostNetwork && len(pod.Matches) == 0 {
+		b.g.Reports = append(b.g.Reports, pod.Reports...)
+	}
+}
+
+func (b *builder) policy(namespace, name string) *Policy {
+	i := slices.IndexFunc(b.g.Policies, func(p Policy) bool { return p.Namespace == namespace && p.Name == name })
+	return &b.g.Policies[i]
+}

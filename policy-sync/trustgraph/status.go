@@ -1,0 +1,97 @@
+package trustgraph
+
+import (
+	"fmt"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// maxRefused is how many refused pods a status names.
+const maxRefused = 32
+
+// Status is what a TrustPolicy's status should say. The caller gives applied: whether
+// every operation of the plan was carried out, and if not, why. Conditions carry no
+// transition time; whoever writes them sets it when a condition's status changes.
+func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
+	st := v1alpha1.TrustPolicyStatus{
+		ObservedGeneration: p.Generation,
+		Selected:           int32(len(p.Selected)), //nolint:gosec // a cluster's pods fit.
+		Attested:           int32(len(p.Attested)), //nolint:gosec // a cluster's pods fit.
+	}
+	st.Notes = p.Notes[:min(len(p.Notes), maxNotes)]
+	for _, key := range p.Selected {
+		if len(st.Refused) == maxRefused {
+			break
+		}
+		if why := g.refusal(key, p.Name); why != "" {
+			st.Refused = append(st.Refused, v1alpha1.RefusedPod{Pod: key[len(p.Namespace)+1:], Reason: why})
+		}
+	}
+	st.Conditions = []metav1.Condition{p.accepted(), p.programmed(applied)}
+	return st
+}
+
+func (g Graph) refusal(key, policy string) string {
+	for _, pod := range g.Pods {
+		if pod.Key() != key {
+			continue
+		}
+		for _, m := range pod.Matches {
+			if m.Policy == policy && !m.Met {
+				return joined(m.Why)
+			}
+		}
+	}
+	return ""
+}
+
+func (p Policy) accepted() metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: "Accepted", ObservedGeneration: p.Generation}
+	if !p.Accepted {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Invalid", joined(p.Problems)
+	}
+	return c
+}
+
+func (p Policy) programmed(applied error) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionFalse, ObservedGeneration: p.Generation}
+	switch {
+	case !p.Accepted:
+		c.Reason, c.Message = "Invalid", "the policy is not accepted"
+	case p.Mode == "":
+		c.Reason, c.Message = "NotEnrolled", fmt.Sprintf("label namespace %s with %s", p.Namespace, v1alpha1.ModeLabel)
+	case len(p.Blockers) > 0:
+		c.Reason, c.Message = "Defeated", joined(p.Blockers)
+	case applied != nil:
+		c.Reason, c.Message = "NotApplied", clip(applied.Error())
+	default:
+		c.Status, c.Reason = metav1.ConditionTrue, "Programmed"
+		if p.Mode == v1alpha1.ModeAudit {
+			c.Reason, c.Message = "Audit", "the namespace is in audit mode: nothing is denied"
+		}
+	}
+	return c
+}
+
+// maxText bounds a message, well below the API's limit for conditions (32768).
+const maxText = 1024
+
+func joined(texts []string) string {
+	out := ""
+	for i, t := range texts {
+		if i > 0 {
+			out += "; "
+		}
+		out += t
+	}
+	return clip(out)
+}
+
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return s[:maxText-3] + "..."
+}
