@@ -229,3 +229,13 @@ func ParseCertificates(pemBytes []byte) ([]*x509.Certificate, error) {
 	}
 	return out, nil
 }
+
+// CertificateKey is the key in a DER certificate, unverified. The agent's side uses it
+// to tell which of its EKs a certificate is for.
+func CertificateKey(der []byte) (crypto.PublicKey, error) {
+	chain, err := parseChain([][]byte{der})
+	if err != nil {
+		return nil, err
+	}
+	return chain[0].key, nil
+}

@@ -1,0 +1,234 @@
+// Package tpmdev is the only door to a TPM: it finds the endorsement key, keeps the
+// attestation key, activates credentials, quotes PCRs and handles the asset tag's NV
+// index. It decides nothing; what it returns is evidence.
+//
+// # Sessions
+//
+// Every command that carries a secret or authorises something runs in an HMAC session
+// that is salted with the EK, so that somebody on the bus between processor and TPM
+// neither reads the activated secret nor changes a command or its answer unnoticed.
+// The salt is encrypted to the EK that was recorded together with the AK on first use:
+// an interposer who comes later cannot put his own key in its place. Against one who was
+// there from the first command on, only the server's view of the EK certificate helps.
+// Quotes, NV_Certify, PCR values and EK certificates need no secrecy, and are judged by
+// signature and digest on the server; no session could add to that.
+//
+// # Handles
+//
+// Nothing is left in the TPM: keys are made as primary keys, which take no storage, and
+// flushed at the end of each call. One call runs at a time.
+package tpmdev
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Options of a device. The zero value fits a TPM as it comes from the factory.
+type Options struct {
+	OwnerAuth       []byte // owner hierarchy, usually empty
+	EndorsementAuth []byte // endorsement hierarchy, usually empty
+	// Template names the EK to use ("L-1" … "H-6" of the TCG EK Credential Profile);
+	// "" takes the first one that has a certificate, else the first that the TPM can make.
+	Template string
+}
+
+// Device is one TPM. Its methods may be called from several goroutines.
+type Device struct {
+	path string
+	opts Options
+
+	mu  sync.Mutex
+	now operation    // the running operation
+	ek  *Endorsement // chosen on first use
+}
+
+// Open checks that path is a TPM that answers: a character device with a resource
+// manager (/dev/tpmrm0) or a Unix socket that takes raw TPM commands (swtpm's server
+// socket). The connection is made anew for each call, so there is little to close.
+func Open(path string) (*Device, error) { return OpenOptions(path, Options{}) }
+
+// OpenOptions is Open with options.
+func OpenOptions(path string, opts Options) (*Device, error) {
+	d := &Device{path: path, opts: opts}
+	if opts.Template != "" && d.template() == nil {
+		return nil, fmt.Errorf("tpmdev: EK template %q is unknown", opts.Template)
+	}
+	if _, err := d.Banks(context.Background()); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close ends the use of the device. A call that is under way ends first.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.path = ""
+	return nil
+}
+
+func (d *Device) template() *ek.Template {
+	for _, t := range ek.Templates() {
+		if t.Name == d.opts.Template {
+			return &t
+		}
+	}
+	return nil
+}
+
+// operation is the state of one call: the link, and what must be flushed at its end.
+type operation struct {
+	tpm     transport.TPM
+	handles []tpm2.TPMHandle
+}
+
+// do runs one operation with the TPM to itself, and flushes what it leaves.
+func (d *Device) do(ctx context.Context, f func() error) (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.path == "" {
+		return errors.New("tpmdev: the device is closed")
+	}
+	l, err := dial(ctx, d.path)
+	if err != nil {
+		return err
+	}
+	d.now = operation{tpm: l}
+	defer func() {
+		flushErr := d.flush()
+		d.now = operation{}
+		if closeErr := l.close(); err == nil {
+			err = errors.Join(flushErr, closeErr)
+		}
+	}()
+	if l.stream {
+		if err := d.flushLeftovers(); err != nil {
+			return err
+		}
+	}
+	return f()
+}
+
+// keep remembers a handle for flushing.
+func (d *Device) keep(h tpm2.TPMHandle) { d.now.handles = append(d.now.handles, h) }
+
+// flush flushes in reverse order of creation.
+func (d *Device) flush() error {
+	var errs []error
+	for i := len(d.now.handles) - 1; i >= 0; i-- {
+		if _, err := (tpm2.FlushContext{FlushHandle: d.now.handles[i]}).Execute(d.now.tpm); err != nil {
+			errs = append(errs, fmt.Errorf("tpmdev: flush 0x%08x: %w", d.now.handles[i], err))
+		}
+	}
+	d.now.handles = nil
+	return errors.Join(errs...)
+}
+
+// flushLeftovers clears what a client that was killed in the middle of a call left in a
+// TPM behind a raw socket: such a TPM has room for three keys and no resource manager.
+// Nobody else can have live handles there, since it serves one connection at a time and
+// this package flushes at the end of each.
+func (d *Device) flushLeftovers() error {
+	for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} { // transient, HMAC, policy
+		handles, err := d.handles(first)
+		if err != nil {
+			return err
+		}
+		for _, h := range handles {
+			if _, err := (tpm2.FlushContext{FlushHandle: h}).Execute(d.now.tpm); err != nil {
+				return fmt.Errorf("tpmdev: flush leftover 0x%08x: %w", h, err)
+			}
+		}
+	}
+	return nil
+}
+
+// handles lists up to 64 handles of the type of first, from first on.
+func (d *Device) handles(first uint32) ([]tpm2.TPMHandle, error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(d.now.tpm)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: list handles from 0x%08x: %w", first, err)
+	}
+	list, err := rsp.CapabilityData.Data.Handles()
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: list handles from 0x%08x: %w", first, err)
+	}
+	return list.Handle, nil
+}
+
+// Banks lists the PCR banks that the TPM has allocated, in its order
+// (TPM 2.0 Part 2, section 6.12, TPM_CAP_PCRS).
+func (d *Device) Banks(ctx context.Context) ([]nodeclaim.HashAlg, error) {
+	var out []nodeclaim.HashAlg
+	err := d.do(ctx, func() error {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(d.now.tpm)
+		if err != nil {
+			return fmt.Errorf("tpmdev: list PCR banks: %w", err)
+		}
+		list, err := rsp.CapabilityData.Data.AssignedPCR()
+		if err != nil {
+			return fmt.Errorf("tpmdev: list PCR banks: %w", err)
+		}
+		for _, sel := range list.PCRSelections {
+			if bank := nodeclaim.HashAlg(sel.Hash); bank.Valid() && anyBit(sel.PCRSelect) {
+				out = append(out, bank)
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func anyBit(bitmap []byte) bool {
+	for _, b := range bitmap {
+		if b != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// loadedKey is a key in the TPM for the length of one operation.
+type loadedKey struct {
+	handle tpm2.TPMHandle
+	name   tpm2.TPM2BName
+	area   []byte // TPMT_PUBLIC
+	public tpm2.TPMTPublic
+	key    crypto.PublicKey
+}
+
+// primary makes a primary key in the endorsement hierarchy. sessions may encrypt and
+// authenticate it; without one it runs on the (usually empty) password.
+func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, error) {
+	if auth == nil {
+		auth = tpm2.PasswordAuth(d.opts.EndorsementAuth)
+	}
+	rsp, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: auth},
+		InPublic:      tpm2.New2B(area),
+	}.Execute(d.now.tpm)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: create primary key in the endorsement hierarchy: %w", err)
+	}
+	d.keep(rsp.ObjectHandle)
+	k := &loadedKey{handle: rsp.ObjectHandle, name: rsp.Name, area: rsp.OutPublic.Bytes()}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: primary key's public area: %w", err)
+	}
+	k.public = *public
+	if k.key, err = tpm2.Pub(k.public); err != nil {
+		return nil, fmt.Errorf("tpmdev: primary key: %w", err)
+	}
+	return k, nil
+}

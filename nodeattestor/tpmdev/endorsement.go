@@ -1,0 +1,214 @@
+package tpmdev
+
+import (
+	"context"
+	"crypto"
+	"encoding/asn1"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Endorsement is an EK as the agent presents it.
+type Endorsement struct {
+	// Certs are DER certificates: the EK's own first, then what the TPM keeps of its
+	// chain. Empty when the TPM has no certificate for this EK.
+	Certs [][]byte
+	// Public is the EK's TPM2B_PUBLIC.
+	Public []byte
+	// Template is the EK's name in the TCG EK Credential Profile ("L-2").
+	Template string
+	// Hash is the EKHash under which an inventory lists it.
+	Hash nodeclaim.EKHash
+
+	template ek.Template
+}
+
+// firstChainIndex and lastChainIndex hold certificates of the EK certificate's issuers
+// (TCG EK Credential Profile 2.x, section 2.2.1.5.2).
+const (
+	firstChainIndex = 0x01c00100
+	lastChainIndex  = 0x01c001ff
+)
+
+// Endorsement is the EK to attest with: the one of Options.Template, else the first
+// template (ek.Templates) with a certificate for the very key that this TPM makes, else
+// the first one that the TPM can make. It is chosen once.
+func (d *Device) Endorsement(ctx context.Context) (Endorsement, error) {
+	var out Endorsement
+	err := d.do(ctx, func() error {
+		e, _, err := d.endorsementKey()
+		if err == nil {
+			out = *e
+		}
+		return err
+	})
+	return out, err
+}
+
+// Endorsements lists every EK of the TPM: those with a certificate, and the low-range
+// ones, which each TPM can make. An inventory lists all of them as one machine.
+func (d *Device) Endorsements(ctx context.Context) ([]Endorsement, error) {
+	var out []Endorsement
+	err := d.do(ctx, func() error {
+		for _, t := range ek.Templates() {
+			e, _, err := d.makeEndorsement(t)
+			if flushErr := d.flush(); flushErr != nil {
+				return flushErr
+			}
+			if err == nil && (len(e.Certs) > 0 || !t.HighRange()) {
+				out = append(out, *e)
+			}
+		}
+		if len(out) == 0 {
+			return errors.New("tpmdev: the TPM makes no EK of any supported template")
+		}
+		return nil
+	})
+	return out, err
+}
+
+// endorsementKey loads the chosen EK, choosing it first where that was not done.
+func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
+	if d.ek != nil {
+		k, err := d.primary(d.ek.template.Area(), nil)
+		return d.ek, k, err
+	}
+	candidates := ek.Templates()
+	if t := d.template(); t != nil {
+		candidates = []ek.Template{*t}
+	}
+	var fallback *ek.Template
+	var errs []error
+	for _, t := range candidates {
+		e, k, err := d.makeEndorsement(t)
+		if err == nil && len(e.Certs) > 0 {
+			d.ek = e
+			return e, k, nil
+		}
+		if flushErr := d.flush(); flushErr != nil {
+			return nil, nil, flushErr
+		}
+		if err == nil && fallback == nil {
+			fallback = &t
+		}
+		errs = append(errs, err)
+	}
+	if fallback == nil {
+		return nil, nil, fmt.Errorf("tpmdev: the TPM makes no EK of any supported template: %w", errors.Join(errs...))
+	}
+	e, k, err := d.makeEndorsement(*fallback)
+	if err != nil {
+		return nil, nil, err
+	}
+	d.ek = e
+	return e, k, nil
+}
+
+// makeEndorsement makes the EK of a template and reads its certificate. A certificate of
+// another key (the endorsement seed was changed, or the vendor has a template of his
+// own) is left out: no server could accept it for this key.
+func (d *Device) makeEndorsement(t ek.Template) (*Endorsement, *loadedKey, error) {
+	raw, err := d.nvRead(t.NVIndex)
+	if err != nil && !errors.Is(err, errNoIndex) {
+		return nil, nil, err
+	}
+	// Making an RSA key takes a hardware TPM many seconds, so high-range EKs, which only
+	// count with a certificate, are not made without.
+	if raw == nil && t.HighRange() && d.opts.Template != t.Name {
+		return nil, nil, fmt.Errorf("tpmdev: no certificate for EK template %s", t.Name)
+	}
+	k, err := d.primary(t.Area(), nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("tpmdev: EK template %s: %w", t.Name, err)
+	}
+	hash, err := ek.HashKey(k.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	e := &Endorsement{Public: sized(k.area), Template: t.Name, Hash: hash, template: t}
+	cert, _ := cutDER(raw) // an index may be larger than its certificate
+	if cert == nil || !holdsKey(cert, k.key) {
+		return e, k, nil
+	}
+	e.Certs = [][]byte{cert}
+	chain, err := d.readChain()
+	if err != nil {
+		return nil, nil, err
+	}
+	e.Certs = append(e.Certs, chain...)
+	return e, k, nil
+}
+
+func holdsKey(cert []byte, key crypto.PublicKey) bool {
+	got, err := ek.CertificateKey(cert)
+	if err != nil {
+		return false
+	}
+	same, ok := got.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && same.Equal(key)
+}
+
+// readChain reads the issuers' certificates, which some vendors store, one after the
+// other across the indices.
+func (d *Device) readChain() ([][]byte, error) {
+	handles, err := d.handles(firstChainIndex)
+	if err != nil {
+		return nil, err
+	}
+	var all []byte
+	for _, h := range handles {
+		if h > lastChainIndex {
+			break
+		}
+		part, err := d.nvRead(uint32(h))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, part...)
+	}
+	var out [][]byte
+	for len(out) < ek.MaxCertificates-1 {
+		var cert []byte
+		if cert, all = cutDER(all); cert == nil {
+			break
+		}
+		out = append(out, cert)
+	}
+	return out, nil
+}
+
+// cutDER splits the first DER SEQUENCE off; cert is nil when there is none.
+func cutDER(raw []byte) (cert, rest []byte) {
+	var v asn1.RawValue
+	rest, err := asn1.Unmarshal(raw, &v)
+	if err != nil || v.Tag != asn1.TagSequence || !v.IsCompound {
+		return nil, raw
+	}
+	return v.FullBytes, rest
+}
+
+// sized prefixes a structure with its 16-bit size, which makes a TPMT a TPM2B.
+func sized(area []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(area))), area...) //nolint:gosec // a TPM structure has less than 64 KiB
+}
+
+// salt opens an HMAC session salted with the EK. Encryption of parameters is an option
+// (inOut), because a TPM refuses it for commands without a sized first parameter.
+func (d *Device) salt(k *loadedKey, auth []byte, encryption ...tpm2.AuthOption) (tpm2.Session, error) {
+	opts := append([]tpm2.AuthOption{tpm2.Auth(auth), tpm2.Salted(k.handle, k.public)}, encryption...)
+	s, _, err := tpm2.HMACSession(d.now.tpm, tpm2.TPMAlgSHA256, 16, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: start a session salted with the EK: %w", err)
+	}
+	d.keep(s.Handle())
+	return s, nil
+}
+
+// inOut encrypts the first parameter of command and response with AES-128-CFB.
+func inOut() tpm2.AuthOption { return tpm2.AESEncryption(128, tpm2.EncryptInOut) }
