@@ -28,3 +28,7 @@ type Entry struct {
 	Signature []byte
 	Violation bool
 }
+
+// IsBootAggregate tells whether an entry is boot_aggregate. A proven one was recomputed from the
+// quoted PCRs by the replay; there is one for each kernel that kexec started.
+func IsBootAggregate(e Entry) bool { return !e.Violation && e.Path == bootAggregate }

@@ -1,0 +1,109 @@
+package reference
+
+import (
+	"fmt"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// capturedPCRs are the exact values that a captured set pins besides its components, so that
+// what no component covers cannot slip: 0 firmware, 2 and 3 option ROMs, 4 images, 7 secure boot, 8 GRUB's
+// commands, 9 what the loader and the kernel's stub read, 11 unified kernel image, 12 and 13 its credentials and
+// extensions, 14 shim's keys. Left out because they change on a healthy machine: 1 (boot order, SMBIOS,
+// setup variables), 5 (partition table, boot attempts), 6 (platform events such as wake-ups), 10 (IMA, has
+// its own section), 15, 16, 23 (others extend them after boot), 17 to 22 (a dynamic launch).
+var capturedPCRs = []int{0, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14}
+
+// Capture makes a set from a golden node's evidence: each component that is proven, the
+// PCRs that are quoted, replayed and stable, and all measured files. It pins one bank, sha256
+// if it was quoted, so that machines with more or fewer banks match too. The set has
+// no validity window. It must accept the evidence that it came from, or Capture fails.
+func Capture(name string, ev Evidence) (Set, error) {
+	if !namePattern.MatchString(name) {
+		return Set{}, fmt.Errorf("reference: capture: name %.80q: use up to 63 lower-case letters, digits, '.', '_' and '-', a letter or digit at both ends", name)
+	}
+	banks := ev.Boot.Banks()
+	if len(banks) == 0 {
+		return Set{}, fmt.Errorf("reference: capture: the evidence proves no boot")
+	}
+	bank := banks[0]
+	if slices.Contains(banks, nodeclaim.SHA256) {
+		bank = nodeclaim.SHA256
+	}
+	s := Set{name: name, boot: captureBoot(bank, ev)}
+	if ev.IMA != nil && len(ev.IMA.Entries) > 0 {
+		s.ima = captureIMA(ev.IMA)
+	}
+	if err := s.writable(); err != nil {
+		return Set{}, err
+	}
+	written, err := ParseSet(s.Marshal())
+	if err != nil {
+		return Set{}, fmt.Errorf("reference: capture: the evidence does not suffice for a set: %w", err)
+	}
+	if refusals := written.Check(ev, time.Unix(0, 0)); len(refusals) > 0 {
+		return Set{}, fmt.Errorf("reference: capture: a set of this machine would refuse it: %w", refusals)
+	}
+	return written, nil
+}
+
+// writable refuses what a text file cannot hold.
+func (s Set) writable() error {
+	if s.ima == nil {
+		return nil
+	}
+	for file := range s.ima.files {
+		if !utf8.ValidString(file) {
+			return fmt.Errorf("reference: capture: measured path %q is not UTF-8, so no set can name it; remove the file", file)
+		}
+	}
+	return nil
+}
+
+func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
+	f, _ := ev.Boot.Facts(bank)
+	b := boot{bank: bank, firmware: f.Firmware, bootLoader: f.BootLoader, pcrs: map[nodeclaim.HashAlg]map[int][]byte{bank: {}}}
+	if f.SecureBoot.State.Tristate() != nodeclaim.Unknown {
+		secure := f.SecureBoot
+		secure.Others = nil // PCR 7 itself is pinned
+		if secure.Authorities == nil {
+			secure.Authorities = []eventlog.Authority{} // none may be added
+		}
+		b.secureBoot = &secure
+	}
+	if f.Kernel != "" {
+		b.kernel = append(b.kernel, f.Kernel)
+	}
+	if f.Initrd != "" {
+		b.initrd = append(b.initrd, f.Initrd)
+	}
+	switch {
+	case f.CommandLine.Text != "":
+		b.commandLine = []commandLine{{text: f.CommandLine.Text}}
+	case f.CommandLine.Digest != "":
+		b.commandLine = []commandLine{{digest: f.CommandLine.Digest}}
+	}
+	replayed := ev.Boot.Replayed(bank)
+	for _, i := range capturedPCRs {
+		if v, ok := ev.PCRs.Value(bank, i); ok && slices.Contains(replayed, i) {
+			b.pcrs[bank][i] = v
+		}
+	}
+	return b
+}
+
+func captureIMA(r *ima.Result) *imaPolicy {
+	p := &imaPolicy{files: map[string][]string{}}
+	for _, e := range r.Entries {
+		if ima.IsBootAggregate(e) || e.Violation || slices.Contains(p.files[e.Path], e.Digest) {
+			continue
+		}
+		p.files[e.Path] = append(p.files[e.Path], e.Digest)
+	}
+	return p
+}

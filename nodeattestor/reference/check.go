@@ -1,0 +1,235 @@
+package reference
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Check compares evidence with the set at a time. It goes on after a difference, so that all are
+// seen: validity, then components in a person's words, then the PCRs whose difference no
+// component explains, then IMA. No refusal means that the set accepts the evidence.
+func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
+	c := &checker{set: s, explained: map[int]bool{}}
+	if s.name == "" {
+		c.refuse("reference.none", "the reference set is empty and accepts nothing")
+		return c.refusals
+	}
+	c.validity(now)
+	facts, ok := ev.Boot.Facts(s.boot.bank)
+	if !ok {
+		c.refuse("reference.bank", "%s is of bank %s, which was not quoted", c, s.boot.bank)
+	} else {
+		c.facts = facts
+		c.secureBoot()
+		c.commandLine()
+		c.anyOf("kernel.initrd", "initrd", facts.Initrd, s.boot.initrd, 4, 9, 11)
+		c.anyOf("kernel.digest", "kernel", facts.Kernel, s.boot.kernel, 4, 9, 11)
+		c.bootLoader()
+		c.inOrder("firmware.digest", "firmware measurement", facts.Firmware, s.boot.firmware, "", 0)
+	}
+	c.pcrs(ev)
+	c.ima(ev)
+	return c.refusals
+}
+
+// checker collects the differences of one evidence from one set.
+type checker struct {
+	set       Set
+	facts     eventlog.Facts
+	explained map[int]bool // PCRs whose difference a component's refusal explains
+	refusals  nodeclaim.Refusals
+}
+
+// String names the set in a sentence.
+func (c *checker) String() string { return "reference set " + c.set.name }
+
+func (c *checker) refuse(check, format string, args ...any) {
+	c.refusals = append(c.refusals, *nodeclaim.Refuse(check, fmt.Sprintf(format, args...)))
+}
+
+// component refuses and notes which PCRs the difference explains.
+func (c *checker) component(check string, pcrs []int, format string, args ...any) {
+	c.refuse(check, format, args...)
+	for _, i := range pcrs {
+		c.explained[i] = true
+	}
+}
+
+func (c *checker) validity(now time.Time) {
+	if now.IsZero() {
+		c.refuse("reference.time", "the time is unknown, so %s may be expired", c)
+		return
+	}
+	if nb := c.set.notBefore; !nb.IsZero() && now.Before(nb) {
+		c.refuse("reference.notyet", "%s is valid from %s on, and it is %s", c, nb.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	if na := c.set.notAfter; !na.IsZero() && !now.Before(na) {
+		c.refuse("reference.expired", "%s expired at %s, and it is %s", c, na.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+}
+
+func (c *checker) secureBoot() {
+	want, have := c.set.boot.secureBoot, c.facts.SecureBoot
+	if want == nil {
+		return
+	}
+	if have.State != want.State {
+		state := "is " + string(have.State)
+		if have.State == eventlog.SecureBootUnknown {
+			state = "is not proven by the evidence"
+		}
+		c.component("secureboot.state", []int{7}, "secure boot %s, %s has %s", state, c, want.State)
+	}
+	keys := []struct {
+		name       string
+		have, want eventlog.Digest
+	}{
+		{"platform key (PK)", have.PK, want.PK}, {"key exchange keys (KEK)", have.KEK, want.KEK},
+		{"allowed signers (db)", have.DB, want.DB}, {"forbidden signers and images (dbx)", have.DBX, want.DBX},
+	}
+	var changed []string
+	for _, k := range keys {
+		if k.want != "" && k.have != k.want {
+			changed = append(changed, k.name)
+		}
+	}
+	if len(changed) > 0 {
+		c.component("secureboot.keys", []int{7}, "secure boot's %s differ from those in %s", strings.Join(changed, ", "), c)
+	}
+	if want.Authorities != nil && !slices.Equal(have.Authorities, want.Authorities) {
+		c.component("secureboot.authority", []int{7}, "images were let in by %s, %s has %s", authorities(have.Authorities), c, authorities(want.Authorities))
+	}
+}
+
+func authorities(list []eventlog.Authority) string {
+	if len(list) == 0 {
+		return "no signer"
+	}
+	names := make([]string, len(list))
+	for i, a := range list {
+		names[i] = fmt.Sprintf("%s entry %s", a.Variable, a.Digest)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (c *checker) commandLine() {
+	want, have := c.set.boot.commandLine, c.facts.CommandLine
+	if len(want) == 0 || slices.ContainsFunc(want, func(w commandLine) bool { return w.is(have) }) {
+		return
+	}
+	pcrs := []int{4, 8, 9, 11, 12}
+	allowed := c.allows(want)
+	switch {
+	case have.Text != "":
+		c.component("kernel.cmdline", pcrs, "kernel command line is %s, %s%s", quoteText(have.Text), allowed, wordDiff(want[0].text, have.Text))
+	case have.Digest != "":
+		c.component("kernel.cmdline", pcrs, "kernel command line has digest %s, %s", have.Digest, allowed)
+	default:
+		c.component("kernel.cmdline", pcrs, "kernel command line is not proven by the evidence, %s", allowed)
+	}
+}
+
+func (c *checker) allows(want []commandLine) string {
+	texts := make([]string, len(want))
+	for i, w := range want {
+		texts[i] = w.String()
+	}
+	return fmt.Sprintf("%s has %s", c, strings.Join(texts, " or "))
+}
+
+// quoteText puts a text into quotes, with what is not printable escaped.
+func quoteText(s string) string { return strconv.Quote(s) }
+
+// wordDiff tells which words of a command line came and went.
+func wordDiff(want, have string) string {
+	if want == "" {
+		return ""
+	}
+	w, h := strings.Fields(want), strings.Fields(have)
+	var out string
+	for _, d := range []struct {
+		label    string
+		in, from []string
+	}{{"added", h, w}, {"missing", w, h}} {
+		var words []string
+		for _, word := range d.in {
+			if !slices.Contains(d.from, word) {
+				words = append(words, quoteText(word))
+			}
+		}
+		if len(words) > 0 {
+			out += fmt.Sprintf("; %s: %s", d.label, strings.Join(words, " "))
+		}
+	}
+	return out
+}
+
+// anyOf checks a component of which a set may name several.
+func (c *checker) anyOf(check, what string, have eventlog.Digest, want []eventlog.Digest, pcrs ...int) {
+	if len(want) == 0 || slices.Contains(want, have) {
+		return
+	}
+	if have == "" {
+		c.component(check, pcrs, "%s is not proven by the evidence, %s has %s", what, c, joinDigests(want))
+		return
+	}
+	c.component(check, pcrs, "%s has digest %s, %s has %s", what, have, c, joinDigests(want))
+}
+
+func (c *checker) bootLoader() {
+	hint := ""
+	if c.explained[4] && len(c.facts.Sections) > 0 {
+		hint = " (a unified kernel image: it holds kernel, command line and initrd, see there)"
+	}
+	c.inOrder("bootloader.digest", "boot loader image", c.facts.BootLoader, c.set.boot.bootLoader, hint, 4)
+}
+
+// inOrder checks a component of which all measurements count, in order.
+func (c *checker) inOrder(check, what string, have, want []eventlog.Digest, hint string, pcr int) {
+	if len(want) == 0 || slices.Equal(have, want) {
+		return
+	}
+	pcrs := []int{pcr}
+	for i := range min(len(have), len(want)) {
+		if have[i] != want[i] {
+			c.component(check, pcrs, "%s %d of %d has digest %s, %s has %s%s", what, i+1, len(have), have[i], c, want[i], hint)
+		}
+	}
+	if len(have) == 0 {
+		c.component(check, pcrs, "no %s is proven by the evidence, %s has %d", what, c, len(want))
+	} else if len(have) != len(want) {
+		c.component(check, pcrs, "there are %d (%s), %s has %d", len(have), what, c, len(want))
+	}
+}
+
+func joinDigests(d []eventlog.Digest) string {
+	s := make([]string, len(d))
+	for i := range d {
+		s[i] = string(d[i])
+	}
+	return strings.Join(s, " or ")
+}
+
+// pcrs checks exact values. A pinned PCR that was not quoted is always refused.
+func (c *checker) pcrs(ev Evidence) {
+	for _, bank := range slices.Sorted(maps.Keys(c.set.boot.pcrs)) {
+		want := c.set.boot.pcrs[bank]
+		for _, i := range slices.Sorted(maps.Keys(want)) {
+			have, quoted := ev.PCRs.Value(bank, i)
+			switch {
+			case !quoted:
+				c.refuse("pcr.unquoted", "PCR %d (%s) was not quoted, %s pins it", i, bank, c)
+			case !bytes.Equal(have, want[i]) && !c.explained[i]:
+				c.refuse("pcr.value", "PCR %d (%s) is %x, %s has %x", i, bank, have, c, want[i])
+			}
+		}
+	}
+}

@@ -1,0 +1,144 @@
+package reference
+
+import (
+	"bytes"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+)
+
+// Marshal writes the set as YAML that ParseSet reads: the same set, the same bytes.
+func (s Set) Marshal() []byte {
+	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: "Reference values of a measured boot: what a machine must have measured to be trusted.\n" +
+		"Lists under kernel, initrd and commandLine are alternatives; firmware and bootLoader are\nwhole sequences. A key that is left out is not looked at."}
+	put(root, "name", scalar(s.name))
+	if !s.notBefore.IsZero() {
+		put(root, "notBefore", scalar(s.notBefore.UTC().Format(time.RFC3339)))
+	}
+	if !s.notAfter.IsZero() {
+		put(root, "notAfter", scalar(s.notAfter.UTC().Format(time.RFC3339)))
+	}
+	put(root, "boot", s.boot.node())
+	if s.ima != nil {
+		put(root, "ima", s.ima.node())
+	}
+	var out bytes.Buffer
+	enc := yaml.NewEncoder(&out)
+	enc.SetIndent(2)
+	if err := enc.Encode(root); err != nil {
+		panic("reference: marshal: " + err.Error()) // a tree of scalars, lists and mappings always encodes
+	}
+	return out.Bytes()
+}
+
+func (b boot) node() *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	put(n, "bank", scalar(b.bank.String()))
+	if b.secureBoot != nil {
+		put(n, "secureBoot", secureBootNode(*b.secureBoot))
+	}
+	for _, l := range []struct {
+		key  string
+		list []eventlog.Digest
+	}{{"firmware", b.firmware}, {"bootLoader", b.bootLoader}, {"kernel", b.kernel}, {"initrd", b.initrd}} {
+		if len(l.list) > 0 {
+			put(n, l.key, list(l.list))
+		}
+	}
+	if len(b.commandLine) > 0 {
+		lines := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, c := range b.commandLine {
+			line := &yaml.Node{Kind: yaml.MappingNode}
+			if c.digest != "" {
+				put(line, "digest", scalar(string(c.digest)))
+			} else {
+				put(line, "text", scalar(c.text))
+			}
+			lines.Content = append(lines.Content, line)
+		}
+		put(n, "commandLine", lines)
+	}
+	banks := &yaml.Node{Kind: yaml.MappingNode}
+	for _, alg := range slices.Sorted(maps.Keys(b.pcrs)) {
+		values := &yaml.Node{Kind: yaml.MappingNode}
+		for _, i := range slices.Sorted(maps.Keys(b.pcrs[alg])) {
+			put(values, strconv.Itoa(i), scalar(hex.EncodeToString(b.pcrs[alg][i])))
+		}
+		if len(values.Content) > 0 {
+			put(banks, alg.String(), values)
+		}
+	}
+	if len(banks.Content) > 0 {
+		put(n, "pcrs", banks)
+	}
+	return n
+}
+
+func secureBootNode(s eventlog.SecureBoot) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	put(n, "state", scalar(string(s.State)))
+	for _, k := range []struct {
+		key string
+		d   eventlog.Digest
+	}{{"pk", s.PK}, {"kek", s.KEK}, {"db", s.DB}, {"dbx", s.DBX}} {
+		if k.d != "" {
+			put(n, k.key, scalar(string(k.d)))
+		}
+	}
+	if s.Authorities == nil {
+		return n
+	}
+	all := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, a := range s.Authorities {
+		one := &yaml.Node{Kind: yaml.MappingNode}
+		put(one, "variable", scalar(a.Variable))
+		put(one, "digest", scalar(string(a.Digest)))
+		all.Content = append(all.Content, one)
+	}
+	put(n, "authorities", all)
+	return n
+}
+
+func (p imaPolicy) node() *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	files := &yaml.Node{Kind: yaml.MappingNode}
+	for _, file := range slices.Sorted(maps.Keys(p.files)) {
+		put(files, file, list(p.files[file]))
+	}
+	put(n, "files", files)
+	if len(p.ignore) > 0 {
+		put(n, "ignoreDirectories", list(p.ignore))
+	}
+	if len(p.required) > 0 {
+		put(n, "required", list(p.required))
+	}
+	violations := "deny"
+	if p.allowViolations {
+		violations = "allow"
+	}
+	put(n, "violations", scalar(violations))
+	return n
+}
+
+func put(n *yaml.Node, key string, value *yaml.Node) {
+	n.Content = append(n.Content, scalar(key), value)
+}
+
+// scalar is a text; the tag makes the encoder quote what would read as a number or a bool.
+func scalar(s string) *yaml.Node {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
+}
+
+func list[T ~string](items []T) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, i := range items {
+		n.Content = append(n.Content, scalar(string(i)))
+	}
+	return n
+}

@@ -1,0 +1,89 @@
+// Package reference holds an operator's accepted values: named sets of known-good
+// measurements, and what a node's proven facts differ from them by.
+//
+// A [Set] comes from a file ([ParseSet]) or from a golden node ([Capture]); both check it. Its Check
+// compares only proven things: facts of a replayed log, quoted PCRs, proven IMA
+// entries. What a set pins and the evidence does not prove is a refusal, never a pass; a set
+// that pins nothing cannot be built, and the zero Set accepts nothing.
+//
+// The operator controls sets, the node controls what they are compared with. Signatures over
+// sets are not this package's matter.
+package reference
+
+import (
+	"regexp"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/quote"
+)
+
+// Set is one named set of reference values.
+type Set struct {
+	name      string
+	notBefore time.Time // zero: open
+	notAfter  time.Time // zero: open
+	boot      boot
+	ima       *imaPolicy // nil: IMA is not looked at
+}
+
+// Name is the set's name, which becomes selector "ref:<name>".
+func (s Set) Name() string { return s.name }
+
+// ChecksIMA tells whether the set says which files may have been measured.
+func (s Set) ChecksIMA() bool { return s.ima != nil }
+
+// Bank is the PCR bank that the set's components are of.
+func (s Set) Bank() nodeclaim.HashAlg { return s.boot.bank }
+
+// boot has what a measured boot must have been. An empty component is not looked at.
+type boot struct {
+	bank        nodeclaim.HashAlg
+	secureBoot  *eventlog.SecureBoot
+	firmware    []eventlog.Digest // all of them, in order
+	bootLoader  []eventlog.Digest // all of them, in order
+	kernel      []eventlog.Digest // any of them
+	initrd      []eventlog.Digest // any of them
+	commandLine []commandLine     // any of them
+	pcrs        map[nodeclaim.HashAlg]map[int][]byte
+}
+
+// commandLine is a text, or a digest where the text was never known.
+type commandLine struct {
+	text   string
+	digest eventlog.Digest
+}
+
+func (c commandLine) is(have eventlog.CommandLine) bool {
+	if c.digest != "" {
+		return c.digest == have.Digest
+	}
+	return have.Is(c.text)
+}
+
+func (c commandLine) String() string {
+	if c.digest != "" {
+		return string(c.digest)
+	}
+	return quoteText(c.text)
+}
+
+// imaPolicy is an allow-list; what it does not name is refused.
+type imaPolicy struct {
+	files           map[string][]string // path to allowed digests ("sha256:hex")
+	ignore          []string            // directories, each with its final slash, under which anything goes
+	required        []string            // paths that must have been measured
+	allowViolations bool
+}
+
+// Evidence is what is compared with a set; all of it is proven.
+type Evidence struct {
+	Boot eventlog.Boot
+	PCRs quote.PCRs
+	IMA  *ima.Result // nil: none was proven
+}
+
+// namePattern keeps a name usable as a selector and a label value: lower case, as SPIRE's are.
+var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
