@@ -108,7 +108,7 @@ func (b builder) golang(ctx context.Context, p Part, args ...string) ([]byte, er
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("parts: %s: go %s in test/parts/%s: %w%s", p.Name, args[0], p.Folder, err, tail(stderr.String()))
+		return nil, fmt.Errorf("parts: %s: go %s: %w%s", p.Name, args[0], err, tail(stderr.String()))
 	}
 	return out, nil
 }
