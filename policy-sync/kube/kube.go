@@ -51,10 +51,15 @@ func New(reader client.Reader, writer client.Client, recorder events.EventRecord
 	return &Store{reader: reader, writer: writer, recorder: recorder, config: config, kinds: snapshot.Kinds(config)}
 }
 
-// stale tells whether err means that the object is not what it was; such an error wraps ErrStale.
+// staleError marks an API server's answer that means that the object is not what it was.
+type staleError struct{ error }
+
+func (e staleError) Unwrap() error        { return e.error }
+func (e staleError) Is(target error) bool { return target == ErrStale }
+
 func stale(err error) error {
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) {
-		return errors.Join(err, ErrStale)
+		return staleError{err}
 	}
 	return err
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -38,6 +39,43 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 			return snapshot.Snapshot{}, err
 		}
 		out.Objects = append(out.Objects, objects...)
+	}
+	if s.config.Calico {
+		blocks, err := s.list(ctx, blockAffinity)
+		if err != nil {
+			return snapshot.Snapshot{}, err
+		}
+		if out.Blocks, err = nodeBlocks(blocks); err != nil {
+			return snapshot.Snapshot{}, err
+		}
+	}
+	return out, nil
+}
+
+// blockAffinity is Calico's record of which node an address block belongs to.
+var blockAffinity = snapshot.Kind{
+	GroupVersionKind: schema.GroupVersionKind{Group: "projectcalico.org", Version: "v3", Kind: "BlockAffinity"},
+	Resource:         "blockaffinities",
+}
+
+func nodeBlocks(objects []*unstructured.Unstructured) (map[string][]netip.Prefix, error) {
+	out := map[string][]netip.Prefix{}
+	for _, o := range objects {
+		spec, _, err := unstructured.NestedMap(o.Object, "spec")
+		if err != nil {
+			return nil, fmt.Errorf("kube: BlockAffinity %s: %w", o.GetName(), err)
+		}
+		node, _ := spec["node"].(string)
+		cidr, _ := spec["cidr"].(string)
+		// A block that is pending or going away may be another node's the next moment; a virtual one has no node.
+		if deleted, _ := spec["deleted"].(bool); deleted || spec["state"] != "confirmed" || spec["type"] == "virtual" || node == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, fmt.Errorf("kube: BlockAffinity %s: %w", o.GetName(), err)
+		}
+		out[node] = append(out[node], prefix)
 	}
 	return out, nil
 }

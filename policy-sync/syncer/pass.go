@@ -1,0 +1,202 @@
+package syncer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/spireapi"
+)
+
+// Sync runs one pass and returns when the next one is due at the latest because something expires then (zero: nothing does).
+func (s *Syncer) Sync(ctx context.Context) (time.Time, error) {
+	began := s.o.Now()
+	next, err := s.pass(ctx)
+	s.o.Metrics.pass(s.o.Now(), s.o.Now().Sub(began), err)
+	return next, err
+}
+
+func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
+	snap, err := s.o.Kubernetes.Read(ctx)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
+	}
+	snap.At = s.o.Now()
+	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies))
+
+	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), done: map[string]bool{}}
+	decision, err := Decide(snap)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
+	}
+	p.close(ctx, decision.Plan.Closing())
+
+	var spireErr error
+	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
+		if decision, err = Decide(snap); err != nil {
+			return time.Time{}, fmt.Errorf("syncer: nothing more is changed: %w", err)
+		}
+		p.close(ctx, decision.Plan.Closing())
+		p.open(ctx, decision.Plan.Opening())
+	}
+	s.tell(decision.Graph)
+	return nextExpiry(snap), errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr))
+}
+
+// report writes statuses and events. What was planned from a stale reading, or without an answer that is on its way, is
+// decided in a moment, so it is not told: a condition that flaps says nothing.
+func (s *Syncer) report(ctx context.Context, p *progress, d Decision, spireErr error) error {
+	r := kube.Report{Changes: p.changes}
+	if !IsStale(p.err()) && !errors.Is(spireErr, errSlow) {
+		r.Policies = Statuses(d.Graph, p.failed, spireErr)
+	}
+	return s.o.Kubernetes.Report(ctx, r)
+}
+
+// IsStale tells whether an error means no more than that the world moved on since it was read; of several errors, all must.
+func IsStale(err error) bool {
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(several.Unwrap(), func(e error) bool { return !IsStale(e) })
+	}
+	return errors.Is(err, kube.ErrStale) || errors.Is(err, spireapi.ErrStale)
+}
+
+// progress is what one pass has done so far.
+type progress struct {
+	*Syncer
+	trusts map[string]time.Time
+	done   map[string]bool // by the operation's text
+	// changes and failed are what was carried out and what was not, in order.
+	changes []plan.Operation
+	failed  []Failure
+}
+
+// Failure is an operation that did not succeed.
+type Failure struct {
+	Operation plan.Operation
+	Err       error
+}
+
+func (p *progress) err() error {
+	var all []error
+	for _, f := range p.failed {
+		all = append(all, f.Err)
+	}
+	return errors.Join(all...)
+}
+
+// closers is how many closing operations go at once: they do not depend on each other, and taking a node's labels away must
+// not wait for its hundred pods.
+const closers = 16
+
+// close does operations that only close, phase by phase, each even when another one fails. What the first half of the pass
+// did already is not done again: both halves plan from the same objects.
+func (p *progress) close(ctx context.Context, operations []plan.Operation) {
+	for len(operations) > 0 {
+		n := 1
+		for n < len(operations) && operations[n].Phase == operations[0].Phase {
+			n++
+		}
+		p.closePhase(ctx, operations[:n])
+		operations = operations[n:]
+	}
+}
+
+func (p *progress) closePhase(ctx context.Context, operations []plan.Operation) {
+	var todo, spire []plan.Operation
+	for _, o := range operations {
+		switch {
+		case p.done[o.String()]:
+		case onSPIRE(o):
+			spire = append(spire, o)
+		default:
+			todo = append(todo, o)
+		}
+	}
+	results := make([]error, len(todo))
+	var group errgroup.Group
+	group.SetLimit(closers)
+	for i, o := range todo {
+		group.Go(func() error {
+			results[i] = p.o.Kubernetes.Apply(ctx, o)
+			return nil
+		})
+	}
+	_ = group.Wait() // the functions return no errors; each is in results
+	p.record(todo, results)
+	p.record(spire, p.applySPIRE(ctx, spire))
+}
+
+// open does operations that open something, in order, and none when anything before it failed.
+func (p *progress) open(ctx context.Context, operations []plan.Operation) {
+	for len(operations) > 0 && len(p.failed) == 0 && ctx.Err() == nil {
+		n := 1
+		if !onSPIRE(operations[0]) {
+			p.record(operations[:1], []error{p.o.Kubernetes.Apply(ctx, operations[0])})
+			operations = operations[1:]
+			continue
+		}
+		for n < len(operations) && onSPIRE(operations[n]) {
+			n++
+		}
+		p.record(operations[:n], p.applySPIRE(ctx, operations[:n]))
+		operations = operations[n:]
+	}
+}
+
+func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) []error {
+	if len(operations) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.o.Timeout)
+	defer cancel()
+	return p.o.SPIRE.Apply(ctx, operations)
+}
+
+func onSPIRE(o plan.Operation) bool {
+	switch o.Action {
+	case plan.CreateEntry, plan.UpdateEntry, plan.DeleteEntry, plan.DeleteAgent:
+		return true
+	case plan.Create, plan.Update, plan.Patch, plan.Delete:
+	}
+	return false
+}
+
+// record logs each decision, once, with what came of it.
+func (p *progress) record(operations []plan.Operation, results []error) {
+	for i, o := range operations {
+		if err := results[i]; err != nil {
+			p.failed = append(p.failed, Failure{Operation: o, Err: err})
+			p.o.Metrics.operation(o, err)
+			continue
+		}
+		p.done[o.String()] = true
+		p.changes = append(p.changes, o)
+		p.o.Metrics.operation(o, nil)
+		args := []any{"phase", o.Phase.String(), "action", string(o.Action), "subject", subject(o), "reason", o.Reason}
+		if at, ok := p.trusts[o.Target.Name]; ok && o.Target.Kind == "Node" {
+			took := p.o.Now().Sub(at)
+			p.o.Metrics.verdict(took)
+			args = append(args, "sinceEvidence", took.Round(time.Millisecond).String())
+		}
+		p.o.Log.Info("applied", args...)
+	}
+}
+
+func subject(o plan.Operation) string {
+	switch {
+	case o.Entry != nil:
+		return o.Entry.ID + " " + o.Entry.SPIFFEID
+	case o.AgentID != "":
+		return o.AgentID
+	default:
+		return o.Target.String()
+	}
+}

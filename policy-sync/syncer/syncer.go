@@ -1,0 +1,145 @@
+// Package syncer is the loop of policy-sync: read, decide, apply, report.
+//
+// Trust is global, so there is one loop and it is level-based: whatever happens, it reads everything and compares what is with
+// what should be. Watches only call Trigger. One pass has two halves. The first rests on Kubernetes alone, where the verdicts
+// are, and only closes; so a SPIRE server that is away, slow or hung delays no revocation. The second adds what the SPIRE
+// server says, and only it may open. Registries are asked beside the loop (Images), for the same reason.
+//
+//	read Kubernetes --error--> change nothing, try again
+//	   | plan without SPIRE: revoke, default deny, tighten
+//	read SPIRE -----error----> report it, open nothing, try again
+//	   | plan with SPIRE: the rest of the closing operations, and if all of them succeeded the opening ones, in order
+//	report status
+package syncer
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Kubernetes is the cluster; *kube.Store is one.
+type Kubernetes interface {
+	Read(ctx context.Context) (snapshot.Snapshot, error)
+	Apply(ctx context.Context, o plan.Operation) error
+	Report(ctx context.Context, r kube.Report) error
+}
+
+// SPIRE is the server that issues identities; *spireapi.Client is one.
+type SPIRE interface {
+	Read(ctx context.Context) (*snapshot.SPIRE, error)
+	Apply(ctx context.Context, operations []plan.Operation) []error
+}
+
+// Options are the syncer's surroundings.
+type Options struct {
+	Kubernetes Kubernetes
+	SPIRE      SPIRE
+	// Images answers at once with what is known of the images (Images.Results).
+	Images func([]snapshot.ImageQuestion) map[snapshot.ImageKey]snapshot.Image
+	Log    *slog.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
+	Now     func() time.Time
+	// Resync is how often everything is compared without being asked; it bounds how long a change at the SPIRE server, which
+	// has no watch, goes unseen.
+	Resync time.Duration
+	// Debounce is how long to wait for more after the first trigger.
+	Debounce time.Duration
+	// Timeout bounds reading the SPIRE server, and each batch of writes to it.
+	Timeout time.Duration
+	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
+	Patience time.Duration
+}
+
+// Syncer runs the loop. One goroutine runs Start or Sync; Trigger is for all.
+type Syncer struct {
+	o       Options
+	trigger chan struct{}
+	reading *reading
+	said    map[string]bool // findings that were logged, so that each is said once
+}
+
+// New makes a syncer.
+func New(o Options) *Syncer {
+	return &Syncer{o: o, trigger: make(chan struct{}, 1), said: map[string]bool{}}
+}
+
+// Trigger asks for a pass. It never blocks; a trigger during a pass leads to one more.
+func (s *Syncer) Trigger() {
+	select {
+	case s.trigger <- struct{}{}:
+	default:
+	}
+}
+
+// NeedLeaderElection is true: two replicas would race, though they would plan the same.
+func (s *Syncer) NeedLeaderElection() bool { return true }
+
+// Pauses after a pass that failed. A stale plan is made again almost at once: the cache is milliseconds behind.
+const (
+	pauseStale = 25 * time.Millisecond
+	pauseFirst = 200 * time.Millisecond
+	pauseMost  = 10 * time.Second
+)
+
+// Start runs passes until ctx ends.
+func (s *Syncer) Start(ctx context.Context) error {
+	failures, stales := 0, 0
+	for {
+		next, err := s.Sync(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		wait := s.o.Resync
+		if !next.IsZero() {
+			wait = min(wait, max(next.Sub(s.o.Now()), 0)+time.Millisecond)
+		}
+		pause := s.o.Debounce
+		switch {
+		case err == nil:
+			failures, stales = 0, 0
+		case IsStale(err):
+			s.o.Log.Debug("planned from what has changed since; again", "reason", err)
+			wait = min(pauseStale<<min(stales, 10), pauseMost)
+			pause = min(wait, pauseFirst)
+			stales++
+		default:
+			s.o.Log.Error("pass failed; what is closed stays closed", "failures", failures+1, "err", err)
+			wait = min(pauseFirst<<min(failures, 10), pauseMost)
+			failures++
+		}
+		if !s.wait(ctx, wait, pause) {
+			return nil
+		}
+	}
+}
+
+// wait returns after the given time, or pause after a trigger; false when ctx ended.
+func (s *Syncer) wait(ctx context.Context, atMost, pause time.Duration) bool {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	case <-s.trigger:
+	}
+	// The triggers of one change come in a burst. What comes during the pass stays in the channel.
+	timer.Reset(pause)
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	}
+	select {
+	case <-s.trigger:
+	default:
+	}
+	return true
+}
