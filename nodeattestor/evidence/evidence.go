@@ -41,8 +41,8 @@ const (
 	MaxSignature      = 2 << 10
 	MaxCredential     = 2 << 10
 	MaxTagDocument    = 64 << 10
-	MaxTagContents    = 2 << 10
 	MaxChunksPerReply = 2
+	MaxCommandLine    = 8 << 10
 	NonceSize         = 32
 	SecretSize        = 32
 )
@@ -88,8 +88,8 @@ type Payload struct {
 
 // Challenge asks the node to prove that AK and EK live in one TPM and to quote.
 type Challenge struct {
-	CredentialBlob  []byte      `cbor:"1,keyasint"` // TPM2B_ID_OBJECT
-	EncryptedSecret []byte      `cbor:"2,keyasint"` // TPM2B_ENCRYPTED_SECRET
+	CredentialBlob  []byte      `cbor:"1,keyasint"` // TPMS_ID_OBJECT
+	EncryptedSecret []byte      `cbor:"2,keyasint"` // content of a TPM2B_ENCRYPTED_SECRET
 	Nonce           []byte      `cbor:"3,keyasint"` // NonceSize random bytes, used once
 	Selections      []Selection `cbor:"4,keyasint"` // exactly what to quote
 	TagIndex        uint32      `cbor:"5,keyasint,omitempty"`
@@ -110,6 +110,9 @@ type Response struct {
 	Tag    *TagEvidence `cbor:"3,keyasint,omitempty"`
 	// Chunks may carry the start of each log, to save a round trip each.
 	Chunks []Chunk `cbor:"4,keyasint,omitempty"`
+	// CommandLine is what the kernel says its command line is. PCRs hold only its digest;
+	// it counts as a fact only when a quoted digest confirms it.
+	CommandLine string `cbor:"5,keyasint,omitempty"`
 }
 
 // Quote is one bank's quote and the value of every selected PCR, in index order.
@@ -121,12 +124,11 @@ type Quote struct {
 }
 
 // TagEvidence is the asset tag's document and the TPM's certificate of the NV index
-// that holds its digest.
+// that holds its digest; the certified content is in Attest.
 type TagEvidence struct {
 	Document  []byte `cbor:"1,keyasint"`
 	Attest    []byte `cbor:"2,keyasint"` // TPMS_ATTEST of TPM2_NV_Certify
 	Signature []byte `cbor:"3,keyasint"`
-	Contents  []byte `cbor:"4,keyasint"`
 }
 
 // Continue asks for the next chunk of one log.

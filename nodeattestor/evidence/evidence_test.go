@@ -31,7 +31,7 @@ func response(t *testing.T) *evidence.Response {
 	return &evidence.Response{
 		Secret: []byte("secret"),
 		Quotes: []evidence.Quote{{Bank: nodeclaim.SHA256, Attest: []byte{1}, Signature: []byte{2}, Values: [][]byte{make([]byte, 32)}}},
-		Tag:    &evidence.TagEvidence{Document: []byte{1}, Attest: []byte{2}, Signature: []byte{3}, Contents: []byte{4}},
+		Tag:    &evidence.TagEvidence{Document: []byte{1}, Attest: []byte{2}, Signature: []byte{3}},
 		Chunks: []evidence.Chunk{*c},
 	}
 }

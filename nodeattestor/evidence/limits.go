@@ -84,6 +84,7 @@ func (r *Response) validate() error {
 		field{"secret", len(r.Secret), 1, SecretSize},
 		field{"quotes", len(r.Quotes), 1, MaxBanks},
 		field{"chunks", len(r.Chunks), 0, MaxChunksPerReply},
+		field{"command_line", len(r.CommandLine), 0, MaxCommandLine},
 	)
 }
 
@@ -108,7 +109,6 @@ func (t *TagEvidence) validate() error {
 		field{"document", len(t.Document), 1, MaxTagDocument},
 		field{"attest", len(t.Attest), 1, MaxAttest},
 		field{"signature", len(t.Signature), 1, MaxSignature},
-		field{"contents", len(t.Contents), 1, MaxTagContents},
 	)
 }
 

@@ -1,0 +1,249 @@
+package agentplugin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/keelson-project/keelson/nodeattestor/evidence"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
+)
+
+// maxEventLog bounds what is read of the TCG event log, in bytes; the server's bound is
+// what decides.
+const maxEventLog = 64 << 20
+
+// node is the machine during one attestation.
+type node struct {
+	config *config
+	dev    *tpmdev.Device
+	ak     tpmdev.AK
+	tag    []byte // signed tag document, nil when there is none
+	logs   map[evidence.LogKind]*logReader
+}
+
+func openNode(ctx context.Context, c *config) (*node, error) {
+	dev, err := tpmdev.OpenOptions(c.tpm, tpmdev.Options{Template: c.ekTemplate})
+	if err != nil {
+		return nil, err
+	}
+	n := &node{config: c, dev: dev, logs: map[evidence.LogKind]*logReader{}}
+	if n.ak, err = dev.AK(ctx, c.dataDir); err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	return n, nil
+}
+
+func (n *node) close() error {
+	err := n.dev.Close()
+	for _, l := range n.logs {
+		err = errors.Join(err, l.close())
+	}
+	return err
+}
+
+// payload says who this machine is and what it can show.
+func (n *node) payload(ctx context.Context) ([]byte, error) {
+	e, err := n.dev.Endorsement(ctx)
+	if err != nil {
+		return nil, err
+	}
+	banks, err := n.dev.Banks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := &evidence.Payload{EKCertificates: e.Certs, AKPublic: n.ak.Public, Banks: banks}
+	if len(e.Certs) == 0 {
+		p.EKPublic = e.Public
+	}
+	if p.HasEventLog, err = exists(n.config.eventLog); err != nil {
+		return nil, err
+	}
+	if p.HasIMA, err = exists(n.config.imaLog); err != nil {
+		return nil, err
+	}
+	if n.config.tagDocument != "" {
+		if n.tag, err = readBounded(n.config.tagDocument, evidence.MaxTagDocument); err != nil {
+			return nil, err
+		}
+	}
+	p.HasTag = n.tag != nil
+	return p.Marshal()
+}
+
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// respond answers the challenge. The logs are opened after the quote, so that they hold
+// at least what was quoted.
+func (n *node) respond(ctx context.Context, data []byte) ([]byte, error) {
+	c, err := evidence.ParseChallenge(data)
+	if err != nil {
+		return nil, err
+	}
+	r := &evidence.Response{}
+	if r.Secret, err = n.dev.Activate(ctx, n.ak, c.CredentialBlob, c.EncryptedSecret); err != nil {
+		return nil, err
+	}
+	if r.Quotes, err = n.quote(ctx, c); err != nil {
+		return nil, err
+	}
+	if c.TagIndex != 0 {
+		if r.Tag, err = n.certifyTag(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	if line, err := readBounded(n.config.commandLine, evidence.MaxCommandLine); err == nil && utf8.Valid(line) {
+		r.CommandLine = strings.TrimSuffix(string(line), "\n") // optional: it only makes reasons readable
+	}
+	if r.Chunks, err = n.firstChunks(c); err != nil {
+		return nil, err
+	}
+	return r.Marshal()
+}
+
+func (n *node) quote(ctx context.Context, c *evidence.Challenge) ([]evidence.Quote, error) {
+	var sels []nodeclaim.Selection
+	for _, s := range c.Selections {
+		sels = append(sels, nodeclaim.Selection{Bank: s.Bank, PCRs: s.PCRs})
+	}
+	quotes, err := n.dev.Quote(ctx, n.ak, c.Nonce, sels)
+	if err != nil {
+		return nil, err
+	}
+	var out []evidence.Quote
+	for i, q := range quotes {
+		w := evidence.Quote{Bank: q.Bank, Attest: q.Attest, Signature: q.Signature}
+		for _, pcr := range sels[i].PCRs {
+			w.Values = append(w.Values, q.Values[pcr])
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+func (n *node) certifyTag(ctx context.Context, c *evidence.Challenge) (*evidence.TagEvidence, error) {
+	if n.tag == nil {
+		return nil, fmt.Errorf("the server asks for an asset tag; configure tag_document")
+	}
+	cert, err := n.dev.CertifyTag(ctx, n.ak, c.Nonce, c.TagIndex)
+	if err != nil {
+		return nil, err
+	}
+	return &evidence.TagEvidence{Document: n.tag, Attest: cert.Attest, Signature: cert.Signature}, nil
+}
+
+// firstChunks opens the logs and sends the start of each along with the response.
+func (n *node) firstChunks(c *evidence.Challenge) ([]evidence.Chunk, error) {
+	log, err := readBounded(n.config.eventLog, maxEventLog)
+	if err != nil {
+		return nil, err
+	}
+	n.logs[evidence.EventLog] = &logReader{kind: evidence.EventLog, from: io.NopCloser(bytes.NewReader(log))}
+	wanted := []evidence.LogKind{evidence.EventLog}
+	if c.WantIMA {
+		f, err := os.Open(n.config.imaLog)
+		if err != nil {
+			return nil, err
+		}
+		n.logs[evidence.IMALog] = &logReader{kind: evidence.IMALog, from: f}
+		if err := n.logs[evidence.IMALog].skip(c.IMAOffset); err != nil {
+			return nil, err
+		}
+		wanted = append(wanted, evidence.IMALog)
+	}
+	var out []evidence.Chunk
+	for _, k := range wanted {
+		chunk, err := n.logs[k].next()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, *chunk)
+	}
+	return out, nil
+}
+
+// goOn answers a request for the next chunk of a log.
+func (n *node) goOn(_ context.Context, data []byte) ([]byte, error) {
+	c, err := evidence.ParseContinue(data)
+	if err != nil {
+		return nil, err
+	}
+	l := n.logs[c.Log]
+	if l == nil {
+		return nil, fmt.Errorf("the server asks for the %s, which it did not ask for in its challenge", c.Log)
+	}
+	if c.Offset != l.offset {
+		return nil, fmt.Errorf("the server asks for the %s at offset %d, next is %d", c.Log, c.Offset, l.offset)
+	}
+	chunk, err := l.next()
+	if err != nil {
+		return nil, err
+	}
+	return chunk.Marshal()
+}
+
+// logReader reads one log from front to back. The kernel's log files have no size and
+// grow while they are read, so only the end of a read says where they end.
+type logReader struct {
+	kind   evidence.LogKind
+	from   io.ReadCloser
+	offset uint64
+}
+
+func (l *logReader) skip(n uint64) error {
+	if n > 1<<40 {
+		return fmt.Errorf("the server asks for the %s at offset %d", l.kind, n)
+	}
+	skipped, err := io.CopyN(io.Discard, l.from, int64(n)) //nolint:gosec // bounded above.
+	l.offset = uint64(skipped)                             //nolint:gosec // never negative.
+	if err != nil {
+		return fmt.Errorf("the %s has only %d bytes, the server wants to go on at %d: %w", l.kind, skipped, n, err)
+	}
+	return nil
+}
+
+func (l *logReader) next() (*evidence.Chunk, error) {
+	raw := make([]byte, evidence.MaxChunkRaw)
+	n, err := io.ReadFull(l.from, raw)
+	final := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if err != nil && !final {
+		return nil, fmt.Errorf("read the %s: %w", l.kind, err)
+	}
+	chunk, err := evidence.NewChunk(l.kind, l.offset, raw[:n], final)
+	if err != nil {
+		return nil, err
+	}
+	l.offset += uint64(n) //nolint:gosec // never negative.
+	return chunk, nil
+}
+
+func (l *logReader) close() error { return l.from.Close() }
+
+// readBounded reads a file whose size may not be known before, within a limit of bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // the operator's configuration names the path.
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%s has more than the %d bytes allowed", path, limit)
+	}
+	return data, nil
+}

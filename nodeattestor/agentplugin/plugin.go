@@ -1,0 +1,170 @@
+// Package agentplugin is the SPIRE agent plugin: it reads the machine's TPM and logs and
+// answers the server's challenges. It decides nothing; everything that it sends is
+// evidence, which the server trusts only as far as the TPM vouches for it.
+package agentplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+)
+
+// hclConfig is the plugin_data block as people write it; README.md explains each key.
+type hclConfig struct {
+	TPM         string `hcl:"tpm"`
+	DataDir     string `hcl:"data_dir"`
+	EKTemplate  string `hcl:"ek_template"`
+	EventLog    string `hcl:"event_log"`
+	IMALog      string `hcl:"ima_log"`
+	CommandLine string `hcl:"command_line"`
+	TagDocument string `hcl:"tag_document"`
+	Timeout     string `hcl:"timeout"`
+}
+
+// config is what the plugin works by: validated, and never changed once made.
+type config struct {
+	tpm, dataDir, ekTemplate      string
+	eventLog, imaLog, commandLine string
+	tagDocument                   string
+	timeout                       time.Duration
+}
+
+// Where Linux shows its TPM and its logs.
+const (
+	defaultTPM      = "/dev/tpmrm0"
+	defaultEventLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
+	defaultIMALog   = "/sys/kernel/security/ima/binary_runtime_measurements"
+	defaultCmdline  = "/proc/cmdline"
+	defaultTimeout  = 2 * time.Minute
+)
+
+func buildConfig(text string) (*config, *pluginconf.Problems) {
+	raw := hclConfig{TPM: defaultTPM, EventLog: defaultEventLog, IMALog: defaultIMALog, CommandLine: defaultCmdline}
+	p := pluginconf.Decode(text, &raw)
+	if p.Err() != nil {
+		return nil, p
+	}
+	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
+		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, timeout: defaultTimeout}
+	if c.dataDir == "" {
+		p.Add("data_dir", "missing; the attestation key is kept there across restarts")
+	}
+	if _, err := os.Stat(c.tpm); err != nil {
+		p.Add("tpm", "%v; name the TPM's device (%s) or a socket that takes TPM commands", err, defaultTPM)
+	}
+	if c.tagDocument != "" {
+		if _, err := os.Stat(c.tagDocument); err != nil {
+			p.Add("tag_document", "%v", err)
+		}
+	}
+	if raw.Timeout != "" {
+		d, err := time.ParseDuration(raw.Timeout)
+		if err != nil || d <= 0 {
+			p.Add("timeout", "%q is not a positive duration such as 2m", raw.Timeout)
+		}
+		c.timeout = d
+	}
+	return c, p
+}
+
+// Plugin serves SPIRE's agent-side NodeAttestor and Config services.
+type Plugin struct {
+	nodeattestorv1.UnimplementedNodeAttestorServer
+	configv1.UnimplementedConfigServer
+
+	log hclog.Logger
+
+	mu     sync.RWMutex
+	config *config
+}
+
+var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
+
+// New makes a plugin that still has to be configured.
+func New() *Plugin { return &Plugin{log: hclog.NewNullLogger()} }
+
+// SetLogger is called by SPIRE's framework when the plugin is loaded.
+func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// Validate reports every problem of a configuration.
+func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
+	_, problems := buildConfig(req.HclConfiguration)
+	return &configv1.ValidateResponse{Valid: problems.Err() == nil, Notes: problems.List()}, nil
+}
+
+// Configure puts a configuration in force, whole or not at all.
+func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
+	c, problems := buildConfig(req.HclConfiguration)
+	if err := problems.Err(); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.config = c
+	return &configv1.ConfigureResponse{}, nil
+}
+
+// AidAttestation sends the payload, then answers challenges until SPIRE closes the stream.
+func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestationServer) error {
+	p.mu.RLock()
+	c := p.config
+	p.mu.RUnlock()
+	if c == nil {
+		return status.Error(codes.FailedPrecondition, "keelson_tpm: not configured")
+	}
+	ctx, cancel := context.WithTimeout(stream.Context(), c.timeout)
+	defer cancel()
+	n, err := openNode(ctx, c)
+	if err != nil {
+		return p.fail(err)
+	}
+	err = converse(ctx, stream, n)
+	if err := errors.Join(err, n.close()); err != nil {
+		return p.fail(err)
+	}
+	return nil
+}
+
+func (p *Plugin) fail(err error) error {
+	p.log.Error("no evidence for the server", "error", err)
+	return status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+}
+
+// converse is the agent's half of the protocol of nodeattestor/doc.go.
+func converse(ctx context.Context, stream nodeattestorv1.NodeAttestor_AidAttestationServer, n *node) error {
+	payload, err := n.payload(ctx)
+	if err != nil {
+		return err
+	}
+	err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
+		Data: &nodeattestorv1.PayloadOrChallengeResponse_Payload{Payload: payload}})
+	for answer := n.respond; err == nil; answer = n.goOn {
+		var msg *nodeattestorv1.Challenge
+		if msg, err = stream.Recv(); err != nil {
+			break
+		}
+		var data []byte
+		if data, err = answer(ctx, msg.Challenge); err != nil {
+			return err
+		}
+		err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
+			Data: &nodeattestorv1.PayloadOrChallengeResponse_ChallengeResponse{ChallengeResponse: data}})
+	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return fmt.Errorf("the stream ended: %w", err)
+}

@@ -1,0 +1,301 @@
+package serverplugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/keelson-project/keelson/nodeattestor/evidence"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/verdict"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+)
+
+// attempt is one attestation, from payload to audit line.
+type attempt struct {
+	*running
+	conversation
+	log  hclog.Logger
+	now  func() time.Time
+	rand io.Reader
+
+	received time.Time       // when the payload arrived: the order among verdicts
+	pending  *verify.Pending // nil until Begin accepted the payload
+}
+
+// attest runs the protocol and turns its end into a verdict and a gRPC status.
+func (a *attempt) attest(ctx context.Context) error {
+	claims, err := a.appraise(ctx)
+	if err != nil {
+		return a.refuse(err)
+	}
+	return a.accept(claims)
+}
+
+// appraise is the protocol of nodeattestor/doc.go, seen from the server.
+func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
+	none := nodeclaim.Claims{}
+	data, err := a.payload(ctx)
+	if err != nil {
+		return none, err
+	}
+	a.received = a.now()
+	payload, err := evidence.ParsePayload(data)
+	if err != nil {
+		return none, malformed{err}
+	}
+	pending, challenge, err := verify.Begin(payload, a.policy, a.now(), a.rand)
+	if err != nil {
+		return none, err
+	}
+	a.pending = pending
+	response, err := a.prove(ctx, challenge)
+	if err != nil {
+		return none, err
+	}
+	known, err := a.known(ctx)
+	if err != nil {
+		return none, err
+	}
+	if err := pending.Bind(known); err != nil {
+		return none, err
+	}
+	if err := a.logs(ctx, response.Chunks); err != nil {
+		return none, err
+	}
+	return pending.Finish(a.now())
+}
+
+func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge) (*evidence.Response, error) {
+	data, err := challenge.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	answer, err := a.ask(ctx, data)
+	if err != nil {
+		return nil, err
+	}
+	response, err := evidence.ParseResponse(answer)
+	if err != nil {
+		return nil, malformed{err}
+	}
+	return response, a.pending.Prove(response, a.now())
+}
+
+// known reads what the shared store knows of the node; without one, nothing is known.
+func (a *attempt) known(ctx context.Context) (verify.Known, error) {
+	if a.store == nil || a.pending.Node() == "" {
+		return verify.Known{}, nil
+	}
+	b, err := a.store.Binding(ctx, a.pending.Node())
+	if err != nil || b == nil {
+		return verify.Known{}, err
+	}
+	return verify.Known{EKHash: b.EKHash, TagSerial: b.TagSerial}, nil
+}
+
+// logs takes the chunks that came with the response, then asks for the rest.
+func (a *attempt) logs(ctx context.Context, first []evidence.Chunk) error {
+	for i := range first {
+		if err := a.pending.Add(&first[i]); err != nil {
+			return err
+		}
+	}
+	for {
+		next, err := a.pending.Next()
+		if err != nil || next == nil {
+			return err
+		}
+		data, err := next.Marshal()
+		if err != nil {
+			return err
+		}
+		answer, err := a.ask(ctx, data)
+		if err != nil {
+			return err
+		}
+		chunk, err := evidence.ParseChunk(answer)
+		if err != nil {
+			return malformed{err}
+		}
+		if err := a.pending.Add(chunk); err != nil {
+			return err
+		}
+	}
+}
+
+// accept writes the audit line and queues the verdict before it lets the node in: what
+// is not on record does not happen.
+func (a *attempt) accept(claims nodeclaim.Claims) error {
+	selectors, err := claims.Selectors(a.pcrSelectors)
+	if err != nil {
+		return a.refuse(err)
+	}
+	if claims.TagSerial > math.MaxInt64 {
+		return a.refuse(nodeclaim.Refuse("tag.serial", "the tag's serial is above 2^63-1"))
+	}
+	entry := a.entry(verdict.OutcomeTrusted)
+	entry.Reference = claims.Reference
+	if err := a.audit.Append(entry); err != nil {
+		a.log.Error("attestation refused: no audit line", "error", err)
+		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot write its audit log")
+	}
+	r := a.result()
+	r.Trusted, r.Reference, r.Tags = true, claims.Reference, claims.Tags
+	if serial := int64(claims.TagSerial); serial > 0 { //nolint:gosec // bounded above.
+		r.TagSerial = &serial
+	}
+	if err := a.submit(r); err != nil {
+		a.log.Error("attestation refused: verdict not kept", "error", err)
+		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
+	}
+	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference)
+	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
+		AgentAttributes: &nodeattestorv1.AgentAttributes{
+			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,
+		}}})
+}
+
+// refuse records the end of an attestation that let nobody in, and says in the gRPC
+// status what the agent may know.
+func (a *attempt) refuse(err error) error {
+	refusals := nodeclaim.AsRefusals(err)
+	proved := len(refusals) > 0 && a.pending != nil && a.pending.Proved()
+	outcome, code := verdict.OutcomeInconclusive, codes.Unavailable
+	switch {
+	case proved:
+		outcome, code = verdict.OutcomeUntrusted, codes.PermissionDenied
+	case len(refusals) > 0:
+		outcome, code = verdict.OutcomeUnproved, codes.PermissionDenied
+	case errors.As(err, new(malformed)):
+		outcome, code = verdict.OutcomeUnproved, codes.InvalidArgument
+		if a.pending != nil && a.pending.Proved() {
+			outcome = verdict.OutcomeInconclusive
+		}
+	}
+	entry := a.entry(outcome)
+	entry.Refusals = refusals
+	if len(refusals) == 0 {
+		entry.Error = err.Error()
+	}
+	if auditErr := a.audit.Append(entry); auditErr != nil {
+		a.log.Error("audit line lost", "error", auditErr)
+	}
+	if proved {
+		r := a.result()
+		r.Refusals = refusals
+		if err := a.submit(r); err != nil {
+			a.log.Error("verdict kept in memory only", "node", r.Node, "error", err)
+		}
+	}
+	a.log.Warn("node refused", "outcome", string(outcome), "node", entry.Node, "ek", entry.EKHash, "error", err)
+	if len(refusals) > 0 {
+		return status.Errorf(code, "keelson_tpm: refused by %s; the server's audit log has the reasons", checks(refusals))
+	}
+	return status.Errorf(code, "keelson_tpm: %v", err)
+}
+
+func checks(refusals nodeclaim.Refusals) string {
+	names := make([]string, len(refusals))
+	for i, r := range refusals {
+		names[i] = r.Check
+	}
+	return strings.Join(names, ", ")
+}
+
+func (a *attempt) entry(outcome verdict.Outcome) verdict.Entry {
+	e := verdict.Entry{Time: a.now().UTC(), Outcome: outcome}
+	if a.pending != nil {
+		e.EKHash, e.Node, e.EvidenceDigest = a.pending.EK().String(), a.pending.Node(), a.pending.EvidenceDigest()
+		e.AgentID = a.agentID()
+	}
+	return e
+}
+
+func (a *attempt) agentID() string {
+	return a.trustDomain.IDString() + nodeclaim.AgentPath(a.pending.EK())
+}
+
+func (a *attempt) result() verdict.Result {
+	return verdict.Result{
+		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
+		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.received.Add(a.validFor),
+	}
+}
+
+// submit queues a verdict; without a node or without Kubernetes there is none to write.
+func (a *attempt) submit(r verdict.Result) error {
+	if a.queue == nil || r.Node == "" {
+		return nil
+	}
+	return a.queue.Submit(r)
+}
+
+// malformed marks a message that could not be read.
+type malformed struct{ error }
+
+func (m malformed) Unwrap() error { return m.error }
+
+// conversation is the stream with deadlines.
+type conversation struct {
+	stream nodeattestorv1.NodeAttestor_AttestServer
+}
+
+func (c *conversation) payload(ctx context.Context) ([]byte, error) {
+	req, err := c.receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if req.GetPayload() == nil {
+		return nil, malformed{errors.New("the first message holds no payload")}
+	}
+	return req.GetPayload(), nil
+}
+
+// ask sends a challenge and waits for its response.
+func (c *conversation) ask(ctx context.Context, challenge []byte) ([]byte, error) {
+	err := c.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_Challenge{Challenge: challenge}})
+	if err != nil {
+		return nil, fmt.Errorf("send challenge: %w", err)
+	}
+	req, err := c.receive(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if req.GetChallengeResponse() == nil {
+		return nil, malformed{errors.New("the message holds no challenge response")}
+	}
+	return req.GetChallengeResponse(), nil
+}
+
+// receive waits for one message, but not beyond the attempt's deadline: the goroutine
+// ends when the stream does, which is when Attest returns.
+func (c *conversation) receive(ctx context.Context) (*nodeattestorv1.AttestRequest, error) {
+	type result struct {
+		req *nodeattestorv1.AttestRequest
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		req, err := c.stream.Recv()
+		done <- result{req, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, fmt.Errorf("the stream ended: %w", r.err)
+		}
+		return r.req, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("no answer from the agent in time: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,368 @@
+package serverplugin
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+)
+
+// hclConfig is the plugin_data block as people write it; README.md explains each key.
+type hclConfig struct {
+	EKMode          string           `hcl:"ek_mode"`
+	EKRoots         []string         `hcl:"ek_roots"`
+	EKIntermediates []string         `hcl:"ek_intermediates"`
+	Inventory       string           `hcl:"inventory"`
+	References      []string         `hcl:"references"`
+	PCRs            map[string][]int `hcl:"pcrs"`
+	RequireIMA      *bool            `hcl:"require_ima"`
+	Tag             *hclTag          `hcl:"tag"`
+	PCRSelectors    map[string][]int `hcl:"pcr_selectors"`
+	AuditLog        string           `hcl:"audit_log"`
+	StateDir        string           `hcl:"state_dir"`
+	Kubernetes      *hclKubernetes   `hcl:"kubernetes"`
+	VerdictValidFor string           `hcl:"verdict_valid_for"`
+	Timeout         string           `hcl:"attestation_timeout"`
+	MaxParallel     int              `hcl:"max_parallel"`
+	MaxEventLog     int              `hcl:"max_event_log_bytes"`
+	MaxIMALog       int64            `hcl:"max_ima_log_bytes"`
+	MaxIMAEntries   int              `hcl:"max_ima_entries"`
+}
+
+type hclTag struct {
+	Signers  []string `hcl:"signers"`
+	Index    string   `hcl:"index"`
+	Required *bool    `hcl:"required"`
+}
+
+type hclKubernetes struct {
+	Kubeconfig string `hcl:"kubeconfig"`
+	InCluster  bool   `hcl:"in_cluster"`
+}
+
+// config is what the plugin works by: validated, and never changed once made.
+type config struct {
+	trustDomain  spiffeid.TrustDomain
+	policy       *verify.Policy
+	pcrSelectors []nodeclaim.Selection
+	auditLog     string
+	stateDir     string
+	kube         *rest.Config // nil when no verdicts are written
+	validFor     time.Duration
+	timeout      time.Duration
+	maxParallel  int
+}
+
+// Defaults of optional keys.
+const (
+	defaultValidFor    = 2 * time.Hour // above half of SPIRE's default agent_ttl of 1 h plus retries
+	defaultTimeout     = 2 * time.Minute
+	defaultMaxParallel = 64
+)
+
+// maxFile bounds every file that the configuration names, in bytes.
+const maxFile = 32 << 20
+
+// buildConfig reads the plugin's configuration and every file that it names. It has no
+// other effect, so Configure and Validate share it; the problems are all of them.
+func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.Problems) {
+	var raw hclConfig
+	b := builder{problems: pluginconf.Decode(text, &raw), now: now}
+	if b.problems.Err() != nil {
+		return nil, b.problems
+	}
+	c := &config{policy: &verify.Policy{}, auditLog: raw.AuditLog, stateDir: raw.StateDir}
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		b.problems.Add("trust_domain", "%v", err)
+	}
+	c.trustDomain = td
+	b.anchors(&raw, &c.policy.Anchors)
+	c.policy.References = b.references(raw.References)
+	c.policy.Selections = b.selections("pcrs", raw.PCRs)
+	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
+	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
+	c.policy.MaxEventLog = raw.MaxEventLog
+	c.policy.IMAOptions.Limits = b.imaLimits(&raw)
+	b.tag(raw.Tag, &c.policy.Tag)
+	c.kube = b.kubernetes(raw.Kubernetes)
+	c.policy.RequireNode = raw.Kubernetes != nil
+	c.validFor = b.duration("verdict_valid_for", raw.VerdictValidFor, defaultValidFor)
+	c.timeout = b.duration("attestation_timeout", raw.Timeout, defaultTimeout)
+	c.policy.ChallengeTTL = c.timeout
+	c.maxParallel = raw.MaxParallel
+	b.rest(&raw, c)
+	if b.problems.Err() != nil {
+		return nil, b.problems
+	}
+	if err := c.policy.Validate(); err != nil {
+		b.problems.Add("configuration", "%v", err)
+		return nil, b.problems
+	}
+	return c, b.problems
+}
+
+type builder struct {
+	problems *pluginconf.Problems
+	now      time.Time
+}
+
+func (b *builder) rest(raw *hclConfig, c *config) {
+	if raw.MaxParallel < 0 {
+		b.problems.Add("max_parallel", "%d is negative", raw.MaxParallel)
+	}
+	if raw.MaxParallel == 0 {
+		c.maxParallel = defaultMaxParallel
+	}
+	if raw.MaxEventLog < 0 {
+		b.problems.Add("max_event_log_bytes", "%d is negative", raw.MaxEventLog)
+	}
+	if raw.AuditLog == "" {
+		b.problems.Add("audit_log", "missing; name the file that every decision is appended to")
+	}
+	if raw.Kubernetes != nil {
+		if info, err := os.Stat(raw.StateDir); raw.StateDir == "" || err != nil || !info.IsDir() {
+			b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there", raw.StateDir)
+		}
+	}
+	if raw.Kubernetes != nil && raw.Inventory == "" {
+		b.problems.Add("inventory", "missing; with kubernetes, the inventory says which node an EK belongs to")
+	}
+	for _, s := range c.pcrSelectors {
+		i := slices.IndexFunc(c.policy.Selections, func(q nodeclaim.Selection) bool { return q.Bank == s.Bank })
+		for _, pcr := range s.PCRs {
+			if i < 0 || !slices.Contains(c.policy.Selections[i].PCRs, pcr) {
+				b.problems.Add("pcr_selectors", "PCR %d of bank %s is not quoted; add it to pcrs", pcr, s.Bank)
+			}
+		}
+	}
+}
+
+func (b *builder) anchors(raw *hclConfig, a *ek.Anchors) {
+	mode, err := ek.ParseMode(raw.EKMode)
+	if err != nil {
+		b.problems.Add("ek_mode", "%v", err)
+	}
+	a.Mode = mode
+	a.Roots = b.certificates("ek_roots", raw.EKRoots)
+	a.Intermediates = b.certificates("ek_intermediates", raw.EKIntermediates)
+	if mode != ek.Inventory && len(a.Roots) == 0 {
+		b.problems.Add("ek_roots", "missing; mode %s needs at least one root of a TPM vendor", mode)
+	}
+	if mode != ek.Certificate && raw.Inventory == "" {
+		b.problems.Add("inventory", "missing; mode %s needs one", mode)
+	}
+	if raw.Inventory == "" {
+		return
+	}
+	if data, ok := b.read("inventory", raw.Inventory); ok {
+		if a.Inventory, err = ek.ParseInventory(data); err != nil {
+			b.problems.Add("inventory", "%s: %v", raw.Inventory, err)
+		}
+	}
+}
+
+// certificates reads PEM files, and every *.pem and *.crt of directories.
+func (b *builder) certificates(key string, paths []string) []*x509.Certificate {
+	var out []*x509.Certificate
+	for _, path := range b.expand(key, paths, ".pem", ".crt") {
+		data, ok := b.read(key, path)
+		if !ok {
+			continue
+		}
+		n := len(out)
+		for {
+			var block *pem.Block
+			if block, data = pem.Decode(data); block == nil {
+				break
+			}
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if block.Type != "CERTIFICATE" || err != nil {
+				b.problems.Add(key, "%s: not a certificate (%s): %v", path, block.Type, err)
+				break
+			}
+			out = append(out, cert)
+		}
+		if len(out) == n || len(strings.TrimSpace(string(data))) > 0 {
+			b.problems.Add(key, "%s: not a file of PEM certificates", path)
+		}
+	}
+	return out
+}
+
+func (b *builder) references(paths []string) reference.Sets {
+	var sets []reference.Set
+	for _, path := range b.expand("references", paths, ".yaml", ".yml", ".json") {
+		data, ok := b.read("references", path)
+		if !ok {
+			continue
+		}
+		set, err := reference.ParseSet(data)
+		if err != nil {
+			b.problems.Add("references", "%s: %v", path, err)
+			continue
+		}
+		sets = append(sets, set)
+	}
+	if len(sets) == 0 {
+		b.problems.Add("references", "no reference set; make one with keelson reference capture")
+	}
+	all, err := reference.NewSets(sets...)
+	if err != nil {
+		b.problems.Add("references", "%v", err)
+	}
+	return all
+}
+
+// selections reads a block of bank = [indices], strongest bank last, as verify.Policy wants it.
+func (b *builder) selections(key string, banks map[string][]int) []nodeclaim.Selection {
+	var out []nodeclaim.Selection
+	for name, pcrs := range banks {
+		alg, err := nodeclaim.ParseHashAlg(name)
+		if err != nil {
+			b.problems.Add(key+"."+name, "%v", err)
+			continue
+		}
+		s := nodeclaim.Selection{Bank: alg, PCRs: slices.Clone(pcrs)}
+		slices.Sort(s.PCRs)
+		if err := s.Validate(); err != nil {
+			b.problems.Add(key+"."+name, "%v", err)
+			continue
+		}
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(x, y nodeclaim.Selection) int { return int(x.Bank) - int(y.Bank) })
+	if key == "pcrs" && len(out) == 0 {
+		b.problems.Add("pcrs", "missing; a good start is pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }")
+	}
+	return out
+}
+
+func (b *builder) tag(raw *hclTag, out *verify.TagPolicy) {
+	if raw == nil {
+		return
+	}
+	out.Required = raw.Required == nil || *raw.Required
+	out.Index = assettag.DefaultIndex
+	if raw.Index != "" {
+		n, err := strconv.ParseUint(raw.Index, 0, 32)
+		if err != nil {
+			b.problems.Add("tag.index", "%q is not an NV index such as 0x01800100", raw.Index)
+		}
+		out.Index = uint32(n)
+	}
+	for _, path := range b.expand("tag.signers", raw.Signers, ".pem", ".pub") {
+		data, ok := b.read("tag.signers", path)
+		if !ok {
+			continue
+		}
+		var keys []crypto.PublicKey
+		keys, err := assettag.ParseSigners(data)
+		if err != nil {
+			b.problems.Add("tag.signers", "%s: %v", path, err)
+		}
+		out.Signers = append(out.Signers, keys...)
+	}
+	if len(out.Signers) == 0 {
+		b.problems.Add("tag.signers", "missing; name the public keys that may sign asset tags")
+	}
+}
+
+func (b *builder) kubernetes(raw *hclKubernetes) *rest.Config {
+	if raw == nil {
+		return nil
+	}
+	if raw.InCluster == (raw.Kubeconfig != "") {
+		b.problems.Add("kubernetes", "say either in_cluster = true or kubeconfig = \"…\"")
+		return nil
+	}
+	var cfg *rest.Config
+	var err error
+	if raw.InCluster {
+		cfg, err = rest.InClusterConfig()
+	} else {
+		cfg, err = clientcmd.BuildConfigFromFlags("", raw.Kubeconfig)
+	}
+	if err != nil {
+		b.problems.Add("kubernetes", "%v", err)
+		return nil
+	}
+	cfg.UserAgent = "keelson-nodeattestor-server"
+	return cfg
+}
+
+func (b *builder) duration(key, text string, otherwise time.Duration) time.Duration {
+	if text == "" {
+		return otherwise
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		b.problems.Add(key, "%q is not a positive duration such as 10m", text)
+	}
+	return d
+}
+
+// expand replaces a directory by its files that have one of the suffixes, sorted.
+func (b *builder) expand(key string, paths []string, suffixes ...string) []string {
+	var out []string
+	for _, path := range paths {
+		info, err := os.Stat(path)
+		if err != nil || !info.IsDir() {
+			out = append(out, path) // read reports what is wrong with it
+			continue
+		}
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			b.problems.Add(key, "%v", err)
+		}
+		n := len(out)
+		for _, e := range entries {
+			if !e.IsDir() && slices.Contains(suffixes, filepath.Ext(e.Name())) {
+				out = append(out, filepath.Join(path, e.Name()))
+			}
+		}
+		if len(out) == n {
+			b.problems.Add(key, "directory %s has no file that ends in %s", path, strings.Join(suffixes, " or "))
+		}
+	}
+	return out
+}
+
+// read reads a file that the configuration names, within maxFile.
+func (b *builder) read(key, path string) ([]byte, bool) {
+	data, err := readBounded(path)
+	if err != nil {
+		b.problems.Add(key, "%v", err)
+		return nil, false
+	}
+	return data, true
+}
+
+func readBounded(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&fs.ModeType != 0 || info.Size() > maxFile {
+		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxFile)
+	}
+	return os.ReadFile(path) //nolint:gosec // the operator's configuration names the path.
+}

@@ -1,0 +1,157 @@
+// Package serverplugin is the SPIRE server plugin: it carries messages between the
+// stream and package verify, and results to package verdict. It decides nothing; what
+// it adds is configuration, deadlines, gRPC codes and the audit line.
+//
+// Three outcomes leave it. Trusted: agent attributes. Refused: PermissionDenied with
+// the names of the checks that failed, not with the reference values; when the
+// evidence was proved to be the node's own, the verdict is lowered too. Inconclusive:
+// another code; no verdict changes and the one that stands is left to expire.
+package serverplugin
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/verdict"
+)
+
+// Plugin serves SPIRE's server-side NodeAttestor and Config services.
+type Plugin struct {
+	nodeattestorv1.UnimplementedNodeAttestorServer
+	configv1.UnimplementedConfigServer
+
+	log hclog.Logger
+
+	mu  sync.RWMutex
+	run *running
+}
+
+var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
+
+// running is a configuration in force with what it opened.
+type running struct {
+	*config
+	audit *verdict.Audit
+	store *verdict.Store // nil without kubernetes
+	queue *verdict.Queue // nil without kubernetes
+	slots chan struct{}  // one per attestation under way
+}
+
+// New makes a plugin that still has to be configured.
+func New() *Plugin { return &Plugin{log: hclog.NewNullLogger()} }
+
+// SetLogger is called by SPIRE's framework when the plugin is loaded.
+func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
+
+// Validate reports every problem of a configuration, and opens nothing.
+func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
+	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), time.Now())
+	return &configv1.ValidateResponse{Valid: problems.Err() == nil, Notes: problems.List()}, nil
+}
+
+// Configure puts a configuration in force, whole or not at all.
+func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
+	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), time.Now())
+	if err := problems.Err(); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run != nil && p.run.queue != nil {
+		p.run.queue.Close() // two queues must not share the state directory
+	}
+	next, err := open(c, p.log)
+	if err != nil {
+		p.run = nil
+		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+	}
+	if p.run != nil {
+		if err := p.run.audit.Close(); err != nil {
+			p.log.Warn("audit file not closed", "error", err)
+		}
+	}
+	p.run = next
+	return &configv1.ConfigureResponse{}, nil
+}
+
+func open(c *config, log hclog.Logger) (*running, error) {
+	r := &running{config: c, slots: make(chan struct{}, c.maxParallel)}
+	var err error
+	if r.audit, err = verdict.OpenAudit(c.auditLog); err != nil {
+		return nil, err
+	}
+	if c.kube == nil {
+		return r, nil
+	}
+	if r.store, err = verdict.NewStore(c.kube); err == nil {
+		r.queue, err = verdict.StartQueue(r.store, filepath.Join(c.stateDir, "pending-verdicts.json"), log, time.Now)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.audit.Close())
+	}
+	return r, nil
+}
+
+// Close stops writing verdicts; what is pending stays in the state directory.
+func (p *Plugin) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == nil {
+		return nil
+	}
+	if p.run.queue != nil {
+		p.run.queue.Close()
+	}
+	err := p.run.audit.Close()
+	p.run = nil
+	return err
+}
+
+// Attest runs one attestation.
+func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
+	p.mu.RLock()
+	run := p.run
+	p.mu.RUnlock()
+	if run == nil {
+		return status.Error(codes.FailedPrecondition, "keelson_tpm: not configured")
+	}
+	ctx, cancel := context.WithTimeout(stream.Context(), run.timeout)
+	defer cancel()
+	select {
+	case run.slots <- struct{}{}:
+		defer func() { <-run.slots }()
+	case <-ctx.Done():
+		return status.Error(codes.Unavailable, "keelson_tpm: too many attestations at once; try again")
+	}
+	a := &attempt{running: run, log: p.log, conversation: conversation{stream: stream}, now: time.Now, rand: rand.Reader}
+	return a.attest(ctx)
+}
+
+func (b *builder) imaLimits(raw *hclConfig) ima.Limits {
+	l := ima.DefaultLimits()
+	if raw.MaxIMALog < 0 {
+		b.problems.Add("max_ima_log_bytes", "%d is negative", raw.MaxIMALog)
+	}
+	if raw.MaxIMAEntries < 0 {
+		b.problems.Add("max_ima_entries", "%d is negative", raw.MaxIMAEntries)
+	}
+	if raw.MaxIMALog > 0 {
+		l.Total = raw.MaxIMALog
+	}
+	if raw.MaxIMAEntries > 0 {
+		l.Entries = raw.MaxIMAEntries
+	}
+	return l
+}

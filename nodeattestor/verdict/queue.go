@@ -1,0 +1,201 @@
+package verdict
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Writer stores one result; Store is the one that ships.
+type Writer interface {
+	Write(ctx context.Context, r Result, now time.Time) error
+}
+
+// Queue hands results to a Writer, newest per node, until they are stored or expired.
+// What is pending also lies in a file, so that a restart of the server loses no
+// verdict. The Kubernetes API being away delays verdicts and nothing else.
+type Queue struct {
+	writer Writer
+	path   string
+	log    hclog.Logger
+	now    func() time.Time
+	retry  time.Duration
+
+	mu      sync.Mutex
+	pending map[string]Result
+	wake    chan struct{}
+	cancel  context.CancelFunc
+	done    chan struct{}
+}
+
+// maxPending bounds the queue file in bytes; it holds one result per node.
+const maxPending = 64 << 20
+
+// StartQueue resumes what an earlier run left in the file at path and starts writing.
+func StartQueue(w Writer, path string, log hclog.Logger, now func() time.Time) (*Queue, error) {
+	pending, err := loadPending(path)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	q := &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending,
+		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
+	q.trigger()
+	go q.run(ctx)
+	return q, nil
+}
+
+func loadPending(path string) (map[string]Result, error) {
+	pending := map[string]Result{}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return pending, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
+	}
+	if info.Size() > maxPending {
+		return nil, fmt.Errorf("verdict: pending verdicts: %s has %d bytes, more than %d; remove it if it is not Keelson's", path, info.Size(), maxPending)
+	}
+	data, err := os.ReadFile(path) //nolint:gosec // the path is the operator's, from the plugin's configuration.
+	if err != nil {
+		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
+	}
+	if err := json.Unmarshal(data, &pending); err != nil {
+		return nil, fmt.Errorf("verdict: pending verdicts: %s: %w; remove the file to start without them", path, err)
+	}
+	return pending, nil
+}
+
+// Submit queues a result unless a newer one for the node waits already. An error
+// means that the result is queued in memory but not safe from a restart.
+func (q *Queue) Submit(r Result) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if old, ok := q.pending[r.Node]; ok && old.EKHash == r.EKHash && !r.supersedes(old.ReceivedAt, old.Trusted) {
+		return nil
+	}
+	q.pending[r.Node] = r
+	q.trigger()
+	return q.save()
+}
+
+// Close stops writing; what is pending stays in the file.
+func (q *Queue) Close() {
+	q.cancel()
+	<-q.done
+}
+
+func (q *Queue) trigger() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *Queue) run(ctx context.Context) {
+	defer close(q.done)
+	timer := time.NewTimer(q.retry)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-q.wake:
+		case <-timer.C:
+		}
+		for _, r := range q.snapshot() {
+			if err := q.attempt(ctx, r); err != nil && ctx.Err() == nil {
+				q.log.Warn("verdict waits to be written", "node", r.Node, "trusted", r.Trusted, "error", err)
+			}
+		}
+		timer.Reset(q.retry)
+	}
+}
+
+func (q *Queue) snapshot() []Result {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := make([]Result, 0, len(q.pending))
+	for _, r := range q.pending {
+		out = append(out, r)
+	}
+	return out
+}
+
+// writeTimeout bounds one try, so that one hanging request does not hold up the rest.
+const writeTimeout = 10 * time.Second
+
+func (q *Queue) attempt(ctx context.Context, r Result) error {
+	if r.Trusted && !q.now().Before(r.ValidUntil) {
+		q.drop(r, "it expired before it could be written")
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	err := q.writer.Write(ctx, r, q.now())
+	switch {
+	case err == nil:
+		q.drop(r, "")
+		return nil
+	case errors.Is(err, ErrBoundElsewhere):
+		q.drop(r, err.Error())
+		return nil
+	case errors.Is(err, ErrNodeMissing) && !q.now().Before(r.ValidUntil):
+		q.drop(r, err.Error())
+		return nil
+	}
+	return err
+}
+
+// drop removes r if no newer result took its place meanwhile.
+func (q *Queue) drop(r Result, why string) {
+	if why != "" {
+		q.log.Warn("verdict dropped", "node", r.Node, "trusted", r.Trusted, "reason", why)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if cur, ok := q.pending[r.Node]; !ok || !cur.ReceivedAt.Equal(r.ReceivedAt) || cur.Trusted != r.Trusted {
+		return
+	}
+	delete(q.pending, r.Node)
+	if err := q.save(); err != nil {
+		q.log.Warn("pending verdicts not saved", "error", err)
+	}
+}
+
+// save replaces the file atomically. The caller holds the lock.
+func (q *Queue) save() error {
+	data, err := json.Marshal(q.pending)
+	if err != nil {
+		return fmt.Errorf("verdict: pending verdicts: %w", err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(q.path), ".pending-*")
+	if err != nil {
+		return fmt.Errorf("verdict: pending verdicts: %w", err)
+	}
+	_, werr := tmp.Write(data)
+	err = errors.Join(werr, tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), q.path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(tmp.Name()))
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

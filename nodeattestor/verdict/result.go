@@ -1,0 +1,86 @@
+// Package verdict carries proved results of node attestation out of the SPIRE server:
+// to an append-only audit file, and to the Kubernetes API as NodeTrust objects that
+// policy-sync acts on.
+//
+// It judges nothing. What reaches Submit was proved by the node's own EK, AK and a
+// fresh quote; evidence that proved nothing goes to the audit file alone, so that a
+// stranger's failing attempts can never lower a node's verdict.
+package verdict
+
+import (
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// Result is one proved result about one node.
+type Result struct {
+	Node           string              `json:"node"`
+	EKHash         string              `json:"ekHash"`
+	AgentID        string              `json:"agentID"`
+	Trusted        bool                `json:"trusted"`
+	Reference      string              `json:"reference,omitempty"`
+	Tags           map[string]string   `json:"tags,omitempty"`
+	TagSerial      *int64              `json:"tagSerial,omitempty"`
+	Refusals       []nodeclaim.Refusal `json:"refusals,omitempty"`
+	EvidenceDigest string              `json:"evidenceDigest,omitempty"`
+	ReceivedAt     time.Time           `json:"receivedAt"` // the server's clock when the evidence arrived
+	ValidUntil     time.Time           `json:"validUntil"`
+}
+
+// supersedes reports whether r stands over a result received at t with the given
+// trust: the later one stands, and of two at the same instant the untrusted one.
+func (r Result) supersedes(t time.Time, trusted bool) bool {
+	mine, other := r.ReceivedAt.Truncate(time.Microsecond), t.Truncate(time.Microsecond)
+	if mine.Equal(other) {
+		return !r.Trusted || trusted
+	}
+	return mine.After(other)
+}
+
+// Limits of what one NodeTrust holds; they repeat the CRD's so that a long reason is
+// cut here and not refused there, which would lose an untrusted verdict.
+const (
+	maxReasons     = 64
+	maxReasonChars = 1024
+	maxCheckChars  = 64
+)
+
+// spec is the result as a NodeTrust spec. The tag serial never goes below before's.
+func (r Result) spec(nodeUID string, before *v1alpha1.NodeTrustSpec) v1alpha1.NodeTrustSpec {
+	s := v1alpha1.NodeTrustSpec{
+		Verdict:        v1alpha1.VerdictUntrusted,
+		Reference:      r.Reference,
+		Tags:           r.Tags,
+		TagSerial:      r.TagSerial,
+		NodeUID:        nodeUID,
+		EKHash:         r.EKHash,
+		AgentID:        r.AgentID,
+		AttestedAt:     metav1.NewMicroTime(r.ReceivedAt.Truncate(time.Microsecond).UTC()),
+		ValidUntil:     metav1.NewMicroTime(r.ValidUntil.Truncate(time.Microsecond).UTC()),
+		EvidenceDigest: r.EvidenceDigest,
+	}
+	if r.Trusted {
+		s.Verdict = v1alpha1.VerdictTrusted
+	}
+	for _, ref := range r.Refusals[:min(len(r.Refusals), maxReasons)] {
+		s.Reasons = append(s.Reasons, v1alpha1.Reason{Check: cut(ref.Check, maxCheckChars), Reason: cut(ref.Reason, maxReasonChars)})
+	}
+	if before != nil && before.TagSerial != nil && (s.TagSerial == nil || *s.TagSerial < *before.TagSerial) {
+		s.TagSerial = before.TagSerial
+	}
+	return s
+}
+
+// cut shortens s to at most n characters, and says so in the last one.
+func cut(s string, n int) string {
+	runes := []rune(s)
+	if len(runes) <= n {
+		return s
+	}
+	return string(append(slices.Clone(runes[:n-1]), '…'))
+}

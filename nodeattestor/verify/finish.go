@@ -1,0 +1,82 @@
+package verify
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/appraise"
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Known is what the shared store knows of the node; the zero value means that it was
+// never seen.
+type Known struct {
+	EKHash    string // EK that the node is bound to, "" when it is bound to none
+	TagSerial uint64 // highest asset-tag serial seen for it
+}
+
+// Bind checks the proved EK against what is known of its node. The binding is
+// immutable: another EK under the same name needs an administrator's act.
+func (p *Pending) Bind(known Known) error {
+	if !p.proved {
+		return fmt.Errorf("verify: bind before the evidence was proved")
+	}
+	if p.Node() == "" && p.policy.RequireNode {
+		return nodeclaim.Refuse("node.unbound", fmt.Sprintf("EK %s belongs to no node; add it to the inventory", p.EK()))
+	}
+	if known.EKHash != "" && known.EKHash != p.EK().String() {
+		return nodeclaim.Refuse("node.binding", fmt.Sprintf("node %s is bound to EK %s, this machine has EK %s; if the machine was replaced, delete the node's NodeTrust", p.Node(), known.EKHash, p.EK()))
+	}
+	p.known, p.bound = known, true
+	return nil
+}
+
+// Finish appraises the logs and the tag, and yields the claims. On refusal it goes on
+// through all checks, so that the refusals tell everything that is wrong.
+func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
+	if !p.bound {
+		return nodeclaim.Claims{}, fmt.Errorf("verify: finish before the node was bound")
+	}
+	list, err := p.logs.finish()
+	if err != nil {
+		return nodeclaim.Claims{}, err
+	}
+	outcome, refusals := appraise.Logs(appraise.Input{
+		PCRs: p.pcrs, EventLog: p.logs.eventLog, IMA: list, CommandLine: p.line, Sets: p.policy.References, Now: now,
+	})
+	claims := nodeclaim.Claims{
+		EK: p.EK(), EKCertified: p.identity.Certified(), Manufacturer: p.identity.Manufacturer(), Node: p.Node(),
+		Reference: outcome.Reference, SecureBoot: outcome.SecureBoot, PCRs: p.pcrs.All(),
+		ResetCount: p.resets, RestartCount: p.starts, IMA: outcome.IMAState, Weak: outcome.Weak,
+	}
+	tag, err := p.checkTag(now)
+	refusals = append(refusals, nodeclaim.AsRefusals(err)...)
+	if len(refusals) > 0 {
+		return nodeclaim.Claims{}, refusals
+	}
+	if err != nil {
+		return nodeclaim.Claims{}, err
+	}
+	if !tag.IsZero() {
+		claims.Tags, claims.TagSerial = tag.Tags(), tag.Serial()
+	}
+	return claims, nil
+}
+
+// checkTag verifies the tag that came with the response. A tag that was sent must be
+// right even where none is required: a wrong one is tampering, not absence.
+func (p *Pending) checkTag(now time.Time) (assettag.Tag, error) {
+	if len(p.policy.Tag.Signers) == 0 {
+		return assettag.Tag{}, nil
+	}
+	if p.tag == nil {
+		if p.policy.Tag.Required {
+			return assettag.Tag{}, nodeclaim.Refuse("tag.missing", "the node showed no asset tag; provision one with keelson tag provision")
+		}
+		return assettag.Tag{}, nil
+	}
+	return assettag.Verify(assettag.Evidence{Document: p.tag.Document, Attest: p.tag.Attest, Signature: p.tag.Signature},
+		assettag.Expected{Key: p.key, Nonce: p.nonce, EK: p.EK(), Signers: p.policy.Tag.Signers, Now: now,
+			Index: p.policy.Tag.Index, MinSerial: p.known.TagSerial})
+}

@@ -1,0 +1,122 @@
+// Package verify is the decision of node attestation: it composes the checks of ek, ak,
+// quote, eventlog, ima, assettag and reference in one order, and yields claims or
+// refusals. It is pure: time, randomness, roots, policy and what is known of the node
+// are arguments, and it reads no file and opens no connection.
+//
+// # The order
+//
+//  1. the EK is one that the operator trusts (package ek);
+//  2. the AK is a restricted signing key of a TPM (package ak);
+//  3. the banks asked for exist; a credential is made for (EK, AK name) and a nonce drawn;
+//  4. the activated secret is the one sent, compared in constant time: AK and EK are in one TPM;
+//  5. every quote verifies over the nonce and its exact selection (package quote);
+//  6. the AK stands in the endorsement hierarchy, and all quotes come from one boot.
+//     From here on a refusal is proved: it is the node's own evidence that says so;
+//  7. node binding: the node that the EK belongs to, and no other EK known for it;
+//  8. event log, facts, IMA log and reference values (package appraise);
+//  9. the asset tag, and its serial against the highest seen (package assettag).
+//
+// [Begin] does 1 to 3, [Pending.Prove] 4 to 6, [Pending.Bind] 7, [Pending.Finish] 8 and 9.
+// Errors that are refusals (nodeclaim.AsRefusals) say that the evidence is bad; every
+// other error says that the appraisal could not be made. [Pending.Proved] tells whether
+// a refusal may lower a verdict.
+package verify
+
+import (
+	"crypto"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
+)
+
+// Policy is what the operator demands. It is read and never written; one value may
+// serve many attestations at once.
+type Policy struct {
+	Anchors    ek.Anchors
+	Selections []nodeclaim.Selection // what to quote: one entry per bank
+	References reference.Sets
+	IMA        bool // demand an IMA log that replays to quoted PCR 10
+	IMAOptions ima.Options
+	Tag        TagPolicy
+	// RequireNode refuses an EK that the inventory binds to no node.
+	RequireNode bool
+	// MaxEventLog bounds the TCG event log in bytes; 0 means DefaultMaxEventLog.
+	MaxEventLog int
+	// MaxRounds bounds the rounds of one attestation; 0 means DefaultMaxRounds.
+	MaxRounds int
+	// ChallengeTTL is how long a nonce may be answered; 0 means DefaultChallengeTTL.
+	ChallengeTTL time.Duration
+}
+
+// TagPolicy says whether a node must show an asset tag.
+type TagPolicy struct {
+	Required bool
+	Index    uint32             // NV index that holds the tag's digest
+	Signers  []crypto.PublicKey // who may issue tags; none means that no tag is asked for
+}
+
+// Defaults of the bounds in Policy. The largest event logs of real machines have a few
+// hundred kilobytes; 1024 rounds of full chunks carry 384 MiB of IMA log.
+const (
+	DefaultMaxEventLog  = 4 << 20
+	DefaultMaxRounds    = 1024
+	DefaultChallengeTTL = time.Minute
+)
+
+// Validate reports everything that is wrong with the policy.
+func (p *Policy) Validate() error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("verify: policy: "+format, args...)) }
+	if len(p.Selections) == 0 {
+		fail("no PCRs to quote")
+	}
+	banks := map[nodeclaim.HashAlg]bool{}
+	for _, s := range p.Selections {
+		if err := s.Validate(); err != nil {
+			fail("%v", err)
+		}
+		if banks[s.Bank] {
+			fail("bank %s is selected twice", s.Bank)
+		}
+		banks[s.Bank] = true
+	}
+	if p.Tag.Required && len(p.Tag.Signers) == 0 {
+		fail("an asset tag is required, but nobody may sign one")
+	}
+	if len(p.Tag.Signers) > 0 {
+		if err := assettag.CheckIndex(p.Tag.Index); err != nil {
+			fail("%v", err)
+		}
+	}
+	if len(p.References) == 0 {
+		fail("no reference sets: every node would be refused")
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Policy) maxEventLog() int {
+	if p.MaxEventLog > 0 {
+		return p.MaxEventLog
+	}
+	return DefaultMaxEventLog
+}
+
+func (p *Policy) maxRounds() int {
+	if p.MaxRounds > 0 {
+		return p.MaxRounds
+	}
+	return DefaultMaxRounds
+}
+
+func (p *Policy) challengeTTL() time.Duration {
+	if p.ChallengeTTL > 0 {
+		return p.ChallengeTTL
+	}
+	return DefaultChallengeTTL
+}

@@ -1,0 +1,175 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/ak"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/evidence"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/quote"
+)
+
+// Pending is one attestation under way. Its methods are called in order, from one
+// goroutine; each challenge is answered once.
+type Pending struct {
+	policy   *Policy
+	identity ek.Identity
+	key      ak.Key
+	hasIMA   bool
+	secret   []byte
+	nonce    []byte
+	expires  time.Time
+	answered bool
+
+	proved bool
+	pcrs   quote.PCRs
+	digest string
+	resets uint32
+	starts uint32
+	tag    *evidence.TagEvidence
+	line   string // the command line that the node says it has
+	known  Known
+	bound  bool
+	logs   logs
+}
+
+// Begin checks who the payload claims to be and makes the challenge for it. rand is the
+// source of secret, seed and nonce; the nonce is drawn for this call alone.
+func Begin(p *evidence.Payload, policy *Policy, now time.Time, rand io.Reader) (*Pending, *evidence.Challenge, error) {
+	id, err := ek.Verify(p.EKCertificates, p.EKPublic, policy.Anchors, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := ak.Parse(p.AKPublic)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkPayload(p, policy); err != nil {
+		return nil, nil, err
+	}
+	pending := &Pending{policy: policy, identity: id, key: key, hasIMA: p.HasIMA, expires: now.Add(policy.challengeTTL()),
+		secret: make([]byte, evidence.SecretSize), nonce: make([]byte, evidence.NonceSize)}
+	for _, b := range [][]byte{pending.secret, pending.nonce} {
+		if _, err := io.ReadFull(rand, b); err != nil {
+			return nil, nil, fmt.Errorf("verify: challenge: randomness: %w", err)
+		}
+	}
+	blob, encrypted, err := ak.Challenge(id, key, pending.secret, rand)
+	if err != nil {
+		return nil, nil, fmt.Errorf("verify: challenge: %w", err)
+	}
+	c := &evidence.Challenge{CredentialBlob: blob, EncryptedSecret: encrypted, Nonce: slices.Clone(pending.nonce), WantIMA: policy.IMA}
+	for _, s := range policy.Selections {
+		c.Selections = append(c.Selections, evidence.Selection{Bank: s.Bank, PCRs: slices.Clone(s.PCRs)})
+	}
+	if len(policy.Tag.Signers) > 0 && p.HasTag {
+		c.TagIndex = policy.Tag.Index
+	}
+	return pending, c, nil
+}
+
+// checkPayload refuses early what this node can never satisfy, with the reason that
+// helps; nothing that it believes here is trusted later.
+func checkPayload(p *evidence.Payload, policy *Policy) error {
+	for _, s := range policy.Selections {
+		if !slices.Contains(p.Banks, s.Bank) {
+			return nodeclaim.Refuse("payload.bank", fmt.Sprintf("the TPM has no active %s bank (it has %v); activate it in the firmware's setup, or quote another bank", s.Bank, p.Banks))
+		}
+	}
+	switch {
+	case !p.HasEventLog:
+		return nodeclaim.Refuse("payload.eventlog", "the node has no TCG event log; its firmware or kernel does not hand one on")
+	case policy.IMA && !p.HasIMA:
+		return nodeclaim.Refuse("payload.ima", "the node has no IMA log; boot it with an ima_policy")
+	case policy.Tag.Required && !p.HasTag:
+		return nodeclaim.Refuse("payload.tag", "the node has no asset tag; provision one with keelson tag provision")
+	}
+	return nil
+}
+
+// EK identifies the trusted EK of this attestation.
+func (p *Pending) EK() nodeclaim.EKHash { return p.identity.Hash() }
+
+// Node is the node that the inventory binds the EK to, "" when it binds it to none.
+func (p *Pending) Node() string { return p.identity.Node() }
+
+// Proved reports whether activation and fresh quotes have shown that the evidence is
+// this EK's own, and the node is this EK's. Before that nothing may count against the
+// node: a stranger's evidence, or a proved stranger's, says nothing about it.
+func (p *Pending) Proved() bool { return p.bound }
+
+// EvidenceDigest is "sha256:<hex>" over the verified quotes, "" before Prove.
+func (p *Pending) EvidenceDigest() string { return p.digest }
+
+// Prove checks the answer to the challenge: the activated secret, then the quotes. A
+// challenge is answered once and in time; a second answer is refused whatever it says.
+func (p *Pending) Prove(r *evidence.Response, now time.Time) error {
+	if p.answered {
+		return nodeclaim.Refuse("challenge.used", "the challenge was answered before")
+	}
+	p.answered = true
+	if now.After(p.expires) {
+		return nodeclaim.Refuse("challenge.expired", fmt.Sprintf("the answer came after %s; the TPM or the network is too slow, or it was held back", p.expires.UTC().Format(time.RFC3339)))
+	}
+	// TPM2_ActivateCredential (TPM 2.0 Part 3, 12.5) gives the secret only to the TPM that
+	// holds the EK, and only when it holds an object with this AK's name.
+	if subtle.ConstantTimeCompare(r.Secret, p.secret) != 1 {
+		return nodeclaim.Refuse("activation.secret", "the TPM did not give back the secret: EK and AK are not in one TPM")
+	}
+	if err := p.quotes(r.Quotes); err != nil {
+		return err
+	}
+	p.tag, p.line, p.proved = r.Tag, r.CommandLine, true
+	p.logs = newLogs(p)
+	return nil
+}
+
+func (p *Pending) quotes(qs []evidence.Quote) error {
+	if len(qs) != len(p.policy.Selections) {
+		return nodeclaim.Refuse("quote.count", fmt.Sprintf("%d quotes for the %d asked for", len(qs), len(p.policy.Selections)))
+	}
+	var parts []quote.PCRs
+	sum := sha256.New()
+	for i, sel := range p.policy.Selections {
+		q, err := p.quote(qs[i], sel)
+		if err != nil {
+			return err
+		}
+		if i > 0 && (q.ResetCount != p.resets || q.RestartCount != p.starts) {
+			return nodeclaim.Refuse("quote.boot", "the TPM was reset between the quotes; attest again")
+		}
+		p.resets, p.starts = q.ResetCount, q.RestartCount
+		parts = append(parts, q.PCRs)
+		sum.Write(qs[i].Attest)
+	}
+	pcrs, err := quote.Merge(parts...)
+	if err != nil {
+		return err
+	}
+	p.pcrs, p.digest = pcrs, fmt.Sprintf("sha256:%x", sum.Sum(nil))
+	return nil
+}
+
+func (p *Pending) quote(q evidence.Quote, sel nodeclaim.Selection) (quote.Quoted, error) {
+	if q.Bank != sel.Bank || len(q.Values) != len(sel.PCRs) {
+		return quote.Quoted{}, nodeclaim.Refuse("quote.values", fmt.Sprintf("%d values of bank %s, wanted %d of bank %s", len(q.Values), q.Bank, len(sel.PCRs), sel.Bank))
+	}
+	values := make(map[int][]byte, len(sel.PCRs))
+	for i, pcr := range sel.PCRs {
+		values[pcr] = q.Values[i]
+	}
+	quoted, err := quote.Verify(p.key, quote.Evidence{Attest: q.Attest, Signature: q.Signature, Values: values}, p.nonce, sel)
+	if err != nil {
+		return quote.Quoted{}, err
+	}
+	if !p.key.InEndorsement(quoted.QualifiedSigner, p.identity) {
+		return quote.Quoted{}, nodeclaim.Refuse("quote.hierarchy", "the AK is not in the endorsement hierarchy, so that the TPM hides its reset counters; let the agent plugin make its own AK")
+	}
+	return quoted, nil
+}
