@@ -101,19 +101,40 @@ func (g *Group) Start(c Command) (*Process, error) {
 	if cmd.Dir == "" {
 		cmd.Dir = g.dir
 	}
-	cmd.Env = append(append(os.Environ(), mark+"="+g.id), c.Env...)
+	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// A process group of its own: an interrupt typed at the terminal reaches us alone, and we end the others in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	r := startRequest{cmd, make(chan error, 1)}
-	g.start <- r
-	if err := <-r.result; err != nil {
+	if err := g.launch(cmd); err != nil {
 		return nil, errors.Join(fmt.Errorf("cluster: start %s: %w", c.Name, err), log.Close())
 	}
 	p := &Process{Name: c.Name, Log: path, cmd: cmd, log: log, done: make(chan struct{})}
 	go p.wait()
 	g.procs = append(g.procs, p)
 	return p, nil
+}
+
+// StartCmd starts a command that the caller waits for. It dies with this process, and at the group's Close at the latest.
+func (g *Group) StartCmd(cmd *exec.Cmd) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return fmt.Errorf("cluster: %s: the run is ending", cmd.Path)
+	}
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	if err := g.launch(cmd); err != nil {
+		return fmt.Errorf("cluster: start %s: %w", cmd.Path, err)
+	}
+	return nil
+}
+
+func (g *Group) launch(cmd *exec.Cmd) error {
+	cmd.Env = append(cmd.Env, mark+"="+g.id)
+	// A process group of its own: an interrupt typed at the terminal reaches us alone, and we end the others in order.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	r := startRequest{cmd, make(chan error, 1)}
+	g.start <- r
+	return <-r.result
 }
 
 func (p *Process) wait() {

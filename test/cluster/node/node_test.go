@@ -135,7 +135,7 @@ func main() {
 	case "pause":
 		time.Sleep(time.Hour) // an empty select would be a deadlock to the Go runtime
 	case "serve":
-		fmt.Println(http.ListenAndServe(":8080", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println(http.ListenAndServe(append(os.Args[2:], ":8080")[0], http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintln(w, "hello")
 		})))
 		os.Exit(1)
