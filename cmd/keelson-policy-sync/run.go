@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/spireapi"
+	"github.com/keelson-project/keelson/policy-sync/syncconfig"
+	"github.com/keelson-project/keelson/policy-sync/syncer"
+	"github.com/keelson-project/keelson/workloadattestor/image"
+)
+
+// run wires the parts together and runs them until ctx ends.
+func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
+	ctrl.SetLogger(logr.FromSlogHandler(log.Handler()))
+	klog.SetSlogLogger(log)
+	config, err := restConfig(c.Kubeconfig)
+	if err != nil {
+		return err
+	}
+	if err := dataPlanes(config, &c, log); err != nil {
+		return err
+	}
+	mgr, err := newManager(config, c)
+	if err != nil {
+		return err
+	}
+	spire, err := spireapi.Dial(ctx, spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
+		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI})
+	if err != nil {
+		return err
+	}
+	if err := assemble(ctx, mgr, spire, c, log); err != nil {
+		return errors.Join(err, spire.Close())
+	}
+	return errors.Join(mgr.Start(ctx), spire.Close())
+}
+
+// assemble adds the loop, the image results and the watches to the manager.
+func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Client, c syncconfig.Config, log *slog.Logger) error {
+	counters, err := syncer.NewMetrics(metrics.Registry)
+	if err != nil {
+		return err
+	}
+	c.Images.Checker.Now = time.Now
+	checker, err := image.New(c.Images.Checker)
+	if err != nil {
+		return err
+	}
+	var loop *syncer.Syncer
+	images := syncer.NewImages(syncer.Checker(checker), func() { loop.Trigger() }, c.Images.Recheck, time.Now)
+	loop = syncer.New(syncer.Options{
+		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
+		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
+		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
+	})
+	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger); err != nil {
+		return err
+	}
+	ready := func(*http.Request) error { return nil }
+	return errors.Join(mgr.Add(images), mgr.Add(loop), mgr.AddHealthzCheck("ping", ready),
+		mgr.AddReadyzCheck("caches", func(r *http.Request) error {
+			if !mgr.GetCache().WaitForCacheSync(r.Context()) {
+				return errors.New("the caches are not filled yet")
+			}
+			return nil
+		}))
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	config, err := rest.InClusterConfig()
+	if kubeconfig != "" {
+		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	config.QPS = -1 // the API server's priority and fairness is the limit: a client-side one would delay revocations
+	config.UserAgent = "keelson-policy-sync"
+	return config, nil
+}
+
+// dataPlanes settles which optional APIs are used. One that is wanted and not there is never passed over in silence.
+func dataPlanes(config *rest.Config, c *syncconfig.Config, log *slog.Logger) error {
+	client, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	found, err := kube.Discover(client)
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for _, plane := range []struct {
+		name, protects string
+		want           syncconfig.Presence
+		there          bool
+		use            *bool
+	}{
+		{"calico", "L4", c.Calico, found.Calico, &c.Snapshot.Calico},
+		{"istio", "L7 and mutual TLS", c.Istio, found.Istio, &c.Snapshot.Istio},
+	} {
+		*plane.use = plane.there && plane.want != syncconfig.Off
+		switch {
+		case plane.want == syncconfig.Required && !plane.there:
+			problems = append(problems, fmt.Errorf("configuration says %s: required, but the API server does not serve its API", plane.name))
+		case !*plane.use:
+			log.Warn("data plane is not used: pods are not protected there", "plane", plane.name, "protects", plane.protects, "served", plane.there)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func newManager(config *rest.Config, c syncconfig.Config) (manager.Manager, error) {
+	scheme, err := kube.Scheme()
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	renew, retry := c.LeaderElection.LeaseDuration*2/3, c.LeaderElection.LeaseDuration/7
+	mgr, err := manager.New(config, manager.Options{
+		Scheme: scheme, Cache: cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
+		Metrics: metricsserver.Options{BindAddress: c.Metrics}, HealthProbeBindAddress: c.Health,
+		LeaderElection: c.LeaderElection.Enabled, LeaderElectionID: c.LeaderElection.Name,
+		LeaderElectionNamespace: c.LeaderElection.Namespace, LeaderElectionReleaseOnCancel: true,
+		LeaseDuration: &c.LeaderElection.LeaseDuration, RenewDeadline: &renew, RetryPeriod: &retry,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: %w", err)
+	}
+	return mgr, nil
+}

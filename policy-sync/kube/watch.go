@@ -1,0 +1,61 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Watch calls trigger whenever something that Read reads has changed. It decides nothing: what is to be done about a change
+// is found out by reading everything.
+func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func()) error {
+	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{}}
+	kinds := snapshot.Kinds(config)
+	if config.Calico {
+		kinds = append(kinds, blockAffinity)
+	}
+	for _, k := range kinds {
+		o := &unstructured.Unstructured{}
+		o.SetGroupVersionKind(k.GroupVersionKind)
+		objects = append(objects, o)
+	}
+	for _, o := range objects {
+		// Not blocking: the cache starts later; Read waits for it.
+		informer, err := c.GetInformer(ctx, o, cache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
+		}
+		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { trigger() },
+			DeleteFunc: func(any) { trigger() },
+			UpdateFunc: func(before, after any) {
+				if !heartbeat(before, after) {
+					trigger()
+				}
+			},
+		})
+		if err != nil {
+			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
+		}
+	}
+	return nil
+}
+
+// heartbeat tells whether a Node's update is its kubelet's sign of life: nothing that Read's reader looks at changed.
+func heartbeat(before, after any) bool {
+	a, isNode := before.(*corev1.Node)
+	b, stillNode := after.(*corev1.Node)
+	return isNode && stillNode && a.UID == b.UID && maps.Equal(a.Labels, b.Labels) &&
+		slices.EqualFunc(a.Spec.Taints, b.Spec.Taints, func(x, y corev1.Taint) bool { return x.MatchTaint(&y) && x.Value == y.Value }) &&
+		a.Spec.PodCIDR == b.Spec.PodCIDR && slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs)
+}

@@ -1,0 +1,267 @@
+package syncconfig
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/workloadattestor/image"
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+// The file as it is written.
+type file struct {
+	Kubeconfig                  string        `yaml:"kubeconfig"`
+	TrustDomain                 string        `yaml:"trustDomain"`
+	X509SVIDTTL                 time.Duration `yaml:"x509SVIDTTL"`
+	SPIRE                       spireFile     `yaml:"spire"`
+	Calico                      Presence      `yaml:"calico"`
+	Istio                       Presence      `yaml:"istio"`
+	TierOrder                   float64       `yaml:"tierOrder"`
+	MaxHold                     time.Duration `yaml:"maxHold"`
+	MaxDeletePercent            int           `yaml:"maxDeletePercent"`
+	Taint                       bool          `yaml:"taint"`
+	RefuseSharedServiceAccounts bool          `yaml:"refuseSharedServiceAccounts"`
+	DNS                         serviceFile   `yaml:"dns"`
+	Istiod                      serviceFile   `yaml:"istiod"`
+	Images                      imagesFile    `yaml:"images"`
+	Listen                      listenFile    `yaml:"listen"`
+	LeaderElection              leaderFile    `yaml:"leaderElection"`
+	Resync                      time.Duration `yaml:"resync"`
+	Debounce                    time.Duration `yaml:"debounce"`
+}
+
+type spireFile struct {
+	Socket      string        `yaml:"socket"`
+	Address     string        `yaml:"address"`
+	WorkloadAPI string        `yaml:"workloadAPI"`
+	Timeout     time.Duration `yaml:"timeout"`
+}
+
+type serviceFile struct {
+	Namespace string `yaml:"namespace"`
+	Label     string `yaml:"label"`
+	Value     string `yaml:"value"`
+}
+
+type imagesFile struct {
+	Registries         []string       `yaml:"registries"`
+	InsecureRegistries []string       `yaml:"insecureRegistries"`
+	OCILayouts         []string       `yaml:"ociLayouts"`
+	Platform           platformFile   `yaml:"platform"`
+	Recheck            time.Duration  `yaml:"recheck"`
+	TTL                time.Duration  `yaml:"ttl"`
+	FailureTTL         time.Duration  `yaml:"failureTTL"`
+	Timeout            time.Duration  `yaml:"timeout"`
+	Verifiers          []verifierFile `yaml:"verifiers"`
+}
+
+type platformFile struct {
+	OS           string `yaml:"os"`
+	Architecture string `yaml:"architecture"`
+	Variant      string `yaml:"variant"`
+}
+
+type verifierFile struct {
+	Name      string   `yaml:"name"`
+	PublicKey string   `yaml:"publicKey"` // path of a PEM file
+	Manifests []string `yaml:"manifests"`
+	Indexes   []string `yaml:"indexes"`
+	Configs   []string `yaml:"configs"`
+}
+
+type listenFile struct {
+	Metrics string `yaml:"metrics"`
+	Health  string `yaml:"health"`
+}
+
+type leaderFile struct {
+	Enabled       bool          `yaml:"enabled"`
+	Namespace     string        `yaml:"namespace"`
+	Name          string        `yaml:"name"`
+	LeaseDuration time.Duration `yaml:"leaseDuration"`
+}
+
+// config checks everything and goes on after a problem.
+func (f file) config(p *problems) Config {
+	c := Config{
+		Kubeconfig: f.Kubeconfig, Calico: f.Calico, Istio: f.Istio, Metrics: f.Listen.Metrics, Health: f.Listen.Health,
+		LeaderElection: LeaderElection(f.LeaderElection), Resync: f.Resync, Debounce: f.Debounce,
+		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint,
+			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder,
+			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), MaxDeletePercent: f.MaxDeletePercent},
+		SPIRE:  f.spire(p),
+		Images: f.Images.config(p),
+	}
+	if f.Kubeconfig != "" {
+		p.exists("kubeconfig", f.Kubeconfig)
+	}
+	for key, presence := range map[string]Presence{"calico": f.Calico, "istio": f.Istio} {
+		if presence != Required && presence != Optional && presence != Off {
+			p.at(key, "%q is neither %s, %s nor %s", presence, Required, Optional, Off)
+		}
+	}
+	p.between("resync", f.Resync, time.Second, time.Hour)
+	p.between("debounce", f.Debounce, 0, time.Minute)
+	p.listen("listen.metrics", f.Listen.Metrics)
+	p.listen("listen.health", f.Listen.Health)
+	if f.LeaderElection.Enabled {
+		p.between("leaderElection.leaseDuration", f.LeaderElection.LeaseDuration, 2*time.Second, 10*time.Minute)
+		if f.LeaderElection.Namespace == "" || f.LeaderElection.Name == "" {
+			p.at("leaderElection", "a lease needs a namespace and a name")
+		}
+	}
+	p.snapshot(c.Snapshot)
+	return c
+}
+
+// keys are the keys that the pure part's complaints are about, by how a complaint starts.
+var keys = []struct{ start, key string }{
+	{"trust domain", "trustDomain"}, {"X.509-SVID", "x509SVIDTTL"}, {"brake", "maxHold"}, {"tier order", "tierOrder"},
+	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"service istiod", "istiod"},
+}
+
+// snapshot reports what the pure part has against its share of the configuration, at the line of the key it means.
+func (p *problems) snapshot(c snapshot.Config) {
+	err := c.Validate()
+	if err == nil {
+		return
+	}
+	for _, text := range strings.Split(err.Error(), "\n") {
+		text = strings.TrimPrefix(text, "snapshot: configuration: ")
+		key := ""
+		for _, k := range keys {
+			if strings.HasPrefix(text, k.start) {
+				key = k.key
+			}
+		}
+		p.at(key, "%s", text)
+	}
+}
+
+func (f file) spire(p *problems) SPIRE {
+	out := SPIRE{Socket: f.SPIRE.Socket, Address: f.SPIRE.Address, WorkloadAPI: f.SPIRE.WorkloadAPI, Timeout: f.SPIRE.Timeout}
+	out.TrustDomain, _ = spiffeid.TrustDomainFromString(f.TrustDomain) // reported with the rest of snapshot.Config
+	switch {
+	case (f.SPIRE.Socket == "") == (f.SPIRE.Address == ""):
+		p.at("spire", "give either socket (the server's admin socket) or address (host:port)")
+	case f.SPIRE.Socket != "" && !filepath.IsAbs(f.SPIRE.Socket):
+		p.at("spire.socket", "%q is not an absolute path", f.SPIRE.Socket)
+	case f.SPIRE.Address != "":
+		if _, _, err := net.SplitHostPort(f.SPIRE.Address); err != nil {
+			p.at("spire.address", "%v", err)
+		}
+		if !strings.HasPrefix(f.SPIRE.WorkloadAPI, "unix:") && !strings.HasPrefix(f.SPIRE.WorkloadAPI, "tcp:") {
+			p.at("spire.workloadAPI", "an address needs the Workload API (unix:///…), from which policy-sync's own SVID comes")
+		}
+	}
+	p.between("spire.timeout", f.SPIRE.Timeout, 100*time.Millisecond, time.Minute)
+	return out
+}
+
+func (f imagesFile) config(p *problems) Images {
+	out := Images{Recheck: f.Recheck, Checker: image.Config{Registries: f.Registries, InsecureRegistries: f.InsecureRegistries,
+		Layouts: f.OCILayouts, Platform: image.Platform(f.Platform), TTL: f.TTL, FailureTTL: f.FailureTTL, Timeout: f.Timeout}}
+	p.between("images.recheck", f.Recheck, time.Second, time.Hour)
+	p.between("images.ttl", f.TTL, time.Second, 24*time.Hour)
+	p.between("images.failureTTL", f.FailureTTL, time.Second, time.Hour)
+	p.between("images.timeout", f.Timeout, time.Second, 10*time.Minute)
+	names := map[string]bool{}
+	for i, v := range f.Verifiers {
+		path := fmt.Sprintf("images.verifiers.%d", i)
+		if names[v.Name] {
+			p.at(path, "two verifiers are named %q", v.Name)
+		}
+		names[v.Name] = true
+		if verifier := v.verifier(p, path); verifier != nil {
+			out.Checker.Verifiers = append(out.Checker.Verifiers, verifier)
+		}
+	}
+	probe := out.Checker
+	probe.Now = time.Now
+	if _, err := image.New(probe); err != nil {
+		for _, text := range strings.Split(err.Error(), "\n") {
+			p.at("images", "%s", strings.TrimPrefix(text, "image: "))
+		}
+	}
+	return out
+}
+
+func (f verifierFile) verifier(p *problems, path string) image.Verifier {
+	digests := len(f.Manifests)+len(f.Indexes)+len(f.Configs) > 0
+	if (f.PublicKey != "") == digests {
+		p.at(path, "verifier %q: give either publicKey (a PEM file) or digests (manifests, indexes, configs)", f.Name)
+		return nil
+	}
+	if f.PublicKey == "" {
+		return f.digests(p, path)
+	}
+	pem, err := os.ReadFile(f.PublicKey)
+	if err != nil {
+		p.at(path+".publicKey", "%v", err)
+		return nil
+	}
+	v, err := image.NewKeyVerifier(f.Name, pem)
+	if err != nil {
+		p.at(path+".publicKey", "%s: %s", f.PublicKey, strings.TrimPrefix(err.Error(), "image: "))
+		return nil
+	}
+	return v
+}
+
+func (f verifierFile) digests(p *problems, path string) image.Verifier {
+	list := image.DigestList{
+		Manifests: parseAll(p, path+".manifests", f.Manifests, workloadclaim.ParseManifestDigest),
+		Indexes:   parseAll(p, path+".indexes", f.Indexes, workloadclaim.ParseIndexDigest),
+		Configs:   parseAll(p, path+".configs", f.Configs, workloadclaim.ParseConfigDigest),
+	}
+	if len(list.Manifests)+len(list.Indexes)+len(list.Configs) == 0 {
+		return nil // each one was reported
+	}
+	v, err := image.NewDigestVerifier(f.Name, list)
+	if err != nil {
+		p.at(path, "%s", strings.TrimPrefix(err.Error(), "image: "))
+		return nil
+	}
+	return v
+}
+
+func parseAll[D any](p *problems, path string, texts []string, parse func(string) (D, error)) []D {
+	var out []D
+	for i, text := range texts {
+		d, err := parse(text)
+		if err != nil {
+			p.at(fmt.Sprintf("%s.%d", path, i), "%s", strings.TrimPrefix(err.Error(), "workloadclaim: "))
+			continue
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+func (p *problems) exists(key, path string) {
+	if _, err := os.Stat(path); err != nil {
+		p.at(key, "%v", err)
+	}
+}
+
+func (p *problems) between(key string, d, least, most time.Duration) {
+	if d < least || d > most {
+		p.at(key, "%s is outside %s to %s", d, least, most)
+	}
+}
+
+func (p *problems) listen(key, address string) {
+	if address == "0" {
+		return
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		p.at(key, "%q is neither host:port nor \"0\" (off)", address)
+	}
+}
