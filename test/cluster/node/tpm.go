@@ -76,7 +76,7 @@ func (t *TPM) simulator(ctx context.Context, log io.Writer, name string) (cluste
 		return cluster.Command{}, err
 	}
 	t.Kind = "simulator"
-	return cluster.Command{Name: "simulator-" + name, Path: paths[simulatorCommand], Args: []string{"--socket", t.Socket}}, nil
+	return cluster.Command{Name: "simulator-" + name, Path: paths[simulatorCommand], Args: []string{"-socket", t.Socket}}, nil
 }
 
 // simulatorCommand serves the simulator on a socket.
