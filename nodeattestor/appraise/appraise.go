@@ -6,6 +6,7 @@
 package appraise
 
 import (
+	"slices"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -98,6 +99,7 @@ func (o Outcome) Facts() *Facts {
 	out := &Facts{Facts: f, Unreplayed: o.Boot.Unreplayed(o.Bank), Weak: o.Weak}
 	if o.IMA != nil {
 		out.IMA = &IMAFacts{len(o.IMA.Entries), o.IMA.Violations}
+		out.Unreplayed = slices.DeleteFunc(out.Unreplayed, func(i int) bool { return i == imaPCR })
 	}
 	return out
 }

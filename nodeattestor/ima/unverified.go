@@ -23,3 +23,48 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 	}
 	return values
 }
+
+// Inspect finds the first entry of a list that no kernel can have written: unreadable, or with data that
+// differ from its recorded hash. It proves nothing about a list that it passes: root can write a
+// consistent one. It serves to say what is wrong with a list that a quote does not cover.
+func Inspect(list []byte, opt Options) error {
+	_, err := inspect(list, opt)
+	return err
+}
+
+// ClaimedAggregate is the boot_aggregate that a list begins with ("sha256:hex"), unproven.
+func ClaimedAggregate(list []byte, opt Options) (string, bool) {
+	first, _ := inspect(list, opt)
+	return first.Digest, IsBootAggregate(first)
+}
+
+// inspect reads entries and is the first of them, with the error of the first bad one.
+func inspect(list []byte, opt Options) (first Entry, err error) {
+	if opt.Limits == (Limits{}) {
+		opt.Limits = DefaultLimits()
+	}
+	for i := 0; len(list) > 0; i++ {
+		raw, n, err := cut(list, opt.Limits.Entry)
+		if err != nil {
+			return first, refuse("format", "entry %d: %v", i, err)
+		}
+		if n == 0 {
+			return first, refuse("format", "the list ends inside entry %d: it was cut", i)
+		}
+		if i >= opt.Limits.Entries {
+			return first, refuse("limit", "the list has more than the %d entries allowed", opt.Limits.Entries)
+		}
+		e, err := raw.parse(i)
+		if err != nil {
+			return first, err
+		}
+		if i == 0 {
+			first = e
+		}
+		if i == 0 && e.Path != bootAggregate {
+			return first, refuse("trimmed", "entry 0 is %.100q and not %s: the beginning of the list is missing (trimmed, or read from an offset)", e.Path, bootAggregate)
+		}
+		list = list[n:]
+	}
+	return first, nil
+}

@@ -206,7 +206,7 @@ func (c *checker) inOrder(check, what string, have, want []eventlog.Digest, hint
 	if len(have) == 0 {
 		c.component(check, pcrs, "no %s is proven by the evidence, %s has %d", what, c, len(want))
 	} else if len(have) != len(want) {
-		c.component(check, pcrs, "there are %d (%s), %s has %d", len(have), what, c, len(want))
+		c.component(check, pcrs, "the number of %ss is %d, %s has %d", what, len(have), c, len(want))
 	}
 }
 

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keelson-project/keelson/nodeattestor/appraise"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+const captureHelp = `Make a reference set from the evidence of a golden node: a machine that is known to be as it should be.
+
+The folder is as for "keelson evidence verify". Its quote must cover what its logs lead to; the quote's
+own nonce is taken as it stands, because a reference set says what was good, not when. The set
+pins the boot's components (firmware, secure boot, boot loader, kernel, initrd, command line), the
+PCRs that are stable on a healthy machine, and every measured file. Read it before you trust it.
+
+Exit 0: written. Exit 1: the evidence is refused. Exit 2: wrong use, or a file that cannot be read or written.`
+
+type captureFlags struct {
+	dir, name, out string
+	padded         bool
+}
+
+func addReference(root *cobra.Command) {
+	ref := group("reference", "Work with reference sets: what a good machine has measured")
+	var f captureFlags
+	capture := &cobra.Command{
+		Use: "capture --dir DIR --name NAME -o FILE", Short: "Make a reference set from a golden node's evidence", Long: captureHelp, Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			set, err := captureReference(f)
+			if err != nil {
+				return err
+			}
+			if f.out == "-" {
+				_, err = c.OutOrStdout().Write(set)
+				return err
+			}
+			return os.WriteFile(f.out, set, 0o644) //nolint:gosec // reference values are no secret
+		},
+	}
+	flags := capture.Flags()
+	flags.StringVar(&f.dir, "dir", "", "folder with the golden node's evidence (required)")
+	flags.StringVar(&f.name, "name", "", "name of the set, as in \"prod-2026-10\" (required)")
+	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
+	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
+	ref.AddCommand(capture)
+	root.AddCommand(ref)
+}
+
+func captureReference(f captureFlags) ([]byte, error) {
+	switch {
+	case f.dir == "":
+		return nil, errors.New("--dir is missing: name the folder with the golden node's evidence")
+	case f.name == "":
+		return nil, errors.New("--name is missing: give the set a name")
+	case f.out == "":
+		return nil, errors.New("-o is missing: name the file to write, or - for standard output")
+	}
+	bundle, err := readBundle(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	set, err := appraise.Capture(f.name, bundle, ima.Options{PaddedSHA1: f.padded})
+	if err != nil {
+		err = fmt.Errorf("capture from %s: %w", f.dir, err)
+		if len(nodeclaim.AsRefusals(err)) > 0 {
+			return nil, refused(err)
+		}
+		return nil, err
+	}
+	return set.Marshal(), nil
+}
