@@ -59,8 +59,9 @@ const (
 	// Update replaces the live object by Object, which carries the live object's
 	// resourceVersion and UID: an HTTP PUT, refused when anybody wrote in between.
 	Update Action = "update"
-	// Patch applies MergePatch (RFC 7396, application/merge-patch+json), which carries
-	// metadata.uid and metadata.resourceVersion.
+	// Patch applies MergePatch (RFC 7396, application/merge-patch+json). It carries
+	// metadata.uid, so that it cannot land on a later object of the same name, and, unless
+	// it only takes labels away, metadata.resourceVersion.
 	Patch Action = "patch"
 	// Delete deletes Target with its UID and ResourceVersion as preconditions.
 	Delete Action = "delete"
@@ -102,6 +103,9 @@ type Operation struct {
 	Entry *snapshot.Entry
 	// AgentID is set for DeleteAgent: a whole SPIFFE ID.
 	AgentID string
+	// Proved is true when the operation follows from a proved-bad verdict: no rail and no
+	// brake ever holds it back.
+	Proved bool
 	// Reason says why, in a person's words.
 	Reason string
 }
@@ -127,6 +131,9 @@ type Plan struct {
 	Operations []Operation
 	// Withheld says what was left out on purpose, and why.
 	Withheld []string
+	// Again is true when something has to be closed before its new state may open: apply
+	// this plan, read again, and the next plan opens.
+	Again bool
 }
 
 // Empty reports whether there is nothing to do.

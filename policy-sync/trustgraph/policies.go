@@ -63,6 +63,9 @@ func (b *builder) notePolicy(p *Policy) {
 	}
 	if ns, ok := b.ambient(p.Namespace); ok {
 		note("IdentityNotAttested: namespace %s is in Istio's ambient mode, whose ztunnel has no identity from SPIRE yet", ns)
+		if slices.ContainsFunc(p.Spec.Ingress, func(r v1alpha1.IngressRule) bool { return len(r.HTTP) > 0 }) {
+			note("ingress.http: ztunnel reads no HTTP, so these rules let nothing in; name ports alone, or use sidecars")
+		}
 	}
 }
 

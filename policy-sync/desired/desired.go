@@ -1,0 +1,250 @@
+// Package desired turns what is known into what should be, for no vendor in particular:
+// which namespaces are closed, who may talk with whom, which labels stand on pods and
+// nodes, which SPIFFE IDs are issued on what proof. Each intent carries its reason.
+//
+// It denies by default: what no intent names stays closed.
+package desired
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
+)
+
+// Intents is everything that should be, sorted.
+type Intents struct {
+	Config snapshot.Config
+	// Namespaces are closed unless something below opens them.
+	Namespaces []trustgraph.Namespace
+	Workloads  []Workload
+	Nodes      []Node
+	Pods       []Pod
+	Identities []trustgraph.Identity
+	Revoked    []trustgraph.Revoked
+	Evict      []trustgraph.Eviction
+}
+
+// Workload is the pods of one TrustPolicy and who may talk with them.
+type Workload struct {
+	Namespace, Policy string
+	Mode              string
+	Ambient           bool
+	ServiceAccounts   []string
+	Ingress           []Flow
+	Egress            []Flow
+	Reason            string
+}
+
+// Flow is one way that is open, between attested pods only.
+type Flow struct {
+	// Namespace and ServiceAccount of the other end.
+	Namespace, ServiceAccount string
+	// PolicyLabel, when set, is the label that the other end must bear besides.
+	PolicyLabel string
+	// Selector and Tags narrow the other end; no X.509 identity can express them.
+	Selector *metav1.LabelSelector
+	Tags     map[string][]string
+	// Ports are TCP ports; none means all.
+	Ports []int32
+	// HTTP narrows to requests; none means all.
+	HTTP []v1alpha1.HTTPRule
+	// Ambient is true when packets of the flow carry Istio's HBONE, on port 15008.
+	Ambient bool
+}
+
+// Node is what a Node object should bear.
+type Node struct {
+	Name, UID string
+	// Labels are all labels under v1alpha1.NodeLabelPrefix; others of that prefix go.
+	Labels map[string]string
+	// Taint says whether v1alpha1.UntrustedTaint is on it; nil leaves taints alone.
+	Taint *bool
+	// Proved is true when the node is proved bad: what follows from it is never held back.
+	Proved bool
+	Reason string
+}
+
+// Pod is what a Pod object should bear.
+type Pod struct {
+	Namespace, Name, UID string
+	// Labels are all trust labels (trustgraph.TrustKey); others of that form go.
+	Labels map[string]string
+	// KeepOnly is true while the brake holds the pod's node: labels may stay, none is added.
+	KeepOnly bool
+	// Proved is true when the pod's node is proved bad.
+	Proved bool
+	Reason string
+}
+
+// From turns a graph into intents.
+func From(g trustgraph.Graph) Intents {
+	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities}
+	for _, p := range g.Policies {
+		if p.Accepted && p.Mode != "" {
+			out.Workloads = append(out.Workloads, workload(g, p))
+		}
+	}
+	for _, n := range g.Nodes {
+		out.Nodes = append(out.Nodes, node(g, n))
+	}
+	for _, p := range g.Pods {
+		out.Pods = append(out.Pods, pod(g, p))
+	}
+	return out
+}
+
+func workload(g trustgraph.Graph, p trustgraph.Policy) Workload {
+	ns, _ := g.Namespace(p.Namespace)
+	w := Workload{
+		Namespace: p.Namespace, Policy: p.Name, Mode: p.Mode, Ambient: ns.Ambient, ServiceAccounts: p.ServiceAccounts,
+		Reason: fmt.Sprintf("TrustPolicy %s", p.Key()),
+	}
+	for _, rule := range p.Spec.Ingress {
+		for _, peer := range rule.From {
+			f := flow(p, peer, rule.Ports)
+			f.HTTP, f.Ambient = rule.HTTP, ns.Ambient
+			w.Ingress = append(w.Ingress, f)
+		}
+	}
+	for _, rule := range p.Spec.Egress {
+		for _, peer := range rule.To {
+			f := flow(p, peer, rule.Ports)
+			other, _ := g.Namespace(f.Namespace)
+			f.Ambient = other.Ambient
+			w.Egress = append(w.Egress, f)
+		}
+	}
+	w.Egress = append(w.Egress, answering(g, p)...)
+	sortFlows(w.Ingress)
+	sortFlows(w.Egress)
+	w.Egress = slices.CompactFunc(w.Egress, func(a, b Flow) bool { return a.key() == b.key() })
+	w.Ingress = slices.CompactFunc(w.Ingress, func(a, b Flow) bool { return a.key() == b.key() })
+	return w
+}
+
+func flow(p trustgraph.Policy, peer v1alpha1.Peer, ports []int32) Flow {
+	ports = slices.Clone(ports)
+	slices.Sort(ports)
+	return Flow{
+		Namespace: trustgraph.PeerNamespace(p.Namespace, peer), ServiceAccount: peer.ServiceAccount,
+		Selector: peer.PodSelector, Tags: peer.Tags, Ports: slices.Compact(ports),
+	}
+}
+
+// answering lists the ways out that follow from other policies' ingress: whom they let
+// in may call them. What narrows the caller (selector, tags) is left to their ingress.
+func answering(g trustgraph.Graph, p trustgraph.Policy) []Flow {
+	var out []Flow
+	for _, other := range g.Policies {
+		if !other.Accepted || other.Mode == "" {
+			continue
+		}
+		ns, _ := g.Namespace(other.Namespace)
+		for _, rule := range other.Spec.Ingress {
+			for _, peer := range rule.From {
+				if trustgraph.PeerNamespace(other.Namespace, peer) != p.Namespace || !slices.Contains(p.ServiceAccounts, peer.ServiceAccount) {
+					continue
+				}
+				f := flow(other, v1alpha1.Peer{Namespace: other.Namespace}, rule.Ports)
+				f.PolicyLabel, f.Ambient = v1alpha1.PolicyLabel(other.Name), ns.Ambient
+				out = append(out, f)
+			}
+		}
+	}
+	return out
+}
+
+func sortFlows(flows []Flow) {
+	slices.SortFunc(flows, func(a, b Flow) int { return cmp.Compare(a.key(), b.key()) })
+}
+
+// key is the same for flows that mean the same.
+func (f Flow) key() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%q %q %q %v %v %q", f.Namespace, f.ServiceAccount, f.PolicyLabel, f.Ports, f.Ambient, metav1.FormatLabelSelector(f.Selector))
+	for _, k := range sortedKeys(f.Tags) {
+		fmt.Fprintf(&b, " %q=%q", k, f.Tags[k])
+	}
+	for _, h := range f.HTTP {
+		fmt.Fprintf(&b, " %q%q", h.Methods, h.Paths)
+	}
+	return b.String()
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// node: a trusted node bears its verdict and its tags and no taint, any other node the
+// taint alone. That includes a node on hold: the brake keeps what runs there as it is,
+// but nothing new should be placed there.
+func node(g trustgraph.Graph, n trustgraph.Node) Node {
+	out := Node{Name: n.Name, UID: n.UID, Labels: map[string]string{}, Proved: n.Verdict == v1alpha1.VerdictUntrusted}
+	trusted := n.Verdict == v1alpha1.VerdictTrusted
+	if trusted {
+		out.Labels[v1alpha1.NodeVerdictLabel] = string(v1alpha1.VerdictTrusted)
+		for k, v := range n.Tags {
+			putTag(out.Labels, v1alpha1.NodeTagPrefix, k, v)
+		}
+	}
+	if g.Config.Taint {
+		taint := !trusted
+		out.Taint = &taint
+	}
+	switch {
+	case trusted:
+		out.Reason = fmt.Sprintf("node %s is trusted: it matches reference set %s", n.Name, n.Reference)
+	case n.Held:
+		until := n.Expired.Add(g.Config.MaxHold).UTC().Format(time.RFC3339)
+		out.Reason = fmt.Sprintf("%s; the brake holds its pods until %s, new ones are kept away", strings.Join(n.Why, "; "), until)
+	default:
+		out.Reason = strings.Join(n.Why, "; ")
+	}
+	return out
+}
+
+// putTag sets a label unless the tag's key or value cannot be one: then the tag opens
+// nothing, which is the safe side.
+func putTag(labels map[string]string, prefix, key, value string) {
+	if len(validation.IsQualifiedName(prefix+key)) == 0 && len(validation.IsValidLabelValue(value)) == 0 && value != "" {
+		labels[prefix+key] = value
+	}
+}
+
+// pod: an attested pod bears its own label, one per policy, and its node's tags. A pod
+// under several policies of which it meets some bears no label at all.
+func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
+	out := Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: map[string]string{}}
+	if n, ok := g.Node(p.Node); ok {
+		out.Proved, out.KeepOnly = n.Verdict == v1alpha1.VerdictUntrusted, n.Held
+	}
+	if !p.Attested {
+		out.Reason = strings.Join(p.Why, "; ")
+		return out
+	}
+	out.Labels[v1alpha1.PodAttestedLabel] = v1alpha1.True
+	var names []string
+	for _, m := range p.Matches {
+		out.Labels[v1alpha1.PolicyLabel(m.Policy)] = v1alpha1.True
+		names = append(names, m.Policy)
+	}
+	for k, v := range p.Tags {
+		putTag(out.Labels, v1alpha1.PodTagPrefix, k, v)
+	}
+	out.Reason = fmt.Sprintf("node %s, image and runtime meet policy %s", p.Node, strings.Join(names, ", "))
+	return out
+}

@@ -1,0 +1,261 @@
+package plan
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/desired"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+func key(o *unstructured.Unstructured) string {
+	return o.GroupVersionKind().String() + " " + snapshot.Key(o)
+}
+
+func target(o *unstructured.Unstructured) Target {
+	return Target{
+		GroupVersionKind: o.GroupVersionKind(), Namespace: o.GetNamespace(), Name: o.GetName(),
+		UID: string(o.GetUID()), ResourceVersion: o.GetResourceVersion(),
+	}
+}
+
+// objects compares rendered objects with live ones. A live object with the very name of
+// ours that somebody else made is taken over: under those names stands what closes, and
+// leaving a stranger's object there would leave it open. Deletes touch only what bears
+// our owner label.
+func (d *differ) objects(want []desired.Object) error {
+	live := map[string]*unstructured.Unstructured{}
+	for _, o := range d.s.Objects {
+		live[key(o)] = o
+	}
+	wanted := map[string]bool{}
+	for _, w := range want {
+		wanted[key(w.Unstructured)] = true
+		if err := d.object(live[key(w.Unstructured)], w); err != nil {
+			return err
+		}
+	}
+	for _, o := range d.s.Objects {
+		if !snapshot.Owned(o) {
+			continue
+		}
+		d.owned++
+		if wanted[key(o)] {
+			continue
+		}
+		d.deletes++
+		op := Operation{Phase: Tighten, Action: Delete, Target: target(o), Reason: "nothing asks for it any more"}
+		if closes(o) {
+			op.Phase = Retire
+		}
+		d.add(op)
+	}
+	return nil
+}
+
+// object brings one object from its live state to the wanted one. First it goes to what
+// both have open (and to all that either closes), in a closing phase; from there to the
+// wanted state, in an opening phase of a later plan.
+func (d *differ) object(live *unstructured.Unstructured, want desired.Object) error {
+	closing := [...]Phase{desired.Barrier: DefaultDeny, desired.Gate: Tighten, desired.Blacklist: Revoke}[want.Class]
+	opening := [...]Phase{desired.Barrier: Retire, desired.Gate: Program, desired.Blacklist: Retire}[want.Class]
+	proved := want.Class == desired.Blacklist
+	if live == nil {
+		op := Operation{Phase: closing, Action: Create, Target: target(want.Unstructured), Object: want.DeepCopy(), Proved: proved, Reason: want.Reason}
+		if want.Class == desired.Gate {
+			op.Phase = Program
+		}
+		d.add(op)
+		return nil
+	}
+	live, err := plain(live)
+	if err != nil {
+		return fmt.Errorf("plan: %s: %w", target(want.Unstructured), err)
+	}
+	middle, err := meet(live, want)
+	if err != nil {
+		return fmt.Errorf("plan: %s: %w", target(want.Unstructured), err)
+	}
+	switch {
+	case same(live, want.Unstructured):
+	case same(live, middle):
+		d.add(Operation{Phase: opening, Action: Update, Target: target(live), Object: merge(live, want.Unstructured), Reason: want.Reason})
+	default:
+		d.add(Operation{Phase: closing, Action: Update, Target: target(live), Object: merge(live, middle), Proved: proved, Reason: want.Reason})
+		d.p.Again = d.p.Again || !same(middle, want.Unstructured)
+	}
+	return nil
+}
+
+// plain brings numbers into one form, whatever decoded the live object.
+func plain(o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	data, err := o.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	out := &unstructured.Unstructured{}
+	return out, utiljson.Unmarshal(data, &out.Object)
+}
+
+// meet is the wanted object with only those opening elements that are live too, and with
+// all closing elements that are live besides.
+func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.Unstructured, error) {
+	out := want.DeepCopy()
+	for _, path := range want.Opens {
+		have, wanted := elements(live, path), elements(want.Unstructured, path)
+		both := slices.DeleteFunc(slices.Clone(wanted), func(e any) bool { return !contains(have, e) })
+		if err := put(out, path, both); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range want.Closes {
+		have, wanted := elements(live, path), elements(want.Unstructured, path)
+		extra := slices.DeleteFunc(slices.Clone(have), func(e any) bool { return contains(wanted, e) })
+		if err := put(out, path, append(slices.Clone(wanted), extra...)); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func elements(o *unstructured.Unstructured, path []string) []any {
+	list, _, err := unstructured.NestedSlice(o.Object, path...)
+	if err != nil {
+		return nil // not a list: nothing that could be kept
+	}
+	return list
+}
+
+func put(o *unstructured.Unstructured, path []string, list []any) error {
+	if len(list) == 0 {
+		unstructured.RemoveNestedField(o.Object, path...)
+		return nil
+	}
+	return unstructured.SetNestedSlice(o.Object, runtime.DeepCopyJSONValue(list).([]any), path...)
+}
+
+func contains(list []any, e any) bool {
+	return slices.ContainsFunc(list, func(x any) bool { return reflect.DeepEqual(normal(x), normal(e)) })
+}
+
+// same reports whether the live object says what the wanted one says: every field of its
+// spec and of the metadata that has a meaning to policy. A field that somebody added
+// makes a difference as much as one that was changed. What an API server adds elsewhere
+// (labels and annotations of its own, empty values) does not.
+func same(live, want *unstructured.Unstructured) bool {
+	if !reflect.DeepEqual(normal(live.Object["spec"]), normal(want.Object["spec"])) {
+		return false
+	}
+	return sameKeys(live.GetLabels(), want.GetLabels()) && sameKeys(live.GetAnnotations(), want.GetAnnotations())
+}
+
+func sameKeys(live, want map[string]string) bool {
+	for k, v := range want {
+		if have, ok := live[k]; !ok || have != v {
+			return false
+		}
+	}
+	for k := range live {
+		if _, ok := want[k]; !ok && meaningful(k) {
+			return false
+		}
+	}
+	return true
+}
+
+// meaningful reports whether a label or annotation of that key changes what a policy
+// does: Istio's dry-run annotation and revision label, trust labels.
+func meaningful(key string) bool {
+	domain, _, _ := strings.Cut(key, "/")
+	return domain == "istio.io" || strings.HasSuffix(domain, ".istio.io") || domain == v1alpha1.Group || strings.HasSuffix(domain, "."+v1alpha1.Group)
+}
+
+// normal drops map members that hold nothing ({} and [] and "" and null), which API
+// servers add or leave out as they like. Elements of lists stay: an empty rule is a rule.
+func normal(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		out := map[string]any{}
+		for k, e := range v {
+			if n := normal(e); n != nil {
+				out[k] = n
+			}
+		}
+		if len(out) == 0 {
+			return nil
+		}
+		return out
+	case []any:
+		if len(v) == 0 {
+			return nil
+		}
+		out := make([]any, len(v))
+		for i, e := range v {
+			out[i] = normal(e)
+		}
+		return out
+	case string:
+		if v == "" {
+			return nil
+		}
+	case float64:
+		if v == float64(int64(v)) {
+			return int64(v)
+		}
+	}
+	return v
+}
+
+// merge is the live object with our spec, labels and annotations.
+func merge(live, want *unstructured.Unstructured) *unstructured.Unstructured {
+	out := live.DeepCopy()
+	if spec, ok := want.Object["spec"]; ok {
+		out.Object["spec"] = runtime.DeepCopyJSONValue(spec)
+	} else {
+		delete(out.Object, "spec")
+	}
+	out.SetLabels(mergeKeys(live.GetLabels(), want.GetLabels()))
+	out.SetAnnotations(mergeKeys(live.GetAnnotations(), want.GetAnnotations()))
+	return out
+}
+
+func mergeKeys(live, want map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range live {
+		if !meaningful(k) {
+			out[k] = v
+		}
+	}
+	maps.Copy(out, want)
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// closes reports whether an object of ours closes something by being there, so that it
+// has to go last.
+func closes(o *unstructured.Unstructured) bool {
+	switch o.GetKind() {
+	case "Tier", "GlobalNetworkSet", "PeerAuthentication":
+		return true
+	case "AuthorizationPolicy":
+		action, _, _ := unstructured.NestedString(o.Object, "spec", "action")
+		return action == "DENY" || len(elements(o, []string{"spec", "rules"})) == 0
+	case "NetworkPolicy", "GlobalNetworkPolicy":
+		for _, rule := range slices.Concat(elements(o, []string{"spec", "ingress"}), elements(o, []string{"spec", "egress"})) {
+			if m, ok := rule.(map[string]any); ok && m["action"] == "Deny" {
+				return true
+			}
+		}
+	}
+	return false
+}
