@@ -1,7 +1,9 @@
 package syncconfig
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -202,7 +204,7 @@ func (f verifierFile) verifier(p *problems, path string) image.Verifier {
 	if f.PublicKey == "" {
 		return f.digests(p, path)
 	}
-	pem, err := os.ReadFile(f.PublicKey)
+	pem, err := readKeys(f.PublicKey)
 	if err != nil {
 		p.at(path+".publicKey", "%v", err)
 		return nil
@@ -213,6 +215,24 @@ func (f verifierFile) verifier(p *problems, path string) image.Verifier {
 		return nil
 	}
 	return v
+}
+
+// maxKeys bounds a file of public keys.
+const maxKeys = 64 << 10
+
+func readKeys(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	content, err := io.ReadAll(io.LimitReader(f, maxKeys+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if len(content) > maxKeys {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, maxKeys)
+	}
+	return content, nil
 }
 
 func (f verifierFile) digests(p *problems, path string) image.Verifier {

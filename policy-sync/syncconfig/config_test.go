@@ -1,0 +1,160 @@
+package syncconfig
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+func writeKey(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "release.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const digest = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+func TestParse(t *testing.T) {
+	c, err := Parse([]byte(`
+trustDomain: keelson.demo
+x509SVIDTTL: 20s
+spire:
+  socket: /run/spire/api.sock
+calico: required
+istio: off
+maxHold: 90s
+images:
+  registries: [registry.example.org]
+  insecureRegistries: ["127.0.0.1:5000"]
+  verifiers:
+  - name: release-key
+    publicKey: ` + writeKey(t) + `
+  - name: pinned
+    manifests: [` + digest + `]
+listen: {metrics: "0", health: "0"}
+leaderElection: {enabled: false}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := snapshot.Config{TrustDomain: "keelson.demo", X509SVIDTTL: 20 * time.Second, MaxHold: 90 * time.Second, Taint: true,
+		TierOrder: snapshot.DefaultTierOrder}
+	if diff := cmp.Diff(want, c.Snapshot); diff != "" {
+		t.Errorf("snapshot's part (-want +got):\n%s", diff)
+	}
+	var verifiers []string
+	for _, v := range c.Images.Checker.Verifiers {
+		verifiers = append(verifiers, v.Name())
+	}
+	if diff := cmp.Diff([]string{"release-key", "pinned"}, verifiers); diff != "" {
+		t.Errorf("verifiers (-want +got):\n%s", diff)
+	}
+	if c.Calico != Required || c.Istio != Off || c.SPIRE.Socket != "/run/spire/api.sock" || c.SPIRE.TrustDomain.Name() != "keelson.demo" {
+		t.Errorf("got %+v", c)
+	}
+	if c.Resync != 30*time.Second || c.SPIRE.Timeout != 5*time.Second {
+		t.Errorf("defaults: resync %s, timeout %s", c.Resync, c.SPIRE.Timeout)
+	}
+}
+
+func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
+	const good = "trustDomain: keelson.demo\nspire: {socket: /s}\n"
+	cases := map[string]struct {
+		content string
+		want    []string // each in the error
+	}{
+		"if the file is empty, say so": {"", []string{"the file is empty"}},
+		"if keys are unknown and values of a wrong type, name them all": {
+			good + "sipre: {}\nresync: soon\nspire2: 1\n",
+			[]string{"line 3: field sipre: no such key here", "line 4: cannot unmarshal", "line 5: field spire2: no such key here"}},
+		"if a key is given twice, refuse":        {good + "trustDomain: other\n", []string{"line 3:", "already"}},
+		"if there are two documents, refuse":     {good + "---\n{}\n", []string{"more than one YAML document"}},
+		"if it is no YAML, give the line":        {"a: [\n", []string{"line"}},
+		"if the trust domain is none, refuse":    {"trustDomain: spiffe://a/b\nspire: {socket: /s}\n", []string{"line 1: trustDomain: trust domain"}},
+		"if there is no SPIRE server, refuse":    {"trustDomain: a.b\n", []string{"spire: give either socket"}},
+		"if there are two SPIRE servers, refuse": {"trustDomain: a.b\nspire: {socket: /s, address: 'h:1'}\n", []string{"line 2: spire: give either socket"}},
+		"if a SPIRE address comes without the Workload API, refuse": {
+			"trustDomain: a.b\nspire: {address: 'h:1'}\n", []string{"line 2: spire.workloadAPI: an address needs"}},
+		"if a SPIRE address has no port, refuse": {
+			"trustDomain: a.b\nspire: {address: h, workloadAPI: 'unix:///a'}\n", []string{"line 2: spire.address: address h: missing port"}},
+		"if durations are out of range, name them all": {
+			good + "x509SVIDTTL: 1s\nmaxHold: 48h\nresync: 1ms\n",
+			[]string{"line 3: x509SVIDTTL: X.509-SVID lifetime 1s", "line 4: maxHold: brake 48h", "line 5: resync: 1ms is outside"}},
+		"if a data plane's presence is unknown, refuse": {good + "calico: maybe\n", []string{`line 3: calico: "maybe" is neither`}},
+		"if the kubeconfig is missing, refuse":          {good + "kubeconfig: /does/not/exist\n", []string{"line 3: kubeconfig: stat /does/not/exist"}},
+		"if a key file is missing and another verifier has no rule, name both": {
+			good + "images:\n  verifiers:\n  - name: a\n    publicKey: /no.pem\n  - name: b\n",
+			[]string{"line 6: images.verifiers.0.publicKey: open /no.pem", "line 7: images.verifiers.1: verifier \"b\": give either"}},
+		"if two verifiers have one name, refuse": {
+			good + "images:\n  verifiers:\n  - {name: a, manifests: [" + digest + "]}\n  - {name: a, manifests: [" + digest + "]}\n",
+			[]string{`line 6: images.verifiers.1: two verifiers are named "a"`}},
+		"if a digest is malformed, refuse": {
+			good + "images:\n  verifiers:\n  - name: a\n    configs: [latest]\n", []string{"line 6: images.verifiers.0.configs.0: digest \"latest\""}},
+		"if an OCI layout is missing, refuse":    {good + "images: {ociLayouts: [/no/layout]}\n", []string{"line 3: images:", "/no/layout"}},
+		"if a listen address is none, refuse":    {good + "listen: {metrics: here}\n", []string{`line 3: listen.metrics: "here" is neither`}},
+		"if a lease has no namespace, refuse":    {good + "leaderElection: {namespace: ''}\n", []string{"line 3: leaderElection: a lease needs"}},
+		"if the file is far too large, say so":   {strings.Repeat("#", maxFile+1), []string{"more than"}},
+		"if an unnamed service is half, refuse":  {good + "dns: {namespace: x}\n", []string{"line 3: dns: service DNS"}},
+		"if the share of deletes is off, refuse": {good + "maxDeletePercent: 101\n", []string{"line 3: maxDeletePercent:"}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(tc.content))
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got\n%v\nwant it to hold %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestLoadNamesTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("missing file: %v", err)
+	}
+	if err := os.WriteFile(path, []byte("x: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path); err == nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "line 1: field x") {
+		t.Errorf("bad file: %v", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("trustDomain: keelson.demo\nspire: {socket: /s}\n"))
+	f.Add([]byte("a: &a [*a]\n"))
+	f.Add([]byte("images:\n  verifiers:\n  - name: a\n    configs: [latest]\n"))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		c, err := Parse(content)
+		if err == nil && (c.SPIRE.TrustDomain.IsZero() || c.Snapshot.Validate() != nil) {
+			t.Errorf("accepted an invalid configuration: %q", content)
+		}
+	})
+}
