@@ -32,7 +32,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies))
 
 	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), done: map[string]bool{}}
-	decision, err := Decide(snap)
+	decision, err := plan.Make(snap)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
@@ -40,19 +40,23 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
-		if decision, err = Decide(snap); err != nil {
+		if decision, err = plan.Make(snap); err != nil {
 			return time.Time{}, fmt.Errorf("syncer: nothing more is changed: %w", err)
 		}
 		p.close(ctx, decision.Plan.Closing())
 		p.open(ctx, decision.Plan.Opening())
 	}
 	s.tell(decision.Graph)
-	return nextExpiry(snap), errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr))
+	next := nextExpiry(snap)
+	if decision.Plan.Again && len(p.failed) == 0 {
+		next = snap.At // an object had to close first and opens in a plan of its own
+	}
+	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr))
 }
 
 // report writes statuses and events. What was planned from a stale reading, or without an answer that is on its way, is
 // decided in a moment, so it is not told: a condition that flaps says nothing.
-func (s *Syncer) report(ctx context.Context, p *progress, d Decision, spireErr error) error {
+func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error) error {
 	r := kube.Report{Changes: p.changes}
 	if !IsStale(p.err()) && !errors.Is(spireErr, errSlow) {
 		r.Policies = Statuses(d.Graph, p.failed, spireErr)
