@@ -1,0 +1,78 @@
+package image
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func FuzzPayload(f *testing.F) {
+	f.Add([]byte(`{"critical":{"identity":{"docker-reference":"r"},"image":{"docker-manifest-digest":"sha256:` + strings.Repeat("a", 64) + `"},"type":"cosign container image signature"},"optional":null}`))
+	f.Add([]byte(`{"critical":{"image":{"docker-manifest-digest":"sha256:A"},"type":"x"}}`))
+	f.Add([]byte(`{"critical":{},"Critical":{}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		digest, err := parsePayload(raw)
+		if err != nil {
+			return
+		}
+		if d, ok := bareDigest(digest); !ok || d != digest {
+			t.Fatalf("digest %q", digest)
+		}
+		if strings.Count(string(raw), "docker-manifest-digest") > 1 {
+			t.Log("the key's name may stand in other values")
+		}
+	})
+}
+
+func FuzzDocument(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `"},"layers":[{"mediaType":"x","annotations":{"a":"b"}}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:b","platform":{"os":"linux"}}]}`))
+	f.Add([]byte(`{"schemaVersion":2,"config":{},"rootfs":{}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		doc, err := parseDocument(raw)
+		if err != nil {
+			return
+		}
+		if (doc.manifest == nil) == (doc.index == nil) {
+			t.Fatal("neither or both")
+		}
+		if doc.manifest != nil && (doc.manifest.config.IsZero() || doc.manifest.digest.IsZero()) {
+			t.Fatal("manifest without digests")
+		}
+	})
+}
+
+func FuzzRunning(f *testing.F) {
+	f.Add("sha256:"+strings.Repeat("a", 64), "r.example/x@sha256:"+strings.Repeat("b", 64), "r.example/x:v1")
+	f.Add(strings.Repeat("a", 64), "", "")
+	f.Add("docker-pullable://x@sha256:"+strings.Repeat("b", 64), ":", "@")
+	f.Fuzz(func(t *testing.T, id, ref, name string) {
+		q, err := parseRunning(Running{ID: id, Ref: ref, Name: name}, map[string]bool{"r.example": true})
+		if err != nil {
+			return
+		}
+		if d, ok := bareDigest(string(q.id)); !ok || d != string(q.id) {
+			t.Fatalf("identity %q", q.id)
+		}
+	})
+}
+
+func TestCacheStaysWithinItsLimit(t *testing.T) {
+	c, now := newCache[int](3), time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
+	for i := range 10 {
+		c.putGood(strings.Repeat("x", i), i, now.Add(time.Duration(i)*time.Second), time.Hour)
+	}
+	if len(c.entries) != 3 {
+		t.Errorf("%d entries", len(c.entries))
+	}
+	if e, ok := c.get(strings.Repeat("x", 9), now); !ok || e.value != 9 {
+		t.Error("the newest answer was dropped")
+	}
+	if _, ok := c.get(strings.Repeat("x", 9), now.Add(2*time.Hour)); ok {
+		t.Error("an expired answer is served")
+	}
+	c.putGood("late", 1, now.Add(3*time.Hour), time.Hour)
+	if len(c.entries) != 1 {
+		t.Errorf("expired answers are kept: %d entries", len(c.entries))
+	}
+}
