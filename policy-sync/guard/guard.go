@@ -1,0 +1,200 @@
+// Package guard makes the admission policies that keep trust in the right hands: nobody
+// but policy-sync writes what opens doors.
+//
+// They are ValidatingAdmissionPolicies (and one MutatingAdmissionPolicy), which the API
+// server evaluates itself, with no webhook that could be away. They fail closed. They
+// are the first of two lines: what slips by while they are off is found and taken away
+// by policy-sync (see trustgraph.TrustKey).
+//
+// What has to go on working does: a kubelet patches a pod's status without touching
+// labels, the scheduler binds without labels, the garbage collector and the namespace
+// controller delete. A guard compares trust labels before and after, so that objects
+// which bear them stay writable in every other respect.
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// Params name who may do what. User names are as the API server sees them
+// ("system:serviceaccount:<namespace>:<name>").
+type Params struct {
+	// PolicySync is policy-sync's user; only it writes trust labels.
+	PolicySync string
+	// SPIREServers are the users of SPIRE servers; only they write NodeTrusts.
+	SPIREServers []string
+	// Admins are groups that may enrol namespaces and delete NodeTrusts; system:masters if empty.
+	Admins []string
+	// CalicoAPIServer is the user of Calico's API server, which writes
+	// crd.projectcalico.org on behalf of those who write projectcalico.org. Empty when there is none.
+	CalicoAPIServer string
+	// Taint guards the taint of untrusted nodes and puts it on when a Node is created.
+	Taint bool
+}
+
+// Validate reports every problem at once.
+func (p Params) Validate() error {
+	var problems []error
+	check := func(what, name string) {
+		if name == "" || len(name) > 253 || strings.ContainsAny(name, "'\"\\\n\r") {
+			problems = append(problems, fmt.Errorf("guard: %s %.80q is no user or group", what, name))
+		}
+	}
+	check("policy-sync's user", p.PolicySync)
+	if len(p.SPIREServers) == 0 {
+		problems = append(problems, errors.New("guard: name the SPIRE servers' users, or nobody can write a verdict"))
+	}
+	for _, u := range p.SPIREServers {
+		check("SPIRE server's user", u)
+	}
+	for _, g := range p.Admins {
+		check("admin group", g)
+	}
+	if p.CalicoAPIServer != "" {
+		check("user of Calico's API server", p.CalicoAPIServer)
+	}
+	return errors.Join(problems...)
+}
+
+func (p Params) withDefaults() Params {
+	if len(p.Admins) == 0 {
+		p.Admins = []string{"system:masters"}
+	}
+	return p
+}
+
+// system are the controllers that delete what belongs to a deleted namespace or owner.
+var system = []string{
+	"system:serviceaccount:kube-system:generic-garbage-collector",
+	"system:serviceaccount:kube-system:namespace-controller",
+}
+
+// Objects makes every admission policy with its binding, in a fixed order.
+func Objects(p Params) ([]runtime.Object, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	p = p.withDefaults()
+	var out []runtime.Object
+	for _, g := range slices.Concat(podGuards(p), nodeGuards(p), networkGuards(p), apiGuards(p)) {
+		out = append(out, g.policy(), g.binding())
+	}
+	if p.Taint {
+		out = append(out, taintOnCreate()...)
+	}
+	return out, nil
+}
+
+// check is one validating policy: what it is asked about, whom it leaves alone, what it
+// demands.
+type check struct {
+	name string
+	why  string // the package's reader and the policy's annotation
+	// rules say which requests it sees.
+	rules []admissionv1.NamedRuleWithOperations
+	// unless are CEL conditions under which a request is left alone.
+	unless []admissionv1.MatchCondition
+	// enrolled limits the check to namespaces whose mode label has one of these values.
+	enrolled    []string
+	variables   []admissionv1.Variable
+	validations []admissionv1.Validation
+}
+
+const prefix = "keelson-"
+
+func meta(name, why string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name:        prefix + name,
+		Labels:      map[string]string{v1alpha1.OwnerLabel: v1alpha1.OwnerValue},
+		Annotations: map[string]string{v1alpha1.Group + "/why": why},
+	}
+}
+
+func (c check) match() *admissionv1.MatchResources {
+	m := &admissionv1.MatchResources{ResourceRules: c.rules, MatchPolicy: ptr(admissionv1.Equivalent), NamespaceSelector: &metav1.LabelSelector{}, ObjectSelector: &metav1.LabelSelector{}}
+	if len(c.enrolled) > 0 {
+		m.NamespaceSelector.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: v1alpha1.ModeLabel, Operator: metav1.LabelSelectorOpIn, Values: c.enrolled}}
+	}
+	return m
+}
+
+func (c check) policy() runtime.Object {
+	return &admissionv1.ValidatingAdmissionPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "ValidatingAdmissionPolicy"},
+		ObjectMeta: meta(c.name, c.why),
+		Spec: admissionv1.ValidatingAdmissionPolicySpec{
+			FailurePolicy: ptr(admissionv1.Fail), MatchConstraints: c.match(), MatchConditions: c.unless, Variables: c.variables, Validations: c.validations,
+		},
+	}
+}
+
+func (c check) binding() runtime.Object {
+	return &admissionv1.ValidatingAdmissionPolicyBinding{
+		TypeMeta:   metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "ValidatingAdmissionPolicyBinding"},
+		ObjectMeta: meta(c.name, c.why),
+		Spec: admissionv1.ValidatingAdmissionPolicyBindingSpec{
+			PolicyName: prefix + c.name, ValidationActions: []admissionv1.ValidationAction{admissionv1.Deny},
+		},
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// on names requests: operations on resources of one group, in every version.
+func on(group string, operations []admissionv1.OperationType, resources ...string) admissionv1.NamedRuleWithOperations {
+	return admissionv1.NamedRuleWithOperations{RuleWithOperations: admissionv1.RuleWithOperations{
+		Operations: operations,
+		Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{"*"}, Resources: resources, Scope: ptr(admissionv1.AllScopes)},
+	}}
+}
+
+var (
+	writes    = []admissionv1.OperationType{admissionv1.Create, admissionv1.Update}
+	creates   = []admissionv1.OperationType{admissionv1.Create}
+	allWrites = []admissionv1.OperationType{admissionv1.Create, admissionv1.Update, admissionv1.Delete}
+)
+
+// cel writes texts as a CEL list.
+func cel(texts []string) string {
+	quoted := make([]string, 0, len(texts))
+	for _, t := range texts {
+		quoted = append(quoted, strconv.Quote(t))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// notUsers leaves the requests of some users alone.
+func notUsers(name string, users ...string) admissionv1.MatchCondition {
+	users = slices.DeleteFunc(slices.Clone(users), func(u string) bool { return u == "" })
+	return admissionv1.MatchCondition{Name: name, Expression: fmt.Sprintf("!(request.userInfo.username in %s)", cel(users))}
+}
+
+// notGroups leaves the requests of members of some groups alone.
+func notGroups(name string, groups []string) admissionv1.MatchCondition {
+	return admissionv1.MatchCondition{Name: name, Expression: fmt.Sprintf("!(has(request.userInfo.groups) && request.userInfo.groups.exists(g, g in %s))", cel(groups))}
+}
+
+// keys is a variable that holds the labels of one object (by its CEL path) which fulfil a
+// condition on their key k, as a list of "key=value".
+func keys(name, object, condition string) admissionv1.Variable {
+	return admissionv1.Variable{Name: name, Expression: fmt.Sprintf(
+		`%[1]s != null && has(%[1]s.metadata) && has(%[1]s.metadata.labels) ? %[1]s.metadata.labels.map(k, %[2]s, k + "=" + %[1]s.metadata.labels[k]) : []`, object, condition)}
+}
+
+// unchanged demands that two such variables hold the same.
+func unchanged(before, after, message string) admissionv1.Validation {
+	return admissionv1.Validation{
+		Expression: fmt.Sprintf("variables.%[1]s.all(l, l in variables.%[2]s) && variables.%[2]s.all(l, l in variables.%[1]s)", before, after),
+		Message:    message, Reason: ptr(metav1.StatusReasonForbidden),
+	}
+}
