@@ -1,0 +1,316 @@
+package runtime_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/keelson-project/keelson/workloadattestor/runtime"
+	"github.com/keelson-project/keelson/workloadattestor/runtime/runtimetest"
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+)
+
+var (
+	idA = strings.Repeat("a", 64)
+	idB = strings.Repeat("b", 64)
+)
+
+func frontend() runtimetest.Pod {
+	return runtimetest.Pod{
+		Namespace: "shop", Name: "frontend-0", UID: "11111111-2222-3333-4444-555555555555", Container: "main",
+		ContainerID: idA, SandboxID: idB,
+		ImageID: "sha256:" + strings.Repeat("c", 64), ImageRef: "r.example/app@sha256:" + strings.Repeat("d", 64), Image: "r.example/app:v1",
+		CgroupsPath: "/kubepods/pod1/" + idA,
+	}
+}
+
+func dial(t *testing.T) (*runtimetest.Server, *runtime.Client) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "cri.sock")
+	server, stop, err := runtimetest.Serve(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(stop)
+	client, err := runtime.Dial(socket, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return server, client
+}
+
+func TestContainer(t *testing.T) {
+	want := runtime.Container{
+		ID: idA, SandboxID: idB, Namespace: "shop", PodName: "frontend-0", PodUID: "11111111-2222-3333-4444-555555555555", Name: "main",
+		ImageID: "sha256:" + strings.Repeat("c", 64), ImageRef: "r.example/app@sha256:" + strings.Repeat("d", 64), ImageName: "r.example/app:v1",
+		ImageHints:  []string{"r.example/app@sha256:" + strings.Repeat("d", 64), "r.example/app:v1"},
+		CgroupsPath: "/kubepods/pod1/" + idA,
+		Privileged:  workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
+		AddedCapabilities: workloadclaim.No,
+	}
+	cases := map[string]struct {
+		pod    func(*runtimetest.Pod)
+		change func(*runtime.Container)
+	}{
+		"an ordinary container": {func(*runtimetest.Pod) {}, func(*runtime.Container) {}},
+		"privileged": {func(p *runtimetest.Pod) { p.Privileged = true }, func(c *runtime.Container) {
+			c.Privileged, c.AddedCapabilities = workloadclaim.Yes, workloadclaim.Yes
+		}},
+		"host PID":            {func(p *runtimetest.Pod) { p.HostPID = true }, func(c *runtime.Container) { c.HostPID = workloadclaim.Yes }},
+		"host network":        {func(p *runtimetest.Pod) { p.HostNetwork = true }, func(c *runtime.Container) { c.HostNetwork = workloadclaim.Yes }},
+		"host IPC":            {func(p *runtimetest.Pod) { p.HostIPC = true }, func(c *runtime.Container) { c.HostIPC = workloadclaim.Yes }},
+		"one capability more": {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_NET_ADMIN"} }, func(c *runtime.Container) { c.AddedCapabilities = workloadclaim.Yes }},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			server, client := dial(t)
+			p, want := frontend(), want
+			tc.pod(&p)
+			tc.change(&want)
+			if err := server.Add(p); err != nil {
+				t.Fatal(err)
+			}
+			server.PutImage(&criv1.Image{Id: p.ImageID, RepoDigests: []string{p.ImageRef}, RepoTags: []string{p.Image}})
+			got, err := client.Container(t.Context(), idA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("(-want +got)\n%s", d)
+			}
+			if d := cmp.Diff([]string{"ContainerStatus", "PodSandboxStatus", "ImageStatus"}, server.Asked()); d != "" {
+				t.Errorf("calls: %s", d)
+			}
+		})
+	}
+}
+
+func TestUnknownContainersHaveNoFacts(t *testing.T) {
+	server, client := dial(t)
+	if err := server.Add(frontend()); err != nil {
+		t.Fatal(err)
+	}
+	for name, id := range map[string]string{"another node's container": strings.Repeat("e", 64), "a pod sandbox": idB} {
+		if got, err := client.Container(t.Context(), id); !errors.Is(err, runtime.ErrUnknown) || got.ID != "" {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+}
+
+// answers are what a test may change.
+type answers struct {
+	container     *criv1.ContainerStatusResponse
+	sandbox       *criv1.PodSandboxStatusResponse
+	containerInfo map[string]any
+	sandboxInfo   map[string]any
+}
+
+// at walks down maps.
+func at(m map[string]any, path ...string) map[string]any {
+	for _, key := range path {
+		m, _ = m[key].(map[string]any)
+	}
+	return m
+}
+
+func ask(t *testing.T, pod runtimetest.Pod, change func(*answers)) (runtime.Container, error) {
+	t.Helper()
+	server, client := dial(t)
+	container, sandbox, err := pod.Answers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &answers{container: container, sandbox: sandbox, containerInfo: map[string]any{}, sandboxInfo: map[string]any{}}
+	for text, into := range map[string]*map[string]any{container.Info["info"]: &a.containerInfo, sandbox.Info["info"]: &a.sandboxInfo} {
+		if err := json.Unmarshal([]byte(text), into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change(a)
+	for answer, content := range map[*map[string]string]map[string]any{&container.Info: a.containerInfo, &sandbox.Info: a.sandboxInfo} {
+		if content == nil {
+			continue // the test wrote the text itself
+		}
+		raw, err := json.Marshal(content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		*answer = map[string]string{"info": string(raw)}
+	}
+	server.Put(container, sandbox)
+	return client.Container(t.Context(), idA)
+}
+
+func TestAnswersThatAreRefused(t *testing.T) {
+	spec := func(a *answers) map[string]any { return at(a.containerInfo, "runtimeSpec", "linux") }
+	sandboxSpec := func(a *answers) map[string]any { return at(a.sandboxInfo, "runtimeSpec", "linux") }
+	options := func(a *answers) map[string]any {
+		return at(a.containerInfo, "config", "linux", "security_context", "namespace_options")
+	}
+	cases := map[string]struct {
+		change func(*answers)
+		want   string
+	}{
+		"not running":                 {func(a *answers) { a.container.Status.State = criv1.ContainerState_CONTAINER_EXITED }, "not running"},
+		"sandbox not ready":           {func(a *answers) { a.sandbox.Status.State = criv1.PodSandboxState_SANDBOX_NOTREADY }, "not ready"},
+		"no namespace label":          {func(a *answers) { delete(a.container.Status.Labels, "io.kubernetes.pod.namespace") }, "no label io.kubernetes.pod.namespace"},
+		"no labels at all":            {func(a *answers) { a.container.Status.Labels = nil }, "not started by a kubelet"},
+		"labels of another container": {func(a *answers) { a.container.Status.Labels["io.kubernetes.container.name"] = "x" }, `"x" in its labels`},
+		"sandbox of another pod":      {func(a *answers) { a.sandbox.Status.Metadata.Name = "x" }, "its sandbox says"},
+		"sandbox of another namespace": {func(a *answers) { a.sandbox.Status.Metadata.Namespace = "x" },
+			"its sandbox says"},
+		"sandbox of an older pod of the name": {func(a *answers) { a.sandbox.Status.Metadata.Uid = "x" }, "its sandbox says"},
+		"no verbose information":              {func(a *answers) { a.container.Info, a.containerInfo = nil, nil }, "does not tell the pod sandbox"},
+		"no sandbox ID":                       {func(a *answers) { delete(a.containerInfo, "sandboxID") }, "does not tell the pod sandbox"},
+		"information that is no JSON": {func(a *answers) {
+			a.container.Info, a.containerInfo = map[string]string{"info": "{"}, nil
+		}, "verbose info"},
+		"sandbox information that is no JSON": {func(a *answers) {
+			a.sandbox.Info, a.sandboxInfo = map[string]string{"info": "["}, nil
+		}, "verbose info"},
+		"more information than allowed": {func(a *answers) {
+			a.container.Info, a.containerInfo = map[string]string{"info": strings.Repeat(" ", 8<<20+1)}, nil
+		}, "the limit is"},
+		"unprivileged, but every device allowed": {func(a *answers) {
+			spec(a)["resources"] = map[string]any{"devices": []any{map[string]any{"allow": true, "type": "a", "access": "rwm"}}}
+		}, "allows every device"},
+		"unprivileged, but every device allowed by number": {func(a *answers) {
+			spec(a)["resources"] = map[string]any{"devices": []any{map[string]any{"allow": true, "major": -1, "minor": -1, "access": "r"}}}
+		}, "allows every device"},
+		"spec without a PID namespace": {func(a *answers) {
+			spec(a)["namespaces"] = []any{map[string]any{"type": "network"}, map[string]any{"type": "ipc"}}
+		}, "host pid namespace"},
+		"request says host PID, spec does not":           {func(a *answers) { options(a)["pid"] = 2 }, "host pid namespace"},
+		"sandbox says host PID, container not":           {func(a *answers) { a.sandbox.Status.Linux.Namespaces.Options.Pid = criv1.NamespaceMode_NODE }, "host pid namespace"},
+		"request says host network, sandbox does not":    {func(a *answers) { options(a)["network"] = 2 }, "host network namespace"},
+		"sandbox status says host network, its spec not": {func(a *answers) { a.sandbox.Status.Linux.Namespaces.Options.Network = criv1.NamespaceMode_NODE }, "host network namespace"},
+		"sandbox spec without a network namespace":       {func(a *answers) { sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "ipc"}} }, "host network namespace"},
+		"sandbox spec without an IPC namespace":          {func(a *answers) { sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "network"}} }, "host ipc namespace"},
+		"container spec without network, sandbox with it": {func(a *answers) {
+			spec(a)["namespaces"] = []any{map[string]any{"type": "pid"}, map[string]any{"type": "ipc"}}
+		}, "host network namespace"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := ask(t, frontend(), tc.change)
+			if err == nil || !strings.Contains(err.Error(), tc.want) || got.ID != "" {
+				t.Errorf("got %+v, error %v, want one with %q", got, err, tc.want)
+			}
+			if status.Code(err) != codes.Unknown {
+				t.Errorf("a refusal carries the gRPC code %s", status.Code(err))
+			}
+		})
+	}
+}
+
+func TestFactsThatTheRuntimeDoesNotTellStayUnproven(t *testing.T) {
+	all := []string{"privileged", "pid", "network", "ipc", "capabilities"}
+	cases := map[string]struct {
+		change func(*answers)
+		want   []string // unproven
+	}{
+		"no runtime spec": {func(a *answers) { delete(a.containerInfo, "runtimeSpec") }, []string{"privileged", "pid", "capabilities"}},
+		"no runtime specs and no request": {func(a *answers) {
+			delete(a.containerInfo, "runtimeSpec")
+			delete(a.containerInfo, "config")
+			a.sandboxInfo = map[string]any{}
+		}, all},
+		"no capabilities in the spec":                 {func(a *answers) { delete(at(a.containerInfo, "runtimeSpec", "process"), "capabilities") }, []string{"capabilities"}},
+		"no request and no flag (an unknown runtime)": {func(a *answers) { delete(a.containerInfo, "config") }, []string{"privileged"}},
+		"CRI-O: no request, a flag instead": {func(a *answers) {
+			delete(a.containerInfo, "config")
+			a.containerInfo["privileged"] = false
+		}, nil},
+		"an ephemeral container in another one's PID namespace": {func(a *answers) {
+			at(a.containerInfo, "config", "linux", "security_context", "namespace_options")["pid"] = 3
+		}, []string{"pid"}},
+		"nothing but the sandbox's word on shared namespaces": {func(a *answers) {
+			delete(a.containerInfo, "config")
+			a.containerInfo["privileged"] = false
+			a.sandboxInfo = map[string]any{}
+		}, []string{"network", "ipc"}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, err := ask(t, frontend(), tc.change)
+			if err != nil {
+				t.Fatal(err)
+			}
+			facts := map[string]workloadclaim.Fact{
+				"privileged": got.Privileged, "pid": got.HostPID, "network": got.HostNetwork, "ipc": got.HostIPC, "capabilities": got.AddedCapabilities,
+			}
+			var unproven []string
+			for _, name := range all {
+				if facts[name] == workloadclaim.Unproven {
+					unproven = append(unproven, name)
+				} else if facts[name] != workloadclaim.No {
+					t.Errorf("%s is %s", name, facts[name])
+				}
+			}
+			if d := cmp.Diff(tc.want, unproven); d != "" {
+				t.Errorf("unproven (-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+func TestAnswerAboutAnotherContainerRefused(t *testing.T) {
+	server, client := dial(t)
+	if err := server.Add(frontend()); err != nil {
+		t.Fatal(err)
+	}
+	// containerd, and this server, find containers by a prefix of their ID.
+	if _, err := client.Container(t.Context(), idA[:12]); err == nil || !strings.Contains(err.Error(), "got an answer about") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestThreat22_RuntimeThatFailsYieldsAnErrorWithItsCode(t *testing.T) {
+	server, client := dial(t)
+	if err := server.Add(frontend()); err != nil {
+		t.Fatal(err)
+	}
+	server.Fail(status.Error(codes.Internal, "boom"))
+	if _, err := client.Container(t.Context(), idA); status.Code(err) != codes.Internal {
+		t.Errorf("got %v", err)
+	}
+	nobody, err := runtime.Dial(filepath.Join(t.TempDir(), "none.sock"), time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nobody.Close() }()
+	if _, err := nobody.Container(t.Context(), idA); status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("no runtime: got %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := client.Container(ctx, idA); status.Code(err) != codes.Canceled {
+		t.Errorf("cancelled: got %v", err)
+	}
+}
+
+func TestImageHintsAreOnlyHints(t *testing.T) {
+	server, client := dial(t)
+	p := frontend()
+	if err := server.Add(p); err != nil {
+		t.Fatal(err)
+	}
+	got, err := client.Container(t.Context(), idA) // the runtime knows no such image
+	if err != nil || got.ImageHints != nil || got.HintsError != nil {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}

@@ -1,0 +1,251 @@
+// Package runtimetest is a container runtime that runs nothing: it answers CRI's questions about containers that the
+// test describes, the way containerd does. It stands in where no real runtime can run.
+package runtimetest
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Pod describes a pod with one container.
+type Pod struct {
+	Namespace, Name, UID string
+	Container            string
+	ContainerID          string // 64 hex digits
+	SandboxID            string
+	ImageID              string
+	ImageRef             string
+	Image                string
+	CgroupsPath          string
+	Privileged           bool
+	HostPID              bool
+	HostNetwork          bool
+	HostIPC              bool
+	Capabilities         []string // beyond the default
+}
+
+// Server is the runtime.
+type Server struct {
+	criv1.UnimplementedRuntimeServiceServer
+	criv1.UnimplementedImageServiceServer
+
+	mu         sync.Mutex
+	containers map[string]*criv1.ContainerStatusResponse
+	sandboxes  map[string]*criv1.PodSandboxStatusResponse
+	images     map[string]*criv1.Image
+	failure    error
+	asked      []string
+}
+
+// Serve listens at a Unix socket until stop is called.
+func Serve(socket string) (s *Server, stop func(), err error) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, nil, fmt.Errorf("runtimetest: %w", err)
+	}
+	s = &Server{
+		containers: map[string]*criv1.ContainerStatusResponse{},
+		sandboxes:  map[string]*criv1.PodSandboxStatusResponse{},
+		images:     map[string]*criv1.Image{},
+	}
+	g := grpc.NewServer()
+	criv1.RegisterRuntimeServiceServer(g, s)
+	criv1.RegisterImageServiceServer(g, s)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = g.Serve(l) // returns when stopped
+	}()
+	return s, func() {
+		g.Stop()
+		<-done
+		_ = os.Remove(socket) // the listener removed it already, normally
+	}, nil
+}
+
+// Add adds a running pod.
+func (s *Server) Add(p Pod) error {
+	container, sandbox, err := p.Answers()
+	if err != nil {
+		return err
+	}
+	s.Put(container, sandbox)
+	return nil
+}
+
+// Put adds answers of any content.
+func (s *Server) Put(container *criv1.ContainerStatusResponse, sandbox *criv1.PodSandboxStatusResponse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.containers[container.GetStatus().GetId()] = container
+	s.sandboxes[sandbox.GetStatus().GetId()] = sandbox
+}
+
+// PutImage adds what ImageStatus answers for an image ID.
+func (s *Server) PutImage(image *criv1.Image) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images[image.GetId()] = image
+}
+
+// Fail makes every call fail; nil ends that.
+func (s *Server) Fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failure = err
+}
+
+// Asked lists the calls so far.
+func (s *Server) Asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.asked...)
+}
+
+// ContainerStatus finds containers by any prefix of their ID, as containerd does.
+func (s *Server) ContainerStatus(_ context.Context, req *criv1.ContainerStatusRequest) (*criv1.ContainerStatusResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, "ContainerStatus")
+	if s.failure != nil {
+		return nil, s.failure
+	}
+	for id, c := range s.containers {
+		if strings.HasPrefix(id, req.GetContainerId()) {
+			return c, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "an error occurred when try to find container %q: not found", req.GetContainerId())
+}
+
+// PodSandboxStatus answers about a sandbox.
+func (s *Server) PodSandboxStatus(_ context.Context, req *criv1.PodSandboxStatusRequest) (*criv1.PodSandboxStatusResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, "PodSandboxStatus")
+	if s.failure != nil {
+		return nil, s.failure
+	}
+	if p, ok := s.sandboxes[req.GetPodSandboxId()]; ok {
+		return p, nil
+	}
+	return nil, status.Errorf(codes.NotFound, "an error occurred when try to find sandbox: not found")
+}
+
+// ImageStatus answers about an image; none is no error in CRI.
+func (s *Server) ImageStatus(_ context.Context, req *criv1.ImageStatusRequest) (*criv1.ImageStatusResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, "ImageStatus")
+	if s.failure != nil {
+		return nil, s.failure
+	}
+	return &criv1.ImageStatusResponse{Image: s.images[req.GetImage().GetImage()]}, nil
+}
+
+// defaultCapabilities is what containerd gives an unprivileged container.
+var defaultCapabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID",
+	"CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+}
+
+// Answers makes what containerd would answer about the pod.
+func (p Pod) Answers() (*criv1.ContainerStatusResponse, *criv1.PodSandboxStatusResponse, error) {
+	containerInfo, err1 := json.Marshal(p.ContainerInfo())
+	sandboxInfo, err2 := json.Marshal(p.SandboxInfo())
+	for _, err := range []error{err1, err2} {
+		if err != nil {
+			return nil, nil, fmt.Errorf("runtimetest: %w", err)
+		}
+	}
+	labels := map[string]string{
+		"io.kubernetes.pod.namespace": p.Namespace, "io.kubernetes.pod.name": p.Name, "io.kubernetes.pod.uid": p.UID,
+	}
+	containerLabels := map[string]string{"io.kubernetes.container.name": p.Container}
+	for k, v := range labels {
+		containerLabels[k] = v
+	}
+	container := &criv1.ContainerStatusResponse{
+		Status: &criv1.ContainerStatus{
+			Id: p.ContainerID, Metadata: &criv1.ContainerMetadata{Name: p.Container}, State: criv1.ContainerState_CONTAINER_RUNNING,
+			Image: &criv1.ImageSpec{Image: p.Image}, ImageRef: p.ImageRef, ImageId: p.ImageID, Labels: containerLabels,
+		},
+		Info: map[string]string{"info": string(containerInfo)},
+	}
+	sandbox := &criv1.PodSandboxStatusResponse{
+		Status: &criv1.PodSandboxStatus{
+			Id: p.SandboxID, Metadata: &criv1.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: p.UID},
+			State: criv1.PodSandboxState_SANDBOX_READY, Labels: labels,
+			Linux: &criv1.LinuxPodSandboxStatus{Namespaces: &criv1.Namespace{Options: &criv1.NamespaceOption{
+				Network: node(p.HostNetwork, criv1.NamespaceMode_POD),
+				Pid:     node(p.HostPID, criv1.NamespaceMode_CONTAINER),
+				Ipc:     node(p.HostIPC, criv1.NamespaceMode_POD),
+			}}},
+		},
+		Info: map[string]string{"info": string(sandboxInfo)},
+	}
+	return container, sandbox, nil
+}
+
+func node(host bool, otherwise criv1.NamespaceMode) criv1.NamespaceMode {
+	if host {
+		return criv1.NamespaceMode_NODE
+	}
+	return otherwise
+}
+
+// ContainerInfo is the verbose information about the container, before it is marshalled.
+func (p Pod) ContainerInfo() map[string]any {
+	namespaces := []map[string]string{
+		{"type": "ipc", "path": "/proc/1000/ns/ipc"}, {"type": "uts", "path": "/proc/1000/ns/uts"},
+		{"type": "mount"}, {"type": "network", "path": "/proc/1000/ns/net"},
+	}
+	if !p.HostPID {
+		namespaces = append(namespaces, map[string]string{"type": "pid"})
+	}
+	capabilities := append(append([]string(nil), defaultCapabilities...), p.Capabilities...)
+	security := map[string]any{"namespace_options": map[string]any{
+		"network": node(p.HostNetwork, criv1.NamespaceMode_POD),
+		"pid":     node(p.HostPID, criv1.NamespaceMode_CONTAINER),
+		"ipc":     node(p.HostIPC, criv1.NamespaceMode_POD),
+	}}
+	devices := []map[string]any{{"allow": false, "access": "rwm"}}
+	if p.Privileged {
+		security["privileged"] = true
+		devices = []map[string]any{{"allow": true, "access": "rwm"}}
+		capabilities = append(capabilities, "CAP_SYS_ADMIN")
+	}
+	return map[string]any{
+		"sandboxID": p.SandboxID,
+		"config":    map[string]any{"linux": map[string]any{"security_context": security}},
+		"runtimeSpec": map[string]any{
+			"process": map[string]any{"capabilities": map[string]any{
+				"bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+			}},
+			"linux": map[string]any{
+				"cgroupsPath": p.CgroupsPath, "namespaces": namespaces, "resources": map[string]any{"devices": devices},
+			},
+		},
+	}
+}
+
+// SandboxInfo is the verbose information about the sandbox, before it is marshalled.
+func (p Pod) SandboxInfo() map[string]any {
+	namespaces := []map[string]string{{"type": "uts"}, {"type": "mount"}}
+	for kind, host := range map[string]bool{"pid": p.HostPID, "network": p.HostNetwork, "ipc": p.HostIPC} {
+		if !host {
+			namespaces = append(namespaces, map[string]string{"type": kind})
+		}
+	}
+	return map[string]any{"runtimeSpec": map[string]any{"linux": map[string]any{"namespaces": namespaces}}}
+}
