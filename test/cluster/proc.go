@@ -224,14 +224,15 @@ func (g *Group) Close() error {
 		procs[i].Stop(5 * time.Second)
 	}
 	close(g.done)
-	return sweep(g.id)
+	return Sweep(g.id)
 }
 
-// sweep kills every process that carries this run's mark, and waits until none is left.
-func sweep(id string) error {
+// Sweep kills every process of the group that logged to dir, and waits until none is left. A group does this itself when it
+// closes; it is for those who clean up after a process that could not.
+func Sweep(dir string) error {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
-		left, err := marked(id)
+		left, err := marked(dir)
 		if err != nil {
 			return err
 		}

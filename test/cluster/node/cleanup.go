@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cleanup undoes what a runtime that was killed could not: processes in its cgroups, mounts below its folder, the cgroups.
-func cleanup(dir, cgroup string) error {
+// Cleanup undoes what a runtime that was killed could not: processes in its cgroups, mounts below its folder, the cgroups.
+func Cleanup(dir, cgroup string) error {
 	return errors.Join(removeCgroups(cgroup), unmountBelow(dir))
 }
 

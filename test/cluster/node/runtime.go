@@ -225,7 +225,7 @@ func (r *Runtime) Close(ctx context.Context) error {
 	errs = append(errs, r.conn.Close())
 	if r.process != nil {
 		r.process.Stop(5 * time.Second)
-		errs = append(errs, cleanup(r.dir, r.cgroup))
+		errs = append(errs, Cleanup(r.dir, r.cgroup))
 	}
 	return errors.Join(errs...)
 }
