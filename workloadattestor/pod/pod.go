@@ -100,6 +100,13 @@ func accountOf(p *corev1.Pod, node, namespace, name string, uid types.UID) (stri
 	return p.Spec.ServiceAccountName, nil
 }
 
+// Known is how many answers are kept.
+func (l *Lookup) Known() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.known)
+}
+
 func (l *Lookup) get(namespace, name string, uid types.UID) (answer, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,17 +123,15 @@ func (l *Lookup) forget(uid types.UID) {
 	delete(l.known, uid)
 }
 
-// put keeps an answer and makes room by dropping what may not be served any more, or anything: a dropped answer only
-// costs a request.
+// put keeps an answer, and makes room by dropping any other: that only costs a request.
 func (l *Lookup) put(uid types.UID, a answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.known) >= maxKnown {
-		for other, old := range l.known {
-			if a.at.Sub(old.at) >= l.config.Keep || len(l.known) >= maxKnown {
-				delete(l.known, other)
-			}
+	for other := range l.known {
+		if len(l.known) < maxKnown {
+			break
 		}
+		delete(l.known, other)
 	}
 	l.known[uid] = a
 }

@@ -1,0 +1,164 @@
+package pod_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/keelson-project/keelson/workloadattestor/pod"
+)
+
+// api is the API, with one pod or an error.
+type api struct {
+	mu    sync.Mutex
+	pod   *corev1.Pod
+	err   error
+	asked int
+}
+
+func (a *api) GetPod(ctx context.Context, _, name string) (*corev1.Pod, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked++
+	if _, ok := ctx.Deadline(); !ok {
+		return nil, errors.New("asked without a deadline")
+	}
+	if a.err != nil {
+		return nil, a.err
+	}
+	if a.pod == nil {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name)
+	}
+	return a.pod, nil
+}
+
+func apiPod() *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "payments", Name: "api-0", UID: "u1"},
+		Spec:       corev1.PodSpec{NodeName: "fra-1", ServiceAccountName: "api"},
+	}
+}
+
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time { return c.now }
+
+func lookup(a *api) (*pod.Lookup, *clock) {
+	c := &clock{now: time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)}
+	return pod.New(pod.Config{Node: "fra-1", Pods: a, Fresh: time.Minute, Keep: time.Hour, Timeout: time.Second, Now: c.Now}), c
+}
+
+func TestServiceAccount(t *testing.T) {
+	cases := map[string]struct {
+		change func(*corev1.Pod)
+		uid    string
+		want   string // part of the error; empty: accepted
+	}{
+		"the pod that the runtime means":        {func(*corev1.Pod) {}, "u1", ""},
+		"a pod of that name that was made anew": {func(p *corev1.Pod) { p.UID = "u2" }, "u1", "has UID u2"},
+		"no UID from the runtime":               {func(p *corev1.Pod) { p.UID = "" }, "", "has UID"},
+		"another node's pod":                    {func(p *corev1.Pod) { p.Spec.NodeName = "par-1" }, "u1", `is on node "par-1"`},
+		"a pod that is not scheduled yet":       {func(p *corev1.Pod) { p.Spec.NodeName = "" }, "u1", `is on node ""`},
+		"a pod without a service account":       {func(p *corev1.Pod) { p.Spec.ServiceAccountName = "" }, "u1", "no service account"},
+		"an API that answers about another pod": {func(p *corev1.Pod) { p.Name = "api-1" }, "u1", "got payments/api-1"},
+		"an API that answers about another ns":  {func(p *corev1.Pod) { p.Namespace = "x" }, "u1", "got x/api-0"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			p := apiPod()
+			tc.change(p)
+			l, _ := lookup(&api{pod: p})
+			got, err := l.ServiceAccount(t.Context(), "payments", "api-0", tc.uid)
+			if tc.want == "" && (err != nil || got != "api") {
+				t.Errorf("got %q, %v", got, err)
+			}
+			if tc.want != "" && (err == nil || !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), tc.want) || got != "") {
+				t.Errorf("got %q, error %v, want one with %q", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestThreat22_NoPodAndNoAPIMeanNoServiceAccount(t *testing.T) {
+	l, _ := lookup(&api{})
+	if got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); !errors.Is(err, pod.ErrNotFound) || got != "" {
+		t.Errorf("no pod: got %q, %v", got, err)
+	}
+	l, _ = lookup(&api{err: errors.New("connection refused")})
+	if got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); err == nil || errors.Is(err, pod.ErrNotFound) || got != "" {
+		t.Errorf("no API: got %q, %v", got, err)
+	}
+}
+
+func TestAnAnswerIsKeptForItsTimeAndNotLonger(t *testing.T) {
+	a := &api{pod: apiPod()}
+	l, c := lookup(a)
+	ask := func(want string) {
+		t.Helper()
+		got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1")
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	ask("api")
+	ask("api")
+	if a.asked != 1 {
+		t.Errorf("a fresh answer was asked for %d times", a.asked)
+	}
+	a.err = errors.New("connection refused")
+	c.now = c.now.Add(59 * time.Minute)
+	ask("api")
+	c.now = c.now.Add(2 * time.Minute)
+	ask("")
+	a.err = nil
+	ask("api")
+	a.pod = nil // deleted
+	c.now = c.now.Add(2 * time.Minute)
+	ask("")
+	a.err = errors.New("connection refused")
+	ask("") // and what was known is forgotten
+}
+
+func TestKnownUIDOfAnotherPodIsNotUsed(t *testing.T) {
+	a := &api{pod: apiPod()}
+	l, _ := lookup(a)
+	if _, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := l.ServiceAccount(t.Context(), "shop", "api-0", "u1"); err == nil {
+		t.Errorf("another namespace got %q", got)
+	}
+}
+
+// anyPod is an API that has every pod.
+type anyPod struct{}
+
+func (anyPod) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+	p := apiPod()
+	p.Namespace, p.Name, p.UID = namespace, name, types.UID(name)
+	return p, nil
+}
+
+func TestManyPodsStayBounded(t *testing.T) {
+	c := &clock{now: time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)}
+	l := pod.New(pod.Config{Node: "fra-1", Pods: anyPod{}, Fresh: time.Minute, Keep: time.Hour, Timeout: time.Second, Now: c.Now})
+	for i := range 10000 {
+		name := fmt.Sprint("p", i)
+		if got, err := l.ServiceAccount(t.Context(), "payments", name, name); err != nil || got != "api" {
+			t.Fatalf("pod %d: %q, %v", i, got, err)
+		}
+	}
+	if n := l.Known(); n > 4096 {
+		t.Errorf("%d answers are kept", n)
+	}
+}
