@@ -1,0 +1,456 @@
+package workloadplugin_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/hashicorp/go-hclog"
+	"github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	"github.com/spiffe/spire-plugin-sdk/plugintest"
+	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
+	"github.com/keelson-project/keelson/workloadattestor/runtime/runtimetest"
+	"github.com/keelson-project/keelson/workloadattestor/workloadplugin"
+)
+
+const podUID = "11111111-2222-3333-4444-555555555555"
+
+var (
+	idA = strings.Repeat("a", 64)
+	idB = strings.Repeat("b", 64)
+)
+
+// world is everything around the plugin: a proc file system, a runtime, an API and a registry.
+type world struct {
+	t        *testing.T
+	dir      string
+	runtime  *runtimetest.Server
+	pod      runtimetest.Pod
+	api      atomic.Pointer[string] // the API's answer about any pod
+	registry string
+	down     atomic.Bool
+	manifest string
+	log      *bytes.Buffer
+
+	attestor workloadattestorv1.WorkloadAttestorPluginClient
+	config   configv1.ConfigServiceClient
+}
+
+const apiPod = `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":"api-0","uid":"` + podUID + `"},"spec":{"nodeName":"fra-1","serviceAccountName":"api"}}`
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "keelson-plugin-") // t.TempDir is too long for a Unix socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	w := &world{t: t, dir: dir, log: &bytes.Buffer{}}
+	w.startRuntime()
+	w.startAPI()
+	w.startRegistry()
+	w.process(42, "0::"+w.pod.CgroupsPath+"\n")
+	if err := w.runtime.Add(w.pod); err != nil {
+		t.Fatal(err)
+	}
+	w.serve()
+	return w
+}
+
+func (w *world) startRuntime() {
+	server, stop, err := runtimetest.Serve(filepath.Join(w.dir, "cri.sock"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(stop)
+	w.runtime = server
+	w.pod = runtimetest.Pod{
+		Namespace: "payments", Name: "api-0", UID: podUID, Container: "main", ContainerID: idA, SandboxID: idB,
+		CgroupsPath: "/kubepods/pod" + podUID + "/" + idA,
+	}
+}
+
+func (w *world) startAPI() {
+	answer := apiPod
+	w.api.Store(&answer)
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "application/json")
+		body := *w.api.Load()
+		if body == "" || r.URL.Path != "/api/v1/namespaces/payments/pods/api-0" {
+			rw.WriteHeader(http.StatusNotFound)
+			body = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`
+		}
+		_, _ = io.WriteString(rw, body)
+	}))
+	w.t.Cleanup(server.Close)
+	w.write("kubeconfig", fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","clusters":[{"name":"c","cluster":{"server":%q}}],
+		"contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}],"users":[{"name":"u","user":{"token":"t"}}]}`, server.URL))
+}
+
+func (w *world) startRegistry() {
+	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if w.down.Load() {
+			rw.WriteHeader(http.StatusForbidden)
+			return
+		}
+		handler.ServeHTTP(rw, r)
+	}))
+	w.t.Cleanup(server.Close)
+	w.registry = strings.TrimPrefix(server.URL, "http://")
+	img, err := random.Image(64, 1)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	repo, err := name.NewRepository(w.registry+"/payments/api", name.Insecure)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := remote.Write(repo.Tag("v1"), img); err != nil {
+		w.t.Fatal(err)
+	}
+	manifest, err1 := img.Digest()
+	config, err2 := img.ConfigName()
+	key, public, err3 := imagetest.NewKey()
+	if err := errors.Join(err1, err2, err3); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := imagetest.Sign(w.t.Context(), repo.Name(), manifest.String(), key, name.Insecure); err != nil {
+		w.t.Fatal(err)
+	}
+	w.write("release.pub", string(public))
+	w.manifest = manifest.String()
+	w.pod.ImageID, w.pod.Image, w.pod.ImageRef = config.String(), repo.Name()+":v1", repo.Name()+"@"+manifest.String()
+}
+
+func (w *world) write(path, content string) string {
+	w.t.Helper()
+	path = filepath.Join(w.dir, path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return path
+}
+
+func (w *world) process(pid int, cgroup string) {
+	w.t.Helper()
+	w.write(fmt.Sprintf("proc/%d/cgroup", pid), cgroup)
+	w.write(fmt.Sprintf("proc/%d/stat", pid), fmt.Sprintf("%d (app) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 1\n", pid))
+}
+
+// serve runs the plugin behind real gRPC.
+func (w *world) serve() {
+	plugin := workloadplugin.New(time.Now)
+	plugintest.ServeInBackground(w.t, plugintest.Config{
+		PluginServer:   workloadattestorv1.WorkloadAttestorPluginServer(plugin),
+		PluginClient:   &w.attestor,
+		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
+		ServiceClients: []pluginsdk.ServiceClient{&w.config},
+		Logger:         hclog.New(&hclog.LoggerOptions{Output: w.log, Level: hclog.Debug, JSONFormat: true}),
+	})
+	w.t.Cleanup(func() {
+		if err := plugin.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func (w *world) hcl() string {
+	return fmt.Sprintf(`
+node_name = "fra-1"
+cri_socket = %q
+proc_root = %q
+kubeconfig = %q
+insecure_registries = [%q]
+image_timeout = "5s"
+verifiers {
+  release-key { public_key_path = %q }
+}
+`, filepath.Join(w.dir, "cri.sock"), filepath.Join(w.dir, "proc"), filepath.Join(w.dir, "kubeconfig"), w.registry, filepath.Join(w.dir, "release.pub"))
+}
+
+func (w *world) configure(hcl string) {
+	w.t.Helper()
+	if _, err := w.config.Configure(w.t.Context(), &configv1.ConfigureRequest{
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"}, HclConfiguration: hcl,
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) attest(pid int32) ([]string, error) {
+	w.t.Helper()
+	answer, err := w.attestor.Attest(w.t.Context(), &workloadattestorv1.AttestRequest{Pid: pid})
+	return answer.GetSelectorValues(), err
+}
+
+func (w *world) selectors() []string {
+	return []string{
+		"container:main", "host-ipc:false", "host-net:false", "host-pid:false",
+		"image-config:" + w.pod.ImageID, "image-manifest:" + w.manifest, "node:fra-1", "ns:payments", "pod-name:api-0",
+		"pod-uid:" + podUID, "privileged:false", "runtime:restricted", "sa:api", "signed-by:release-key",
+	}
+}
+
+func without(selectors []string, prefixes ...string) []string {
+	var out []string
+	for _, s := range selectors {
+		keep := true
+		for _, p := range prefixes {
+			keep = keep && !strings.HasPrefix(s, p)
+		}
+		if keep {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func TestAttest(t *testing.T) {
+	w := newWorld(t)
+	w.configure(w.hcl())
+	got, err := w.attest(42)
+	if d := cmp.Diff(w.selectors(), got); err != nil || d != "" {
+		t.Errorf("%v (-want +got)\n%s", err, d)
+	}
+	reference, err := anypb.New(&broker.WorkloadPIDReference{Pid: 42})
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := w.attestor.AttestReference(t.Context(), &workloadattestorv1.AttestReferenceRequest{Reference: reference})
+	if d := cmp.Diff(w.selectors(), answer.GetSelectorValues()); err != nil || d != "" {
+		t.Errorf("by reference: %v (-want +got)\n%s", err, d)
+	}
+}
+
+func TestThreat22_WhatIsNotProvedIsAbsent(t *testing.T) {
+	cases := map[string]struct {
+		change func(w *world)
+		config func(hcl string) string
+		absent []string
+		reason string // in the log
+	}{
+		"the registry is away": {
+			change: func(w *world) { w.down.Store(true) }, absent: []string{"image-", "signed-by:"}, reason: "403"},
+		"no verifier's key signed": {
+			change: func(w *world) { _, public, _ := imagetest.NewKey(); w.write("release.pub", string(public)) },
+			absent: []string{"signed-by:"}, reason: "signed-by:release-key: none of 1 signatures"},
+		"the API has no such pod": {
+			change: func(w *world) { empty := ""; w.api.Store(&empty) }, absent: []string{"sa:"}, reason: "the API has no such pod"},
+		"the API has another pod of that name": {
+			change: func(w *world) { other := strings.Replace(apiPod, podUID, "other", 1); w.api.Store(&other) },
+			absent: []string{"sa:"}, reason: "has UID other"},
+		"the API has the pod on another node": {
+			change: func(w *world) { other := strings.Replace(apiPod, "fra-1", "par-1", 1); w.api.Store(&other) },
+			absent: []string{"sa:"}, reason: "is on node"},
+		"the API answers garbage": {
+			change: func(w *world) { other := "{"; w.api.Store(&other) }, absent: []string{"sa:"}, reason: "sa: pod: payments/api-0"},
+		"no API is configured": {
+			change: func(*world) {}, config: func(hcl string) string { return without1(hcl, "kubeconfig") }, absent: []string{"sa:"}},
+		"no registry is configured": {
+			change: func(*world) {}, config: func(hcl string) string { return without1(hcl, "insecure_registries") },
+			absent: []string{"image-", "signed-by:"}, reason: "no source"},
+		"the runtime tells no capabilities": {
+			change: func(w *world) {
+				info := w.pod.ContainerInfo()
+				delete(info["runtimeSpec"].(map[string]any), "process")
+				w.putInfo(info)
+			}, absent: []string{"runtime:"}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			tc.change(w)
+			hcl := w.hcl()
+			if tc.config != nil {
+				hcl = tc.config(hcl)
+			}
+			w.configure(hcl)
+			got, err := w.attest(42)
+			if d := cmp.Diff(without(w.selectors(), tc.absent...), got); err != nil || d != "" {
+				t.Errorf("%v (-want +got)\n%s", err, d)
+			}
+			if !strings.Contains(w.log.String(), tc.reason) {
+				t.Errorf("the log has no word of %q:\n%s", tc.reason, w.log)
+			}
+		})
+	}
+}
+
+// without1 drops the line that starts with key.
+func without1(hcl, key string) string {
+	var out []string
+	for line := range strings.Lines(hcl) {
+		if !strings.HasPrefix(line, key) {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+func (w *world) putInfo(info map[string]any) {
+	w.t.Helper()
+	container, sandbox, err1 := w.pod.Answers()
+	raw, err2 := json.Marshal(info)
+	if err := errors.Join(err1, err2); err != nil {
+		w.t.Fatal(err)
+	}
+	container.Info["info"] = string(raw)
+	w.runtime.Put(container, sandbox)
+}
+
+func TestPrivilegesAreFlagged(t *testing.T) {
+	cases := map[string]struct {
+		change       func(*runtimetest.Pod)
+		add, missing string
+	}{
+		"privileged":   {func(p *runtimetest.Pod) { p.Privileged = true }, "privileged:true", "privileged:false"},
+		"host PID":     {func(p *runtimetest.Pod) { p.HostPID = true }, "host-pid:true", "host-pid:false"},
+		"host network": {func(p *runtimetest.Pod) { p.HostNetwork = true }, "host-net:true", "host-net:false"},
+		"host IPC":     {func(p *runtimetest.Pod) { p.HostIPC = true }, "host-ipc:true", "host-ipc:false"},
+		"capability":   {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_BPF"} }, "privileged:false", "runtime:restricted"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			tc.change(&w.pod)
+			if err := w.runtime.Add(w.pod); err != nil {
+				t.Fatal(err)
+			}
+			w.configure(w.hcl())
+			got, err := w.attest(42)
+			text := " " + strings.Join(got, " ") + " "
+			if err != nil || !strings.Contains(text, " "+tc.add+" ") || strings.Contains(text, " "+tc.missing+" ") || strings.Contains(text, "runtime:") {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestProcessesThatAreNotThisNodesHaveNoSelectors(t *testing.T) {
+	cases := map[string]string{
+		"a process of the host":        "0::/system.slice/sshd.service\n",
+		"another node's container":     "0::/kubepods/pod1/" + strings.Repeat("c", 64) + "\n",
+		"the pod's sandbox (pause)":    "0::/kubepods/pod1/" + idB + "\n",
+		"the runtime's monitor of one": "0::/system.slice/crio-conmon-" + idA + ".scope\n",
+	}
+	for name, cgroup := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.configure(w.hcl())
+			w.process(7, cgroup)
+			if got, err := w.attest(7); err != nil || len(got) != 0 {
+				t.Errorf("got %v, %v", got, err)
+			}
+			if !strings.Contains(w.log.String(), "workload has no claims") {
+				t.Errorf("no line about it in the log:\n%s", w.log)
+			}
+		})
+	}
+}
+
+func TestRefusalsHaveTheirCode(t *testing.T) {
+	cases := map[string]struct {
+		change func(w *world)
+		code   codes.Code
+		want   string
+	}{
+		"no such process":                     {func(w *world) { _ = os.RemoveAll(filepath.Join(w.dir, "proc", "42")) }, codes.PermissionDenied, "no such file"},
+		"two containers":                      {func(w *world) { w.process(42, "0::/"+idA+"/"+idB+"\n") }, codes.PermissionDenied, "ambiguous"},
+		"a cgroup that only bears the name":   {func(w *world) { w.process(42, "0::/user.slice/"+idA+"\n") }, codes.PermissionDenied, "the runtime made"},
+		"a cgroup namespace of another root":  {func(w *world) { w.process(42, "0::/../"+idA+"\n") }, codes.PermissionDenied, "host's cgroup namespace"},
+		"the runtime contradicts itself":      {func(w *world) { i := w.pod.ContainerInfo(); delete(i, "sandboxID"); w.putInfo(i) }, codes.PermissionDenied, "sandbox"},
+		"the runtime is away":                 {func(w *world) { w.runtime.Fail(status.Error(codes.Unavailable, "down")) }, codes.Unavailable, "down"},
+		"a name that cannot be a selector":    {func(w *world) { w.pod.Namespace = "Payments"; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "selector ns"},
+		"the runtime tells no cgroup path":    {func(w *world) { w.pod.CgroupsPath = ""; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "want an absolute path"},
+		"the runtime tells of another cgroup": {func(w *world) { w.pod.CgroupsPath = "/kubepods/x/" + idA; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "the runtime made"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.configure(w.hcl())
+			tc.change(w)
+			got, err := w.attest(42)
+			if status.Code(err) != tc.code || !strings.Contains(err.Error(), tc.want) || got != nil {
+				t.Errorf("got %v, error %v, want %s with %q", got, err, tc.code, tc.want)
+			}
+			if !strings.Contains(w.log.String(), "workload refused") {
+				t.Errorf("no line about it in the log:\n%s", w.log)
+			}
+		})
+	}
+}
+
+func TestReferencesThatAreRefused(t *testing.T) {
+	w := newWorld(t)
+	w.configure(w.hcl())
+	other, err := anypb.New(&emptypb.Empty{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := anypb.New(&broker.WorkloadPIDReference{Pid: 42})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid.Value = []byte{0xff}
+	for name, reference := range map[string]*anypb.Any{"another type": other, "none": nil, "garbage": pid} {
+		if _, err := w.attestor.AttestReference(t.Context(), &workloadattestorv1.AttestReferenceRequest{Reference: reference}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestNotConfigured(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.attest(42); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestThreat14_ProcessThatMovesWhileItIsAttestedIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.configure(w.hcl())
+	answer := apiPod
+	moved := false
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		if !moved { // the last question before the answer: meanwhile another process takes the ID
+			moved = true
+			w.write("proc/42/stat", "42 (app) S 1 42 42 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 9999 1 1\n")
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(rw, answer)
+	}))
+	defer server.Close()
+	w.write("kubeconfig", fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","clusters":[{"name":"c","cluster":{"server":%q}}],"contexts":[{"name":"c","context":{"cluster":"c","user":""}}]}`, server.URL))
+	w.configure(w.hcl())
+	if got, err := w.attest(42); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "replaced by another") {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
