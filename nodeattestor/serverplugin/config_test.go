@@ -1,0 +1,82 @@
+package serverplugin_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+
+	"github.com/keelson-project/keelson/nodeattestor/serverplugin"
+)
+
+func notes(t *testing.T, text string) []string {
+	t.Helper()
+	resp, err := serverplugin.New().Validate(t.Context(), &configv1.ValidateRequest{
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"}, HclConfiguration: text})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Valid != (len(resp.Notes) == 0) {
+		t.Errorf("valid is %t with notes %v", resp.Valid, resp.Notes)
+	}
+	return resp.Notes
+}
+
+func TestEveryProblemOfAConfigurationIsToldAtOnceWithItsLine(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	badPEM := write("roots.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+	notPEM := write("not.pem", "hello")
+	inventory := write("inventory.yaml", "machines:\n- node: a\n  ekHashes: [xyz]\n")
+	set := "name: prod\nima: {}\n"
+	if err := os.Mkdir(filepath.Join(dir, "empty"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]struct {
+		text string
+		want []string
+	}{
+		"nothing at all": {"", []string{"ek_mode: ", "references: no reference set", "pcrs: missing", "audit_log: missing"}},
+		"an unknown key": {"ek_mode = \"certificate\"\nek_rots = []\n", []string{"line 2: ek_rots: unknown key"}},
+		"a key twice":    {"ek_mode = \"both\"\nek_mode = \"both\"\n", []string{"line 2: ek_mode: stands in line 1 already"}},
+		"files that are missing, empty or wrong": {
+			"ek_mode = \"both\"\nek_roots = [\"" + badPEM + "\", \"" + notPEM + "\", \"/does/not/exist\"]\ninventory = \"" + inventory + "\"\nreferences = [\"" + filepath.Join(dir, "empty") + "\"]\n",
+			[]string{"line 2: ek_roots: " + badPEM, "line 2: ek_roots: " + notPEM, "/does/not/exist", "line 3: inventory: ", "inventory line 3", "line 4: references: directory"}},
+		"values out of range": {
+			"pcrs { sha256 = [24] md5 = [1] }\nmax_parallel = -1\nverdict_valid_for = \"soon\"\ntag { index = \"x\" }\nkubernetes { }\n",
+			[]string{"pcrs.sha256", "pcrs.md5", "line 2: max_parallel", "line 3: verdict_valid_for", "tag.index", "tag.signers", "kubernetes: say either"}},
+		"a PCR selector that is not quoted": {
+			"pcrs { sha256 = [7] }\npcr_selectors { sha256 = [8] }\n", []string{"pcr_selectors: PCR 8 of bank sha256 is not quoted"}},
+		"two sets of one name": {
+			"references = [\"" + write("a.yaml", set) + "\", \"" + write("b.yaml", set) + "\"]\n", []string{"references"}},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			all := strings.Join(notes(t, tc.text), "\n")
+			for _, want := range tc.want {
+				if !strings.Contains(all, want) {
+					t.Errorf("no note contains %q; the notes are:\n%s", want, all)
+				}
+			}
+		})
+	}
+}
+
+func TestAnUnconfiguredPluginLetsNobodyIn(t *testing.T) {
+	p := serverplugin.New()
+	_, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: "nonsense = 1"})
+	if err == nil || !strings.Contains(err.Error(), "nonsense") {
+		t.Fatalf("got %v", err)
+	}
+	if err := p.Attest(nil); err == nil || !strings.Contains(err.Error(), "not configured") {
+		t.Fatalf("got %v", err)
+	}
+}
