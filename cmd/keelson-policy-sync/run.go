@@ -14,7 +14,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
-	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -69,6 +68,7 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Client, 
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
 		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
+		WarmUp: c.Images.Checker.Timeout + 5*time.Second,
 	})
 	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger); err != nil {
 		return err
@@ -134,7 +134,7 @@ func newManager(config *rest.Config, c syncconfig.Config) (manager.Manager, erro
 	}
 	renew, retry := c.LeaderElection.LeaseDuration*2/3, c.LeaderElection.LeaseDuration/7
 	mgr, err := manager.New(config, manager.Options{
-		Scheme: scheme, Cache: cache.Options{DefaultTransform: cache.TransformStripManagedFields()},
+		Scheme: scheme, Cache: kube.CacheOptions(c.Snapshot),
 		Metrics: metricsserver.Options{BindAddress: c.Metrics}, HealthProbeBindAddress: c.Health,
 		LeaderElection: c.LeaderElection.Enabled, LeaderElectionID: c.LeaderElection.Name,
 		LeaderElectionNamespace: c.LeaderElection.Namespace, LeaderElectionReleaseOnCancel: true,

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -52,6 +54,17 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 	return out, nil
 }
 
+// selector is what a kind's list is narrowed to; nil is everything. Calico's API server narrows a list or a watch of tiered
+// policies that names no tier to the tiers that exist when it begins (apiserver/pkg/registry/projectcalico/util,
+// EnsureTierSelector): a watch from before our tier would never see our policies, and would not say so. So our tier is named.
+// What stands in other tiers is not read: it is decided on after ours (or before, which the tiers' order tells).
+func selector(k snapshot.Kind) labels.Selector {
+	if k.Group != blockAffinity.Group || !strings.HasSuffix(k.Kind, "NetworkPolicy") {
+		return nil
+	}
+	return labels.SelectorFromSet(labels.Set{"projectcalico.org/tier": v1alpha1.CalicoTier})
+}
+
 // blockAffinity is Calico's record of which node an address block belongs to.
 var blockAffinity = snapshot.Kind{
 	GroupVersionKind: schema.GroupVersionKind{Group: "projectcalico.org", Version: "v3", Kind: "BlockAffinity"},
@@ -83,7 +96,7 @@ func nodeBlocks(objects []*unstructured.Unstructured) (map[string][]netip.Prefix
 func (s *Store) list(ctx context.Context, k snapshot.Kind) ([]*unstructured.Unstructured, error) {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(listKind(k.GroupVersionKind))
-	if err := s.reader.List(ctx, list); err != nil {
+	if err := s.reader.List(ctx, list, &client.ListOptions{LabelSelector: selector(k)}); err != nil {
 		return nil, fmt.Errorf("kube: list %s.%s: %w", k.Resource, k.Group, err)
 	}
 	out := make([]*unstructured.Unstructured, 0, len(list.Items))

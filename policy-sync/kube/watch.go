@@ -16,6 +16,24 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
+// CacheOptions makes a cache hold what Read reads and no more.
+func CacheOptions(config snapshot.Config) cache.Options {
+	out := cache.Options{DefaultTransform: cache.TransformStripManagedFields(), ReaderFailOnMissingInformer: true,
+		ByObject: map[client.Object]cache.ByObject{}}
+	for _, k := range snapshot.Kinds(config) {
+		if s := selector(k); s != nil {
+			out.ByObject[object(k)] = cache.ByObject{Label: s}
+		}
+	}
+	return out
+}
+
+func object(k snapshot.Kind) *unstructured.Unstructured {
+	o := &unstructured.Unstructured{}
+	o.SetGroupVersionKind(k.GroupVersionKind)
+	return o
+}
+
 // Watch calls trigger whenever something that Read reads has changed. It decides nothing: what is to be done about a change
 // is found out by reading everything.
 func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func()) error {
@@ -25,9 +43,7 @@ func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger f
 		kinds = append(kinds, blockAffinity)
 	}
 	for _, k := range kinds {
-		o := &unstructured.Unstructured{}
-		o.SetGroupVersionKind(k.GroupVersionKind)
-		objects = append(objects, o)
+		objects = append(objects, object(k))
 	}
 	for _, o := range objects {
 		// Not blocking: the cache starts later; Read waits for it.

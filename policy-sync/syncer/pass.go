@@ -31,34 +31,44 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	snap.At = s.o.Now()
 	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies))
 
-	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), done: map[string]bool{}}
+	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
 	decision, err := plan.Make(snap)
 	if err != nil {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
-	p.close(ctx, decision.Plan.Closing())
+	held := s.warming(snap, decision.Graph)
+	p.close(ctx, without(decision.Plan.Closing(), held))
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
 		if decision, err = plan.Make(snap); err != nil {
 			return time.Time{}, fmt.Errorf("syncer: nothing more is changed: %w", err)
 		}
-		p.close(ctx, decision.Plan.Closing())
-		p.open(ctx, decision.Plan.Opening())
+		p.close(ctx, without(decision.Plan.Closing(), held))
+		if len(held) == 0 {
+			p.open(ctx, decision.Plan.Opening())
+		}
 	}
 	s.tell(decision.Graph)
 	next := nextExpiry(snap)
-	if decision.Plan.Again && len(p.failed) == 0 {
+	switch {
+	case len(held) > 0:
+		next = s.warmUntil()
+	case decision.Plan.Again && len(p.failed) == 0:
 		next = snap.At // an object had to close first and opens in a plan of its own
 	}
-	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr))
+	untold := len(held) > 0 || errors.Is(spireErr, errSlow) || IsStale(p.err())
+	if spireErr == errSlow {
+		spireErr = nil // its answer triggers a pass
+	}
+	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr, untold))
 }
 
-// report writes statuses and events. What was planned from a stale reading, or without an answer that is on its way, is
-// decided in a moment, so it is not told: a condition that flaps says nothing.
-func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error) error {
+// report writes statuses and events. What is decided in a moment (planned from a stale reading, without an answer that is on
+// its way) is untold: a condition that flaps says nothing.
+func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool) error {
 	r := kube.Report{Changes: p.changes}
-	if !IsStale(p.err()) && !errors.Is(spireErr, errSlow) {
+	if !untold {
 		r.Policies = Statuses(d.Graph, p.failed, spireErr)
 	}
 	return s.o.Kubernetes.Report(ctx, r)
@@ -76,7 +86,7 @@ func IsStale(err error) bool {
 type progress struct {
 	*Syncer
 	trusts map[string]time.Time
-	done   map[string]bool // by the operation's text
+	tried  map[string]bool // by the operation's text
 	// changes and failed are what was carried out and what was not, in order.
 	changes []plan.Operation
 	failed  []Failure
@@ -96,46 +106,46 @@ func (p *progress) err() error {
 	return errors.Join(all...)
 }
 
-// closers is how many closing operations go at once: they do not depend on each other, and taking a node's labels away must
-// not wait for its hundred pods.
+// closers is how many patches go at once: they do not depend on each other, and taking a node's label away must not wait for
+// its hundred pods.
 const closers = 16
 
-// close does operations that only close, phase by phase, each even when another one fails. What the first half of the pass
-// did already is not done again: both halves plan from the same objects.
+// close does operations that only close, in order, each even when another one fails; runs of patches and runs of operations on
+// the SPIRE server go together. What the first half of the pass tried is not tried again: both halves plan from the same
+// objects.
 func (p *progress) close(ctx context.Context, operations []plan.Operation) {
+	operations = slices.DeleteFunc(slices.Clone(operations), func(o plan.Operation) bool { return p.tried[o.String()] })
 	for len(operations) > 0 {
 		n := 1
-		for n < len(operations) && operations[n].Phase == operations[0].Phase {
+		for n < len(operations) && operations[n].Phase == operations[0].Phase && together(operations[0], operations[n]) {
 			n++
 		}
-		p.closePhase(ctx, operations[:n])
+		run := operations[:n]
 		operations = operations[n:]
+		if onSPIRE(run[0]) {
+			p.record(run, p.applySPIRE(ctx, run))
+			continue
+		}
+		p.record(run, p.applyAll(ctx, run))
 	}
 }
 
-func (p *progress) closePhase(ctx context.Context, operations []plan.Operation) {
-	var todo, spire []plan.Operation
-	for _, o := range operations {
-		switch {
-		case p.done[o.String()]:
-		case onSPIRE(o):
-			spire = append(spire, o)
-		default:
-			todo = append(todo, o)
-		}
-	}
-	results := make([]error, len(todo))
+func together(a, b plan.Operation) bool {
+	return a.Action == plan.Patch && b.Action == plan.Patch || onSPIRE(a) && onSPIRE(b)
+}
+
+func (p *progress) applyAll(ctx context.Context, operations []plan.Operation) []error {
+	results := make([]error, len(operations))
 	var group errgroup.Group
 	group.SetLimit(closers)
-	for i, o := range todo {
+	for i, o := range operations {
 		group.Go(func() error {
 			results[i] = p.o.Kubernetes.Apply(ctx, o)
 			return nil
 		})
 	}
 	_ = group.Wait() // the functions return no errors; each is in results
-	p.record(todo, results)
-	p.record(spire, p.applySPIRE(ctx, spire))
+	return results
 }
 
 // open does operations that open something, in order, and none when anything before it failed.
@@ -176,12 +186,12 @@ func onSPIRE(o plan.Operation) bool {
 // record logs each decision, once, with what came of it.
 func (p *progress) record(operations []plan.Operation, results []error) {
 	for i, o := range operations {
+		p.tried[o.String()] = true
 		if err := results[i]; err != nil {
 			p.failed = append(p.failed, Failure{Operation: o, Err: err})
 			p.o.Metrics.operation(o, err)
 			continue
 		}
-		p.done[o.String()] = true
 		p.changes = append(p.changes, o)
 		p.o.Metrics.operation(o, nil)
 		args := []any{"phase", o.Phase.String(), "action", string(o.Action), "subject", subject(o), "reason", o.Reason}

@@ -54,6 +54,8 @@ type Options struct {
 	Timeout time.Duration
 	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
 	Patience time.Duration
+	// WarmUp bounds how long after the start unanswered questions about images take nothing away; see warming.
+	WarmUp time.Duration
 }
 
 // Syncer runs the loop. One goroutine runs Start or Sync; Trigger is for all.
@@ -62,6 +64,8 @@ type Syncer struct {
 	trigger chan struct{}
 	reading *reading
 	said    map[string]bool // findings that were logged, so that each is said once
+	began   time.Time       // the first pass
+	warm    bool            // see warming
 }
 
 // New makes a syncer.
@@ -87,6 +91,10 @@ const (
 	pauseMost  = 10 * time.Second
 )
 
+// maxStale is how many passes in a row may find that the world moved on. More means that something else is wrong, such as an
+// object that cannot be seen and yet exists, and that is an error.
+const maxStale = 8
+
 // Start runs passes until ctx ends.
 func (s *Syncer) Start(ctx context.Context) error {
 	failures, stales := 0, 0
@@ -103,7 +111,7 @@ func (s *Syncer) Start(ctx context.Context) error {
 		switch {
 		case err == nil:
 			failures, stales = 0, 0
-		case IsStale(err):
+		case IsStale(err) && stales < maxStale:
 			s.o.Log.Debug("planned from what has changed since; again", "reason", err)
 			wait = min(pauseStale<<min(stales, 10), pauseMost)
 			pause = min(wait, pauseFirst)

@@ -1,0 +1,360 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+)
+
+// TestTheWholeLoop runs the real program against real API servers. The steps build on each other.
+func TestTheWholeLoop(t *testing.T) {
+	w := newWorld(t)
+	w.create(w.namespace("payments", v1alpha1.ModeEnforce), w.namespace("shop", v1alpha1.ModeEnforce),
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "payments", Name: "api"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "frontend"}},
+		node("fra-1", "10.1.0.0/24"), node("par-1", "10.2.0.0/24"),
+		w.pod("payments", "api-fra", "api", "fra-1", "10.1.0.5"), w.pod("payments", "api-par", "api", "par-1", "10.2.0.5"),
+		w.pod("shop", "frontend-fra", "frontend", "fra-1", "10.1.0.6"))
+	w.start()
+
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T, *world)
+	}{
+		{"nodes that never proved themselves are tainted", stepUnknown},
+		{"a trusted verdict labels the node and lifts the taint", stepTrusted},
+		{"policies become objects, entries and labels", stepPolicies},
+		{"a steady state writes nothing, also after a kill and a restart", stepSteady},
+		{"TestThreat17_AForgedPodLabelIsRemoved", stepForgedLabel},
+		{"what others change in our objects is put back", stepDrift},
+		{"a proved-bad verdict closes everything within a second", stepBad},
+		{"TestThreat33_WithSPIREAwayAVerdictStillCloses", stepSilence},
+		{"a verdict that nobody renews closes on time", stepStale},
+		{"TestThreat16_ARecreatedNodeInheritsNothing", stepRecreated},
+		{"deleted policies leave nothing behind", stepDeleted},
+	} {
+		if !t.Run(step.name, func(t *testing.T) {
+			w.t = t
+			step.run(t, w)
+		}) {
+			t.Fatalf("the following steps build on %q; policy-sync said last:\n%s", step.name, w.sync.Tail(4))
+		}
+	}
+}
+
+func stepUnknown(_ *testing.T, w *world) {
+	w.eventually("both tainted", func() error {
+		if err := w.bears("fra-1", false)(); err != nil {
+			return err
+		}
+		return w.bears("par-1", false)()
+	})
+}
+
+func stepTrusted(t *testing.T, w *world) {
+	w.create(trusted("fra-1", time.Hour, map[string]string{"country": "DE"}), trusted("par-1", time.Hour, map[string]string{"country": "FR"}))
+	w.eventually("fra-1 is trusted", w.bears("fra-1", true))
+	w.eventually("par-1 is trusted", w.bears("par-1", true))
+	n := &corev1.Node{}
+	w.must(w.api.Get(t.Context(), client.ObjectKey{Name: "fra-1"}, n))
+	if got := n.Labels[v1alpha1.NodeTagPrefix+"country"]; got != "DE" {
+		t.Errorf("tag label: %q, want DE; labels %v", got, n.Labels)
+	}
+}
+
+func policies() []client.Object {
+	return []client.Object{
+		&v1alpha1.TrustPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "payments", Name: "api"}, Spec: v1alpha1.TrustPolicySpec{
+			Workloads: v1alpha1.Workloads{ServiceAccount: "api"},
+			Require: v1alpha1.Requirements{
+				Node:  v1alpha1.NodeRequirement{References: []string{"prod"}, Tags: map[string][]string{"country": {"DE"}}},
+				Image: v1alpha1.ImageRequirement{VerifiedBy: []string{"release"}}, Runtime: v1alpha1.RuntimeRestricted},
+			Ingress: []v1alpha1.IngressRule{{From: []v1alpha1.Peer{{Namespace: "shop", ServiceAccount: "frontend",
+				Tags: map[string][]string{"country": {"DE", "FR"}}}}, Ports: []int32{8443},
+				HTTP: []v1alpha1.HTTPRule{{Methods: []string{"POST"}, Paths: []string{"/charge"}}}}}}},
+		&v1alpha1.TrustPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "frontend"}, Spec: v1alpha1.TrustPolicySpec{
+			Workloads: v1alpha1.Workloads{ServiceAccount: "frontend"},
+			Require:   v1alpha1.Requirements{Image: v1alpha1.ImageRequirement{VerifiedBy: []string{"release"}}}}},
+	}
+}
+
+func stepPolicies(t *testing.T, w *world) {
+	w.create(policies()...)
+	w.eventually("payments/api-fra is attested", w.attested("payments", "api-fra", true))
+	w.eventually("shop/frontend-fra is attested", w.attested("shop", "frontend-fra", true))
+	w.eventually("payments/api is programmed", w.programmed("payments", "api", metav1.ConditionTrue, 1))
+	w.eventually("shop/frontend is programmed", w.programmed("shop", "frontend", metav1.ConditionTrue, 1))
+	if err := w.attested("payments", "api-par", false)(); err != nil {
+		t.Errorf("a node in FR is not what the policy asks for: %v", err)
+	}
+	p := &v1alpha1.TrustPolicy{}
+	w.must(w.api.Get(t.Context(), client.ObjectKey{Namespace: "payments", Name: "api"}, p))
+	if len(p.Status.Refused) != 1 || p.Status.Refused[0].Pod != "api-par" || !strings.Contains(p.Status.Refused[0].Reason, "country=FR") {
+		t.Errorf("refused: %+v", p.Status.Refused)
+	}
+	owned := strings.Join(w.owned(), "\n")
+	t.Logf("objects:\n%s", owned)
+	for _, kind := range []string{"Tier ", "GlobalNetworkPolicy ", "NetworkPolicy payments/", "AuthorizationPolicy payments/", "PeerAuthentication payments/"} {
+		if !strings.Contains(owned, kind) {
+			t.Errorf("no %s among our objects", kind)
+		}
+	}
+	ids := map[string]bool{}
+	for _, e := range w.spireState().Entries {
+		ids[e.SPIFFEID] = true
+	}
+	for _, want := range []string{"spiffe://keelson.test/ns/payments/sa/api", "spiffe://keelson.test/ns/shop/sa/frontend"} {
+		if !ids[want] {
+			t.Errorf("no SPIRE entry for %s; entries %v", want, ids)
+		}
+	}
+}
+
+// settled waits until a second has passed in which nothing was written.
+func (w *world) settled() map[string]string {
+	var before map[string]string
+	w.eventually("settled", func() error {
+		before = w.versions()
+		time.Sleep(time.Second)
+		if diff := cmp.Diff(before, w.versions()); diff != "" {
+			return fmt.Errorf("still writing:\n%s", diff)
+		}
+		return nil
+	})
+	return before
+}
+
+func stepSteady(t *testing.T, w *world) {
+	before := w.settled()
+	time.Sleep(3 * time.Second) // several resyncs and image rechecks
+	if diff := cmp.Diff(before, w.versions()); diff != "" {
+		t.Errorf("a steady state was written to (-before +after):\n%s", diff)
+	}
+	w.sync.Stop(0) // killed
+	w.start()
+	w.eventually("the second start has read everything", func() error {
+		if !strings.Contains(w.sync.Tail(100), `"verdict":"trusted"`) {
+			return fmt.Errorf("not yet:\n%s", w.sync.Tail(5))
+		}
+		return nil
+	})
+	time.Sleep(3 * time.Second)
+	if diff := cmp.Diff(before, w.versions()); diff != "" {
+		t.Errorf("a restart wrote (-before +after):\n%s", diff)
+	}
+}
+
+func stepForgedLabel(_ *testing.T, w *world) {
+	p := w.pod("payments", "forger", "api", "par-1", "10.2.0.9")
+	p.Labels = map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True, v1alpha1.PolicyLabel("api"): v1alpha1.True, v1alpha1.PodTagPrefix + "country": "DE"}
+	w.create(p)
+	w.eventually("the forged labels are gone", func() error {
+		live := &corev1.Pod{}
+		if err := w.api.Get(w.t.Context(), client.ObjectKeyFromObject(p), live); err != nil {
+			return err
+		}
+		if len(live.Labels) > 0 {
+			return fmt.Errorf("labels %v", live.Labels)
+		}
+		return nil
+	})
+	w.must(w.api.Delete(w.t.Context(), p, client.GracePeriodSeconds(0)))
+}
+
+func stepDrift(t *testing.T, w *world) {
+	before := w.settled()
+	w.change("AuthorizationPolicy", "security.istio.io", "v1", func(o *unstructured.Unstructured) error {
+		return unstructured.SetNestedField(o.Object, "AUDIT", "spec", "action")
+	})
+	w.change("NetworkPolicy", "projectcalico.org", "v3", func(o *unstructured.Unstructured) error {
+		return unstructured.SetNestedSlice(o.Object, []any{map[string]any{"action": "Allow"}}, "spec", "ingress")
+	})
+	w.eventually("put back", func() error {
+		after := w.versions()
+		for key, version := range before {
+			if strings.Contains(key, "Policy ") && after[key] == version {
+				delete(after, key)
+			}
+		}
+		return w.inOrder(after)
+	})
+	if after := w.settled(); len(after) < len(before) {
+		t.Errorf("objects are missing: %d before, %d after", len(before), len(after))
+	}
+}
+
+// inOrder checks that none of our policies allows what the step put there.
+func (w *world) inOrder(map[string]string) error {
+	for kind, gv := range map[string]string{"AuthorizationPolicy": "security.istio.io/v1", "NetworkPolicy": "projectcalico.org/v3"} {
+		list := &unstructured.UnstructuredList{}
+		list.SetAPIVersion(gv)
+		list.SetKind(kind + "List")
+		if err := w.api.List(w.t.Context(), list, client.InNamespace("payments")); err != nil {
+			return err
+		}
+		for _, o := range list.Items {
+			action, _, _ := unstructured.NestedString(o.Object, "spec", "action")
+			rules, _, _ := unstructured.NestedSlice(o.Object, "spec", "ingress")
+			open := func(r any) bool { m, ok := r.(map[string]any); return ok && m["action"] == "Allow" && len(m) == 1 }
+			if action == "AUDIT" || slices.ContainsFunc(rules, open) {
+				return fmt.Errorf("%s %s is still as it was changed", kind, o.GetName())
+			}
+		}
+	}
+	return nil
+}
+
+// change edits the first object of ours of a kind in namespace payments, as an administrator may.
+func (w *world) change(kind, group, version string, edit func(*unstructured.Unstructured) error) {
+	w.t.Helper()
+	list := &unstructured.UnstructuredList{}
+	list.SetAPIVersion(group + "/" + version)
+	list.SetKind(kind + "List")
+	w.must(w.api.List(w.t.Context(), list, client.InNamespace("payments"), client.MatchingLabels{v1alpha1.OwnerLabel: v1alpha1.OwnerValue}))
+	if len(list.Items) == 0 {
+		w.t.Fatalf("no %s of ours in payments", kind)
+	}
+	o := &list.Items[0]
+	o.SetAPIVersion(group + "/" + version)
+	o.SetKind(kind)
+	w.must(edit(o))
+	w.must(w.api.Update(w.t.Context(), o))
+}
+
+func stepBad(t *testing.T, w *world) {
+	w.verdict("fra-1", bad)
+	took := w.eventually("fra-1 is closed", w.bears("fra-1", false))
+	took += w.eventually("its payments pod is unlabelled", w.attested("payments", "api-fra", false))
+	took += w.eventually("its shop pod is unlabelled", w.attested("shop", "frontend-fra", false))
+	if took > time.Second {
+		t.Errorf("it took %s, want less than a second", took)
+	}
+	w.eventually("its pods' addresses are cut off", func() error {
+		return w.revoked("10.1.0.5/32", "10.1.0.6/32")
+	})
+	w.verdict("fra-1", good)
+	w.eventually("fra-1 is trusted again", w.bears("fra-1", true))
+	w.eventually("its pod is attested again", w.attested("payments", "api-fra", true))
+	w.eventually("no address is cut off any more", func() error { return w.revoked() })
+}
+
+// revoked checks the addresses of the set of revoked ones.
+func (w *world) revoked(want ...string) error {
+	list := &unstructured.UnstructuredList{}
+	list.SetAPIVersion("projectcalico.org/v3")
+	list.SetKind("GlobalNetworkSetList")
+	if err := w.api.List(w.t.Context(), list, client.MatchingLabels{v1alpha1.OwnerLabel: v1alpha1.OwnerValue}); err != nil {
+		return err
+	}
+	var got []string
+	for _, o := range list.Items {
+		nets, _, _ := unstructured.NestedStringSlice(o.Object, "spec", "nets")
+		got = append(got, nets...)
+	}
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		return fmt.Errorf("revoked addresses (-want +got):\n%s", diff)
+	}
+	return nil
+}
+
+func stepSilence(t *testing.T, w *world) {
+	w.settled()
+	w.spire.Process.Stop(0)
+	w.verdict("fra-1", bad)
+	took := w.eventually("fra-1 is closed", w.bears("fra-1", false))
+	took += w.eventually("its pod is unlabelled", w.attested("payments", "api-fra", false))
+	if took > time.Second {
+		t.Errorf("it took %s, want less than a second", took)
+	}
+	w.eventually("the policy says so", w.programmed("payments", "api", metav1.ConditionFalse, 0))
+	w.verdict("fra-1", good)
+	time.Sleep(2 * time.Second)
+	if err := w.bears("fra-1", false)(); err != nil {
+		t.Errorf("something was opened while SPIRE was away: %v", err)
+	}
+	w.startSPIRE()
+	w.eventually("with SPIRE back, fra-1 is trusted again", w.bears("fra-1", true))
+	w.eventually("its pod is attested again", w.attested("payments", "api-fra", true))
+	w.eventually("the policy is programmed again", w.programmed("payments", "api", metav1.ConditionTrue, 1))
+}
+
+func stepStale(t *testing.T, w *world) {
+	const valid = 2 * time.Second
+	w.verdict("fra-1", func(s *v1alpha1.NodeTrustSpec) { good(s); s.ValidUntil = metav1.NewMicroTime(s.AttestedAt.Add(valid)) })
+	if err := w.bears("fra-1", true)(); err != nil {
+		t.Errorf("closed before its time: %v", err)
+	}
+	took := w.eventually("its verdict has ended", w.bears("fra-1", false))
+	if took > valid+time.Second || took < valid-time.Second {
+		t.Errorf("closed after %s, want after %s", took, valid)
+	}
+	w.eventually("its pod is unlabelled", w.attested("payments", "api-fra", false))
+	w.verdict("fra-1", good)
+	w.eventually("it is trusted again", w.bears("fra-1", true))
+}
+
+func stepRecreated(t *testing.T, w *world) {
+	old := &corev1.Node{}
+	w.must(w.api.Get(t.Context(), client.ObjectKey{Name: "par-1"}, old))
+	w.must(w.api.Delete(t.Context(), old))
+	time.Sleep(1100 * time.Millisecond) // creationTimestamp has whole seconds
+	w.create(node("par-1", "10.2.0.0/24"))
+	w.eventually("the new Node is tainted", w.bears("par-1", false))
+	time.Sleep(time.Second)
+	if err := w.bears("par-1", false)(); err != nil {
+		t.Error(err)
+	}
+	fresh := &corev1.Node{}
+	w.must(w.api.Get(t.Context(), client.ObjectKey{Name: "par-1"}, fresh))
+	w.verdict("par-1", func(s *v1alpha1.NodeTrustSpec) { good(s); s.NodeUID = string(old.UID) })
+	time.Sleep(time.Second)
+	if err := w.bears("par-1", false)(); err != nil {
+		t.Errorf("a verdict about the old Node was taken for the new one: %v", err)
+	}
+	w.verdict("par-1", func(s *v1alpha1.NodeTrustSpec) { good(s); s.NodeUID = string(fresh.UID) })
+	w.eventually("a verdict about the new Node counts", w.bears("par-1", true))
+}
+
+func stepDeleted(t *testing.T, w *world) {
+	foreign := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "projectcalico.org/v3", "kind": "NetworkPolicy",
+		"metadata": map[string]any{"namespace": "payments", "name": "default.team"},
+		"spec":     map[string]any{"tier": "default", "selector": "all()", "types": []any{"Ingress"}}}}
+	w.must(w.api.Create(t.Context(), foreign))
+	for _, p := range policies() {
+		w.must(w.api.Delete(t.Context(), p))
+	}
+	w.eventually("labels are gone", w.attested("payments", "api-fra", false))
+	for _, name := range []string{"payments", "shop"} {
+		ns := &corev1.Namespace{}
+		w.must(w.api.Get(t.Context(), client.ObjectKey{Name: name}, ns))
+		w.must(w.api.Patch(t.Context(), ns, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":null}}}`))))
+	}
+	w.eventually("objects are gone", func() error {
+		for _, o := range w.owned() {
+			if strings.Contains(o, "payments/") || strings.Contains(o, "shop/") {
+				return fmt.Errorf("left: %s", o)
+			}
+		}
+		return nil
+	})
+	w.eventually("entries are gone", func() error {
+		if entries := w.spireState().Entries; len(entries) > 0 {
+			return fmt.Errorf("left: %v", entries)
+		}
+		return nil
+	})
+	w.must(w.api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign))
+	t.Logf("what stays: %v", w.owned())
+}
