@@ -115,11 +115,10 @@ func (d *Device) AK(ctx context.Context, dir string) (AK, error) {
 
 // makeAK makes a new AK and records the EK that its sessions are salted with from now on.
 func (d *Device) makeAK(k *AK) error {
-	e, endorsement, err := d.endorsementKey()
+	endorsement, err := d.saltKey(k)
 	if err != nil {
 		return err
 	}
-	k.salt, k.saltEK = e.template, endorsement.area
 	session, err := d.salt(endorsement, d.opts.EndorsementAuth, inOut())
 	if err != nil {
 		return err
@@ -132,10 +131,30 @@ func (d *Device) makeAK(k *AK) error {
 	return nil
 }
 
+// saltKey picks the EK for the salt: P-256 where the TPM can make it, certificate or not,
+// because it is derived quickly; else the EK that the machine attests with.
+func (d *Device) saltKey(k *AK) (*loadedKey, error) {
+	for _, t := range ek.Templates() {
+		if t.Name != "L-2" {
+			continue
+		}
+		if made, err := d.primary(t.Area(), nil); err == nil {
+			k.salt, k.saltEK = t, made.area
+			return made, nil
+		}
+	}
+	e, made, err := d.endorsementKey()
+	if err != nil {
+		return nil, err
+	}
+	k.salt, k.saltEK = e.template, made.area
+	return made, nil
+}
+
 // attestation loads the AK of one operation and opens a session for it, salted with the
 // EK that was recorded when the AK was made.
 func (d *Device) attestation(k AK) (*loadedKey, tpm2.Session, error) {
-	endorsement, err := d.primary(k.salt.Area(), nil)
+	endorsement, err := d.loadEK(k.salt, k.saltEK)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -207,8 +207,9 @@ type loadedKey struct {
 	key    crypto.PublicKey
 }
 
-// primary makes a primary key in the endorsement hierarchy. sessions may encrypt and
-// authenticate it; without one it runs on the (usually empty) password.
+// primary makes a primary key in the endorsement hierarchy. Without a session it runs on
+// the password, which is usually empty: the first key of an operation has no other way,
+// since sessions are salted with it.
 func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, error) {
 	if auth == nil {
 		auth = tpm2.PasswordAuth(d.opts.EndorsementAuth)
@@ -221,14 +222,17 @@ func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, e
 		return nil, fmt.Errorf("tpmdev: create primary key in the endorsement hierarchy: %w", err)
 	}
 	d.keep(rsp.ObjectHandle)
-	k := &loadedKey{handle: rsp.ObjectHandle, name: rsp.Name, area: rsp.OutPublic.Bytes()}
-	public, err := rsp.OutPublic.Contents()
+	return newLoadedKey(rsp.ObjectHandle, rsp.Name, rsp.OutPublic)
+}
+
+func newLoadedKey(handle tpm2.TPMHandle, name tpm2.TPM2BName, area tpm2.TPM2BPublic) (*loadedKey, error) {
+	public, err := area.Contents()
 	if err != nil {
-		return nil, fmt.Errorf("tpmdev: primary key's public area: %w", err)
+		return nil, fmt.Errorf("tpmdev: public area of key 0x%08x: %w", handle, err)
 	}
-	k.public = *public
-	if k.key, err = tpm2.Pub(k.public); err != nil {
-		return nil, fmt.Errorf("tpmdev: primary key: %w", err)
+	key, err := tpm2.Pub(*public)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: key 0x%08x: %w", handle, err)
 	}
-	return k, nil
+	return &loadedKey{handle: handle, name: name, area: area.Bytes(), public: *public, key: key}, nil
 }

@@ -1,8 +1,8 @@
 package tpmdev
 
 import (
+	"bytes"
 	"context"
-	"crypto"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
@@ -76,7 +76,7 @@ func (d *Device) Endorsements(ctx context.Context) ([]Endorsement, error) {
 // endorsementKey loads the chosen EK, choosing it first where that was not done.
 func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 	if d.ek != nil {
-		k, err := d.primary(d.ek.template.Area(), nil)
+		k, err := d.loadEK(d.ek.template, d.ek.Public[2:])
 		return d.ek, k, err
 	}
 	candidates := ek.Templates()
@@ -123,7 +123,13 @@ func (d *Device) makeEndorsement(t ek.Template) (*Endorsement, *loadedKey, error
 	if raw == nil && t.HighRange() && d.opts.Template != t.Name {
 		return nil, nil, fmt.Errorf("tpmdev: no certificate for EK template %s", t.Name)
 	}
-	k, err := d.primary(t.Area(), nil)
+	cert, _ := cutDER(raw) // an index may be larger than its certificate
+	certKey, err := ek.CertificateKey(cert)
+	var expected []byte
+	if err == nil && t.Fits(certKey) {
+		expected = tpm2.Marshal(t.WithKey(certKey))
+	}
+	k, err := d.loadEK(t, expected)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpmdev: EK template %s: %w", t.Name, err)
 	}
@@ -132,8 +138,7 @@ func (d *Device) makeEndorsement(t ek.Template) (*Endorsement, *loadedKey, error
 		return nil, nil, err
 	}
 	e := &Endorsement{Public: sized(k.area), Template: t.Name, Hash: hash, template: t}
-	cert, _ := cutDER(raw) // an index may be larger than its certificate
-	if cert == nil || !holdsKey(cert, k.key) {
+	if expected == nil || !bytes.Equal(k.area, expected) {
 		return e, k, nil
 	}
 	e.Certs = [][]byte{cert}
@@ -145,13 +150,33 @@ func (d *Device) makeEndorsement(t ek.Template) (*Endorsement, *loadedKey, error
 	return e, k, nil
 }
 
-func holdsKey(cert []byte, key crypto.PublicKey) bool {
-	got, err := ek.CertificateKey(cert)
-	if err != nil {
-		return false
+// firstPersistentEK is where provisioning tools keep an EK (TCG TPM v2.0 Provisioning
+// Guidance, section 7.8); lastPersistentEK ends the range for endorsement keys.
+const (
+	firstPersistentEK = 0x81010001
+	lastPersistentEK  = 0x810100ff
+)
+
+// loadEK loads the EK of a template. Where its public area is known already and a
+// persistent object has exactly that area, that object is used: a hardware TPM takes
+// many seconds to derive an RSA key anew.
+func (d *Device) loadEK(t ek.Template, expected []byte) (*loadedKey, error) {
+	if expected != nil {
+		handles, err := d.handles(firstPersistentEK)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range handles {
+			if h > lastPersistentEK {
+				break
+			}
+			rsp, err := tpm2.ReadPublic{ObjectHandle: h}.Execute(d.now.tpm)
+			if err == nil && bytes.Equal(rsp.OutPublic.Bytes(), expected) {
+				return newLoadedKey(h, rsp.Name, rsp.OutPublic)
+			}
+		}
 	}
-	same, ok := got.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && same.Equal(key)
+	return d.primary(t.Area(), nil)
 }
 
 // readChain reads the issuers' certificates, which some vendors store, one after the

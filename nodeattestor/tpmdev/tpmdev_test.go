@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/keelson-project/keelson/nodeattestor/ak"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
@@ -281,6 +282,48 @@ func TestTPMWithoutCertificateStillHasItsEKs(t *testing.T) {
 		t.Errorf("node %q, certified %t", id.Node(), id.Certified())
 	}
 	attest(t, dev, id)
+}
+
+// An EK that provisioning made persistent is used instead of deriving it anew, but only
+// where it is the very key of the certificate.
+func TestPersistentEKIsUsed(t *testing.T) {
+	tpmtest.StartEach(t, func(t *testing.T, path string) {
+		ca := manufacture(t, path, "L-1")
+		if err := tpmtest.Persist(path, 0x81010001, tpm2.RSASRKTemplate); err != nil {
+			t.Fatal(err)
+		}
+		if err := tpmtest.Persist(path, 0x81010002, tpm2.RSAEKTemplate); err != nil {
+			t.Fatal(err)
+		}
+		dev := open(t, path, tpmdev.Options{Template: "L-1"})
+		attest(t, dev, identity(t, dev, ca))
+	})
+}
+
+func TestAuthorisationsOfTheHierarchies(t *testing.T) {
+	tpmtest.StartEach(t, func(t *testing.T, path string) {
+		ca := manufacture(t, path, "L-2")
+		owner, endorsement := []byte("owner secret"), []byte("endorsement secret")
+		if err := tpmtest.SetAuth(path, tpm2.TPMRHOwner, owner); err != nil {
+			t.Fatal(err)
+		}
+		if err := tpmtest.SetAuth(path, tpm2.TPMRHEndorsement, endorsement); err != nil {
+			t.Fatal(err)
+		}
+		dev := open(t, path, tpmdev.Options{OwnerAuth: owner, EndorsementAuth: endorsement})
+		attest(t, dev, identity(t, dev, ca))
+		for range 2 {
+			if err := dev.ProvisionTag(t.Context(), assettag.DefaultIndex, [assettag.DigestSize]byte{1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := open(t, path, tpmdev.Options{OwnerAuth: owner}).Endorsement(t.Context()); err == nil {
+			t.Error("the endorsement hierarchy needs no authorisation")
+		}
+		if err := open(t, path, tpmdev.Options{EndorsementAuth: endorsement}).ProvisionTag(t.Context(), assettag.DefaultIndex, [assettag.DigestSize]byte{2}); err == nil {
+			t.Error("the owner hierarchy needs no authorisation")
+		}
+	})
 }
 
 func TestCertificateOfAnotherKeyIsLeftOut(t *testing.T) {

@@ -125,6 +125,8 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 func (l *link) explain(what string, err error) error {
 	if cause := l.ctx.Err(); cause != nil {
 		err = cause
+	} else if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = context.DeadlineExceeded // the port's clock was a moment ahead of the context's
 	}
 	return fmt.Errorf("tpmdev: %s: %w", what, err)
 }

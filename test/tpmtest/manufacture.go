@@ -312,3 +312,42 @@ func storeNV(tpm transport.TPM, index uint32, data []byte) error {
 	}
 	return nil
 }
+
+// Persist makes a primary key in the endorsement hierarchy and keeps it at a persistent
+// handle, as provisioning tools do.
+func Persist(path string, handle tpm2.TPMHandle, area tpm2.TPMTPublic) error {
+	tpm, err := linuxudstpm.Open(path)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	made, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(area),
+	}.Execute(tpm)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	_, err = tpm2.EvictControl{
+		Auth:             tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+		ObjectHandle:     &tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name},
+		PersistentHandle: handle,
+	}.Execute(tpm)
+	_, flushErr := tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(tpm)
+	return errors.Join(err, flushErr)
+}
+
+// SetAuth changes the authorisation of a hierarchy from empty to auth.
+func SetAuth(path string, hierarchy tpm2.TPMHandle, auth []byte) error {
+	tpm, err := linuxudstpm.Open(path)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	_, err = tpm2.HierarchyChangeAuth{
+		AuthHandle: tpm2.AuthHandle{Handle: hierarchy, Auth: tpm2.PasswordAuth(nil)},
+		NewAuth:    tpm2.TPM2BAuth{Buffer: auth},
+	}.Execute(tpm)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	return nil
+}

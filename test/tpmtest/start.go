@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,7 +26,7 @@ const stopTimeout = 5 * time.Second
 // StartSocket starts a TPM that keeps its state under dir, and returns the Unix socket on
 // which it takes raw commands. It is swtpm where that is installed, else the simulator,
 // which this function builds with the go command and which forgets its state when
-// it is stopped. Stopping and starting swtpm on the same dir is a reboot: PCRs are reset
+// it is stopped; either writes dir/tpm.log. Stopping and starting swtpm on the same dir is a reboot: PCRs are reset
 // and resetCount rises. stop ends the process and removes the socket; it may be called twice.
 // The path of dir should be short: a socket's path has at most 107 bytes.
 func StartSocket(ctx context.Context, dir string) (path string, stop func() error, err error) {
@@ -80,7 +81,13 @@ func start(ctx context.Context, cmd *exec.Cmd, path string) (stop func() error, 
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("tpmtest: %w", err)
 	}
-	cmd.Stderr = os.Stderr
+	// swtpm writes a line for each client that goes; a person reads it when something broke.
+	log, err := os.OpenFile(filepath.Join(filepath.Dir(path), "tpm.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("tpmtest: %w", err)
+	}
+	defer func() { _ = log.Close() }() // the process has its own descriptor
+	cmd.Stdout, cmd.Stderr = log, log
 	// A TPM must not outlive whoever started it, nor get its Ctrl-C.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -94,12 +101,12 @@ func start(ctx context.Context, cmd *exec.Cmd, path string) (stop func() error, 
 	stop = func() error { return end(cmd, done, path) }
 	deadline := time.Now().Add(startTimeout)
 	for {
-		if _, err := os.Stat(path); err == nil {
-			return stop, nil
+		if conn, err := net.Dial("unix", path); err == nil {
+			return stop, conn.Close()
 		}
 		select {
 		case <-done:
-			return nil, fmt.Errorf("tpmtest: %s ended before it served %s", cmd.Path, path)
+			return nil, fmt.Errorf("tpmtest: %s ended before it served %s; see %s", cmd.Path, path, log.Name())
 		case <-ctx.Done():
 			return nil, errors.Join(ctx.Err(), stop())
 		case <-time.After(20 * time.Millisecond):

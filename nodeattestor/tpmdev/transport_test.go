@@ -1,0 +1,210 @@
+package tpmdev_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
+	"github.com/keelson-project/keelson/test/tpmtest"
+)
+
+// broken serves a socket whose answers are not a TPM's.
+func broken(t *testing.T, answer func(n int, command []byte) []byte) string {
+	t.Helper()
+	path := filepath.Join(tpmtest.Dir(t), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
+	go func() {
+		defer close(done)
+		for n := 0; ; {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			n = serve(conn, n, answer)
+		}
+	}()
+	return path
+}
+
+func serve(conn net.Conn, n int, answer func(int, []byte) []byte) int {
+	defer func() { _ = conn.Close() }()
+	for {
+		head := make([]byte, 10)
+		if _, err := io.ReadFull(conn, head); err != nil {
+			return n
+		}
+		body := make([]byte, binary.BigEndian.Uint32(head[2:])-10)
+		if _, err := io.ReadFull(conn, body); err != nil {
+			return n
+		}
+		out := answer(n, append(head, body...))
+		n++
+		if out == nil { // hang until the client goes
+			_, _ = io.ReadAll(conn)
+			return n
+		}
+		if _, err := conn.Write(out); err != nil || len(out) < 10 {
+			return n
+		}
+	}
+}
+
+func TestGarbageFromATPMIsAnError(t *testing.T) {
+	for name, response := range map[string][]byte{
+		"a short response":      {0x80, 1, 0, 0},
+		"a size below a header": {0x80, 1, 0, 0, 0, 9, 0, 0, 0, 0},
+		"a size of 4 GiB":       {0x80, 1, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0},
+		"an error code":         {0x80, 1, 0, 0, 0, 10, 0, 0, 1, 1},
+		"success and no data":   {0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0},
+		"another tag":           {0xff, 0xff, 0, 0, 0, 10, 0, 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := broken(t, func(int, []byte) []byte { return response })
+			if _, err := tpmdev.Open(path); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}
+
+func TestHangingTPMEndsWithTheDeadline(t *testing.T) {
+	path, stop, err := tpmtest.StartSocket(t.Context(), tpmtest.Dir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := open(t, path, tpmdev.Options{})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	hang, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hang.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	if _, err := dev.Banks(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error is %v, want context.DeadlineExceeded", err)
+	}
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+}
+
+// A TPM that is busy says so with a warning, and wants the same command again.
+func TestBusyTPMIsAskedAgain(t *testing.T) {
+	real := tpmtest.Start(t)
+	busy := 0
+	path := broken(t, func(n int, command []byte) []byte {
+		if n%2 == 0 {
+			busy++
+			return []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x22} // TPM_RC_RETRY
+		}
+		tpm, err := linuxudstpm.Open(real)
+		if err != nil {
+			return []byte{0}
+		}
+		out, err := tpm.Send(command)
+		if err != nil {
+			return []byte{0}
+		}
+		return out
+	})
+	banks, err := open(t, path, tpmdev.Options{}).Banks(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(banks) == 0 || busy == 0 {
+		t.Errorf("banks %v after %d busy answers", banks, busy)
+	}
+}
+
+// Keys and sessions that a killed client left behind must not fill a TPM without a
+// resource manager.
+func TestLeftoversOfAKilledClientAreFlushed(t *testing.T) {
+	tpmtest.StartEach(t, func(t *testing.T, path string) {
+		raw, err := linuxudstpm.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			_, err := tpm2.CreatePrimary{
+				PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+				InPublic:      tpm2.New2B(tpm2.ECCSRKTemplate),
+			}.Execute(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := tpm2.HMACSession(raw, tpm2.TPMAlgSHA256, 16); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := open(t, path, tpmdev.Options{}).AK(t.Context(), t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+		for _, first := range []uint32{0x80000000, 0x02000000, 0x03000000} {
+			rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := rsp.CapabilityData.Data.Handles()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(list.Handle) != 0 {
+				t.Errorf("handles %x are left", list.Handle)
+			}
+		}
+	})
+}
+
+func TestBanksOfATPM(t *testing.T) {
+	banks, err := open(t, tpmtest.Start(t), tpmdev.Options{}).Banks(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, b := range banks {
+		found = found || b == nodeclaim.SHA256
+	}
+	if !found {
+		t.Errorf("banks are %v, without sha256", banks)
+	}
+}
+
+func TestClosedDeviceAnswersNothing(t *testing.T) {
+	dev := open(t, tpmtest.Start(t), tpmdev.Options{})
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dev.Banks(t.Context()); err == nil {
+		t.Error("no error")
+	}
+}
+
+func TestUnknownTemplateIsAnError(t *testing.T) {
+	if _, err := tpmdev.OpenOptions("/dev/null", tpmdev.Options{Template: "L-9"}); err == nil {
+		t.Error("no error")
+	}
+}
