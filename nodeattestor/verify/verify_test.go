@@ -1,0 +1,415 @@
+package verify_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/keelson-project/keelson/nodeattestor/ak"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/evidence"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/quote"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+	"github.com/keelson-project/keelson/test/tpmtest"
+)
+
+var now = time.Date(2026, 10, 1, 12, 0, 0, 0, time.UTC)
+
+var selection = nodeclaim.Selection{Bank: nodeclaim.SHA256, PCRs: []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14}}
+
+// seen records the randomness that a server drew: a test that stands in for a TPM knows
+// the secret without decrypting it.
+type seen struct{ drawn []byte }
+
+func (s *seen) Read(p []byte) (int, error) {
+	n, err := rand.Read(p)
+	s.drawn = append(s.drawn, p[:n]...)
+	return n, err
+}
+
+// bench is a node in software: an EK certificate, an AK that signs what it is told, and
+// the recorded boot "good". It checks the order and the state of an appraisal; that a
+// real TPM never behaves so is what test/plugintest is for.
+type bench struct {
+	policy  verify.Policy
+	payload evidence.Payload
+	ak      *tpmtest.SoftAK
+	values  [][]byte
+	log     []byte
+	list    []byte
+}
+
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
+
+func newBench(t testing.TB) *bench {
+	t.Helper()
+	dir := filepath.Join("..", "..", "test", "vectors", "measured-boots", "good")
+	b := &bench{ak: must(tpmtest.NewSoftAK())(t),
+		log:  must(os.ReadFile(filepath.Join(dir, "binary_bios_measurements")))(t),
+		list: must(os.ReadFile(filepath.Join(dir, "binary_runtime_measurements")))(t)}
+	ca := must(tpmtest.NewCA())(t)
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	cert := must(ca.IssueEK(key.Public(), tpmtest.EKOptions{}))(t)
+	b.payload = evidence.Payload{EKCertificates: [][]byte{cert, ca.Issuer().Raw}, AKPublic: b.ak.Public(),
+		Banks: []nodeclaim.HashAlg{nodeclaim.SHA256}, HasEventLog: true, HasIMA: true}
+	replayed := must(must(eventlog.Parse(b.log))(t).Unverified(nodeclaim.SHA256))(t)
+	all := ima.Unverified(b.list, nodeclaim.SHA256, ima.Options{})
+	replayed[10] = all[len(all)-1]
+	for _, i := range selection.PCRs {
+		b.values = append(b.values, replayed[i])
+	}
+	b.policy = verify.Policy{Anchors: ek.Anchors{Roots: []*x509.Certificate{ca.Root()}, Mode: ek.Certificate},
+		Selections: []nodeclaim.Selection{selection}, IMA: true, References: b.references(t)}
+	if err := b.policy.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *bench) references(t testing.TB) reference.Sets {
+	t.Helper()
+	q := b.quote(t, []byte("capture"))
+	values := map[int][]byte{}
+	for i, pcr := range selection.PCRs {
+		values[pcr] = q.Values[i]
+	}
+	quoted := must(quote.Verify(must(ak.Parse(b.ak.Public()))(t), quote.Evidence{Attest: q.Attest, Signature: q.Signature, Values: values}, []byte("capture"), selection))(t)
+	boot := must(eventlog.Replay(b.log, quoted.PCRs))(t)
+	r := ima.NewReplayer(quoted.PCRs, ima.Options{})
+	must(r.Write(b.list))(t)
+	list := must(r.Finish())(t)
+	set := must(reference.Capture("good", reference.Evidence{Boot: boot, PCRs: quoted.PCRs, IMA: &list}))(t)
+	return must(reference.NewSets(set))(t)
+}
+
+// quote signs the boot's PCRs as a primary key of the endorsement hierarchy would.
+func (b *bench) quote(t testing.TB, nonce []byte) evidence.Quote {
+	t.Helper()
+	return b.quoteIn(t, nonce, 0x4000000B)
+}
+
+func (b *bench) quoteIn(t testing.TB, nonce []byte, hierarchy uint32) evidence.Quote {
+	t.Helper()
+	composite := sha256.Sum256(bytes.Join(b.values, nil))
+	a := tpmtest.QuoteAttest(nonce, composite[:], tpmtest.Select(nodeclaim.SHA256, selection.PCRs...))
+	name := must(ak.Parse(b.ak.Public()))(t).Name()
+	qn := sha256.Sum256(append(binary.BigEndian.AppendUint32(nil, hierarchy), name...))
+	a.QualifiedSigner = tpm2.TPM2BName{Buffer: append([]byte{0, 0x0b}, qn[:]...)}
+	msg := tpm2.Marshal(a)
+	return evidence.Quote{Bank: nodeclaim.SHA256, Attest: msg, Signature: must(b.ak.Sign(msg))(t), Values: b.values}
+}
+
+// begin runs Begin and the honest answer to its challenge.
+func (b *bench) begin(t testing.TB) (*verify.Pending, *evidence.Response) {
+	t.Helper()
+	source := &seen{}
+	p, c, err := verify.Begin(&b.payload, &b.policy, now, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quote(t, c.Nonce)}}
+	return p, r
+}
+
+func chunk(t testing.TB, kind evidence.LogKind, offset uint64, raw []byte, final bool) *evidence.Chunk {
+	t.Helper()
+	return must(evidence.NewChunk(kind, offset, raw, final))(t)
+}
+
+// feed answers every request of Next in pieces of size bytes.
+func (b *bench) feed(t testing.TB, p *verify.Pending, size int) error {
+	t.Helper()
+	for {
+		next, err := p.Next()
+		if err != nil || next == nil {
+			return err
+		}
+		log := map[evidence.LogKind][]byte{evidence.EventLog: b.log, evidence.IMALog: b.list}[next.Log]
+		end := min(int(next.Offset)+size, len(log))
+		if err := p.Add(chunk(t, next.Log, next.Offset, log[next.Offset:end], end == len(log))); err != nil {
+			return err
+		}
+	}
+}
+
+// wantCheck asserts one refusal by the given check.
+func wantCheck(t testing.TB, err error, id string) {
+	t.Helper()
+	r := nodeclaim.AsRefusals(err)
+	if len(r) == 0 || r[0].Check != id {
+		t.Fatalf("got %v, want a refusal by %s", err, id)
+	}
+}
+
+func TestTheWholeOrderYieldsClaims(t *testing.T) {
+	for _, size := range []int{evidence.MaxChunkRaw, 700, 64} {
+		b := newBench(t)
+		p, r := b.begin(t)
+		if p.Proved() {
+			t.Fatal("proved before anything was")
+		}
+		if err := p.Prove(r, now); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Bind(verify.Known{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.feed(t, p, size); err != nil {
+			t.Fatal(err)
+		}
+		c, err := p.Finish(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Reference != "good" || c.IMA != nodeclaim.IMAClean || c.SecureBoot != nodeclaim.False || c.EK != p.EK() || !c.EKCertified || c.ResetCount != 2 || c.Weak {
+			t.Errorf("claims %+v", c)
+		}
+		if !strings.HasPrefix(p.EvidenceDigest(), "sha256:") {
+			t.Errorf("evidence digest %q", p.EvidenceDigest())
+		}
+	}
+}
+
+func TestBeginRefusesWhatCanNeverSucceed(t *testing.T) {
+	cases := map[string]struct {
+		change func(*bench)
+		check  string
+	}{
+		"a bank that the TPM lacks":     {func(b *bench) { b.payload.Banks = []nodeclaim.HashAlg{nodeclaim.SHA1} }, "payload.bank"},
+		"no event log":                  {func(b *bench) { b.payload.HasEventLog = false }, "payload.eventlog"},
+		"no IMA log where one is due":   {func(b *bench) { b.payload.HasIMA = false }, "payload.ima"},
+		"no tag where one is due":       {func(b *bench) { b.policy.Tag.Required = true }, "payload.tag"},
+		"an EK under no root":           {func(b *bench) { b.policy.Anchors.Roots = nil }, "ek.chain"},
+		"an EK that is in no inventory": {func(b *bench) { b.policy.Anchors.Mode = ek.Both }, "ek.inventory"},
+		"an AK that is not restricted":  {func(b *bench) { b.ak.Area.ObjectAttributes.Restricted = false; b.payload.AKPublic = b.ak.Public() }, "ak.restricted"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			tc.change(b)
+			_, _, err := verify.Begin(&b.payload, &b.policy, now, rand.Reader)
+			wantCheck(t, err, tc.check)
+		})
+	}
+}
+
+func TestProveRefuses(t *testing.T) {
+	cases := map[string]struct {
+		change func(testing.TB, *bench, *evidence.Response)
+		at     time.Time
+		check  string
+	}{
+		"a wrong secret":     {func(_ testing.TB, _ *bench, r *evidence.Response) { r.Secret = bytes.Repeat([]byte{1}, 32) }, now, "activation.secret"},
+		"a shorter secret":   {func(_ testing.TB, _ *bench, r *evidence.Response) { r.Secret = r.Secret[:31] }, now, "activation.secret"},
+		"no quote":           {func(_ testing.TB, _ *bench, r *evidence.Response) { r.Quotes = nil }, now, "quote.count"},
+		"too few values":     {func(_ testing.TB, _ *bench, r *evidence.Response) { r.Quotes[0].Values = r.Quotes[0].Values[1:] }, now, "quote.values"},
+		"another bank":       {func(_ testing.TB, _ *bench, r *evidence.Response) { r.Quotes[0].Bank = nodeclaim.SHA384 }, now, "quote.values"},
+		"another nonce":      {func(t testing.TB, b *bench, r *evidence.Response) { r.Quotes[0] = b.quote(t, make([]byte, 32)) }, now, "quote.nonce"},
+		"an answer too late": {func(testing.TB, *bench, *evidence.Response) {}, now.Add(verify.DefaultChallengeTTL + time.Second), "challenge.expired"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			p, r := b.begin(t)
+			tc.change(t, b, r)
+			wantCheck(t, p.Prove(r, tc.at), tc.check)
+			if p.Proved() {
+				t.Error("refused and yet proved")
+			}
+			if err := p.Bind(verify.Known{}); err == nil {
+				t.Error("an unproved EK could be bound")
+			}
+		})
+	}
+}
+
+func TestAnAKOutsideTheEndorsementHierarchyIsRefused(t *testing.T) {
+	b := newBench(t)
+	source := &seen{}
+	p, c, err := verify.Begin(&b.payload, &b.policy, now, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quoteIn(t, c.Nonce, 0x40000001)}}
+	wantCheck(t, p.Prove(r, now), "quote.hierarchy")
+}
+
+func TestThreat06_AChallengeIsAnsweredOnce(t *testing.T) {
+	b := newBench(t)
+	p, r := b.begin(t)
+	if err := p.Prove(r, now); err != nil {
+		t.Fatal(err)
+	}
+	wantCheck(t, p.Prove(r, now), "challenge.used")
+}
+
+func TestThreat06_NoncesAndSecretsAreFresh(t *testing.T) {
+	b := newBench(t)
+	drawn := map[string]bool{}
+	for range 500 {
+		source := &seen{}
+		_, c, err := verify.Begin(&b.payload, &b.policy, now, source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Nonce) != 32 {
+			t.Fatalf("nonce of %d bytes", len(c.Nonce))
+		}
+		for _, v := range [][]byte{c.Nonce, source.drawn[:evidence.SecretSize]} {
+			if drawn[hex.EncodeToString(v)] {
+				t.Fatal("a nonce or secret was used twice")
+			}
+			drawn[hex.EncodeToString(v)] = true
+		}
+	}
+	if _, _, err := verify.Begin(&b.payload, &b.policy, now, io.LimitReader(rand.Reader, 40)); err == nil {
+		t.Error("randomness ran out and nobody noticed")
+	}
+}
+
+func TestThreat20_BindingIsCheckedAfterTheQuote(t *testing.T) {
+	b := newBench(t)
+	p, r := b.begin(t)
+	if err := p.Prove(r, now); err != nil {
+		t.Fatal(err)
+	}
+	wantCheck(t, p.Bind(verify.Known{EKHash: strings.Repeat("00", 32)}), "node.binding")
+	if p.Proved() {
+		t.Error("evidence of another EK may lower the node's verdict")
+	}
+	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err == nil {
+		t.Error("a log was read for a node that is not this EK's")
+	}
+	if _, err := p.Finish(now); err == nil {
+		t.Error("an unbound appraisal was finished")
+	}
+}
+
+func TestAnUnboundEKIsRefusedWhereVerdictsAreWritten(t *testing.T) {
+	b := newBench(t)
+	b.policy.RequireNode = true
+	p, r := b.begin(t)
+	if err := p.Prove(r, now); err != nil {
+		t.Fatal(err)
+	}
+	wantCheck(t, p.Bind(verify.Known{}), "node.unbound")
+}
+
+func bound(t testing.TB, b *bench) *verify.Pending {
+	t.Helper()
+	p, r := b.begin(t)
+	if err := p.Prove(r, now); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Bind(verify.Known{}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestChunksOutOfPlaceAreErrorsAndNoRefusals(t *testing.T) {
+	b := newBench(t)
+	cases := map[string]*evidence.Chunk{
+		"a gap":            chunk(t, evidence.EventLog, 5, b.log[5:], true),
+		"empty, not final": chunk(t, evidence.EventLog, 0, nil, false),
+		"not zstd":         {Log: evidence.EventLog, Data: []byte("plain")},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			p := bound(t, b)
+			err := p.Add(c)
+			if err == nil || len(nodeclaim.AsRefusals(err)) > 0 {
+				t.Fatalf("got %v; a malformed stream is inconclusive, not proof", err)
+			}
+			if _, err := p.Finish(now); err == nil {
+				t.Error("finished without its logs")
+			}
+		})
+	}
+	p := bound(t, b)
+	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err == nil {
+		t.Error("a log was sent twice")
+	}
+}
+
+func TestThreat24_LogsAreBounded(t *testing.T) {
+	t.Run("the event log's size", func(t *testing.T) {
+		b := newBench(t)
+		b.policy.MaxEventLog = len(b.log) - 1
+		wantCheck(t, b.feed(t, bound(t, b), 1000), "eventlog.limit")
+	})
+	t.Run("the number of rounds", func(t *testing.T) {
+		b := newBench(t)
+		b.policy.MaxRounds = 10
+		wantCheck(t, b.feed(t, bound(t, b), 1), "logs.rounds")
+	})
+	t.Run("the IMA log's entries", func(t *testing.T) {
+		b := newBench(t)
+		b.policy.IMAOptions.Limits = ima.Limits{Entry: 4096, Entries: 2, Total: 1 << 20}
+		wantCheck(t, b.feed(t, bound(t, b), 1<<10), "ima.limit")
+	})
+}
+
+func TestThreat11_AnEmptyIMALogIsNotACleanOne(t *testing.T) {
+	b := newBench(t)
+	b.values[10] = make([]byte, 32) // IMA is off: PCR 10 was never extended
+	b.list = nil
+	p := bound(t, b)
+	if err := b.feed(t, p, 1000); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.Finish(now)
+	wantCheck(t, err, "ima.empty")
+}
+
+func TestThreat22_PoliciesThatWouldLetAnybodyInAreRefused(t *testing.T) {
+	cases := map[string]struct {
+		change func(*verify.Policy)
+		want   string
+	}{
+		"nothing to quote":        {func(p *verify.Policy) { p.Selections = nil }, "no PCRs to quote"},
+		"a bank twice":            {func(p *verify.Policy) { p.Selections = append(p.Selections, p.Selections[0]) }, "selected twice"},
+		"no reference set":        {func(p *verify.Policy) { p.References = nil }, "no reference sets"},
+		"a tag that nobody signs": {func(p *verify.Policy) { p.Tag.Required = true }, "nobody may sign"},
+		"a PCR that is not there": {func(p *verify.Policy) {
+			p.Selections = []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{99}}}
+		}, "99"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			p := newBench(t).policy
+			tc.change(&p)
+			if err := p.Validate(); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
