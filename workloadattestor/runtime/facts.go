@@ -62,6 +62,7 @@ type ociSpec struct {
 		CgroupsPath string `json:"cgroupsPath"`
 		Namespaces  []struct {
 			Type string `json:"type"`
+			Path string `json:"path"`
 		} `json:"namespaces"`
 		Resources *struct {
 			Devices []deviceRule `json:"devices"`
@@ -175,11 +176,11 @@ func (p *parsed) join(answer *criv1.PodSandboxStatusResponse) error {
 	modes := s.GetLinux().GetNamespaces().GetOptions()
 	fact, err := privileged(p.info)
 	set(&f.Privileged, fact, err)
-	fact, err = hostPID(p.info, modes.GetPid())
+	fact, err = inHostNamespace("pid", p.info, sandbox, modes.GetPid())
 	set(&f.HostPID, fact, err)
-	fact, err = hostShared("network", p.info, sandbox, modes.GetNetwork())
+	fact, err = inHostNamespace("network", p.info, sandbox, modes.GetNetwork())
 	set(&f.HostNetwork, fact, err)
-	fact, err = hostShared("ipc", p.info, sandbox, modes.GetIpc())
+	fact, err = inHostNamespace("ipc", p.info, sandbox, modes.GetIpc())
 	set(&f.HostIPC, fact, err)
 	return errors.Join(problems...)
 }
@@ -220,39 +221,27 @@ func allDevices(spec *ociSpec) bool {
 	return false
 }
 
-// hostPID: in the host's PID namespace, the request and the sandbox say NODE and the spec makes no namespace. TARGET (an
-// ephemeral container that joins another one's) proves nothing about that other one.
-func hostPID(i info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
-	if i.RuntimeSpec == nil || i.RuntimeSpec.Linux == nil {
-		return workloadclaim.Unproven, nil
-	}
-	inHost := !i.RuntimeSpec.has("pid")
-	says := []bool{sandboxMode == criv1.NamespaceMode_NODE}
-	if mode, ok := i.mode("pid"); ok {
-		if mode == criv1.NamespaceMode_TARGET {
-			return workloadclaim.Unproven, nil
-		}
-		says = append(says, mode == criv1.NamespaceMode_NODE)
-	}
-	return agree("pid", inHost, says)
-}
-
-// hostShared is for the namespaces that a pod's containers share with its sandbox. The container's own spec names a path into
-// the sandbox's namespace, which may be the host's; so the sandbox's spec decides, where the runtime shows it.
-func hostShared(kind string, i, sandbox info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
+// inHostNamespace tells whether the container is in the host's namespace of this type. Four places say something about it, and all
+// that do must agree: the sandbox's status; the kubelet's request; the sandbox's runtime spec, which lacks the type when it is
+// the host's; and the container's runtime spec, where it lacks the type or makes a namespace of its own. (A path in the
+// container's spec leads into the sandbox's namespace and so says nothing by itself.) The status alone proves nothing.
+func inHostNamespace(kind string, i, sandbox info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
 	inHost := sandboxMode == criv1.NamespaceMode_NODE
 	var says []bool
 	if mode, ok := i.mode(kind); ok {
+		if mode == criv1.NamespaceMode_TARGET {
+			return workloadclaim.Unproven, nil // an ephemeral container joins another one, which was not asked about
+		}
 		says = append(says, mode == criv1.NamespaceMode_NODE)
 	}
-	if sandbox.RuntimeSpec != nil && sandbox.RuntimeSpec.Linux != nil {
-		says = append(says, !sandbox.RuntimeSpec.has(kind))
+	if _, has, ok := sandbox.RuntimeSpec.namespace(kind); ok {
+		says = append(says, !has)
+	}
+	if joined, has, ok := i.RuntimeSpec.namespace(kind); ok && !joined {
+		says = append(says, !has)
 	}
 	if len(says) == 0 {
-		return workloadclaim.Unproven, nil // nothing but the sandbox's own word
-	}
-	if i.RuntimeSpec != nil && i.RuntimeSpec.Linux != nil && !i.RuntimeSpec.has(kind) {
-		says = append(says, true)
+		return workloadclaim.Unproven, nil
 	}
 	return agree(kind, inHost, says)
 }
@@ -266,14 +255,18 @@ func agree(kind string, inHost bool, says []bool) (workloadclaim.Fact, error) {
 	return workloadclaim.FactOf(inHost), nil
 }
 
-// has tells whether the spec gives the process a namespace of its own of this type, new or joined.
-func (s *ociSpec) has(kind string) bool {
+// namespace tells whether the spec gives the process a namespace of this type other than the host's, and whether that is one
+// that it joins by path. Not ok when there is no spec.
+func (s *ociSpec) namespace(kind string) (joined, has, ok bool) {
+	if s == nil || s.Linux == nil {
+		return false, false, false
+	}
 	for _, n := range s.Linux.Namespaces {
 		if n.Type == kind {
-			return true
+			return n.Path != "", true, true
 		}
 	}
-	return false
+	return false, false, true
 }
 
 // mode is what the kubelet asked for; not ok when the runtime does not show the request.

@@ -199,7 +199,16 @@ func TestAnswersThatAreRefused(t *testing.T) {
 		"request says host network, sandbox does not":    {func(a *answers) { options(a)["network"] = 2 }, "host network namespace"},
 		"sandbox status says host network, its spec not": {func(a *answers) { a.sandbox.Status.Linux.Namespaces.Options.Network = criv1.NamespaceMode_NODE }, "host network namespace"},
 		"sandbox spec without a network namespace":       {func(a *answers) { sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "ipc"}} }, "host network namespace"},
-		"sandbox spec without an IPC namespace":          {func(a *answers) { sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "network"}} }, "host ipc namespace"},
+		"sandbox spec without a PID namespace": {func(a *answers) {
+			sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "network"}, map[string]any{"type": "ipc"}}
+		}, "host pid namespace"},
+		"container with a network namespace of its own on the host's": {func(a *answers) {
+			a.sandbox.Status.Linux.Namespaces.Options.Network = criv1.NamespaceMode_NODE
+			options(a)["network"] = 2
+			sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "pid"}, map[string]any{"type": "ipc"}}
+			spec(a)["namespaces"] = []any{map[string]any{"type": "pid"}, map[string]any{"type": "ipc"}, map[string]any{"type": "network"}}
+		}, "host network namespace"},
+		"sandbox spec without an IPC namespace": {func(a *answers) { sandboxSpec(a)["namespaces"] = []any{map[string]any{"type": "network"}} }, "host ipc namespace"},
 		"container spec without network, sandbox with it": {func(a *answers) {
 			spec(a)["namespaces"] = []any{map[string]any{"type": "pid"}, map[string]any{"type": "ipc"}}
 		}, "host network namespace"},
@@ -223,7 +232,7 @@ func TestFactsThatTheRuntimeDoesNotTellStayUnproven(t *testing.T) {
 		change func(*answers)
 		want   []string // unproven
 	}{
-		"no runtime spec": {func(a *answers) { delete(a.containerInfo, "runtimeSpec") }, []string{"privileged", "pid", "capabilities"}},
+		"no runtime spec": {func(a *answers) { delete(a.containerInfo, "runtimeSpec") }, []string{"privileged", "capabilities"}},
 		"no runtime specs and no request": {func(a *answers) {
 			delete(a.containerInfo, "runtimeSpec")
 			delete(a.containerInfo, "config")

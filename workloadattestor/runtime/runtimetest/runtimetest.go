@@ -210,9 +210,11 @@ func (p Pod) ContainerInfo() map[string]any {
 		{"type": "ipc", "path": "/proc/1000/ns/ipc"}, {"type": "uts", "path": "/proc/1000/ns/uts"},
 		{"type": "mount"}, {"type": "network", "path": "/proc/1000/ns/net"},
 	}
-	if !p.HostPID {
-		namespaces = append(namespaces, map[string]string{"type": "pid"})
+	pid := map[string]string{"type": "pid"}
+	if p.HostPID {
+		pid["path"] = "/proc/1000/ns/pid" // the sandbox's, which is the host's
 	}
+	namespaces = append(namespaces, pid)
 	capabilities := append(append([]string(nil), defaultCapabilities...), p.Capabilities...)
 	security := map[string]any{"namespace_options": map[string]any{
 		"network": node(p.HostNetwork, criv1.NamespaceMode_POD),

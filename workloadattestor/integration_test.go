@@ -1,0 +1,444 @@
+package workloadattestor_test
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
+	"github.com/spiffe/spire-plugin-sdk/plugintest"
+	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/keelson-project/keelson/test/cluster"
+	"github.com/keelson-project/keelson/test/cluster/node"
+	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
+	"github.com/keelson-project/keelson/workloadattestor/workloadplugin"
+)
+
+const (
+	uidOne = "11111111-2222-3333-4444-555555555551"
+	uidTwo = "11111111-2222-3333-4444-555555555552"
+)
+
+// machine is one machine with a containerd for each of two nodes.
+type machine struct {
+	t        *testing.T
+	dir      string
+	registry *node.Registry
+	nodes    []*node.Runtime
+	api      string // kubeconfig
+	signed   node.Pushed
+	unsigned node.Pushed
+	layout   string // OCI layout that holds an image no registry has, with its signature
+	imported imported
+}
+
+type imported struct{ reference, manifest, config string }
+
+// TestRealContainerd runs the plugin against real containers: of two containerds on one machine, each attested by a plugin of its own.
+func TestRealContainerd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs a real containerd, which -short leaves out")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: containerd cannot run real containers without")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	m := startMachine(ctx, t)
+	m.startAPI()
+	attestor := m.serve(0, "fra-1")
+	other := m.serve(1, "par-1")
+
+	t.Run("a signed image, pulled by tag", func(t *testing.T) {
+		pod := m.run(ctx, 0, node.PodSpec{Namespace: "payments", Name: "api", UID: uidOne, Container: "main", Image: m.signed.Repository + ":latest"})
+		want := ordinary("payments", "api", uidOne, m.signed.Manifest.String(), m.signed.Config.String())
+		want = append(want, "sa:api-account", "signed-by:release-key")
+		expect(ctx, t, attestor, m.pid(ctx, 0, pod.ContainerID), want)
+
+		t.Run("another node's attestor refuses it", func(t *testing.T) {
+			expect(ctx, t, other, m.pid(ctx, 0, pod.ContainerID), nil)
+		})
+		t.Run("its sandbox is no workload", func(t *testing.T) {
+			expect(ctx, t, attestor, m.sandboxPID(ctx, 0, pod.SandboxID), nil)
+		})
+	})
+	t.Run("an image without a signature, and a pod that the API does not have", func(t *testing.T) {
+		pod := m.run(ctx, 1, node.PodSpec{Namespace: "shop", Name: "frontend", UID: uidTwo, Container: "main", Image: m.unsigned.Reference()})
+		want := ordinary("shop", "frontend", uidTwo, m.unsigned.Manifest.String(), m.unsigned.Config.String())
+		expect(ctx, t, other, m.pid(ctx, 1, pod.ContainerID), node2(want))
+	})
+	t.Run("privileged, with the host's namespaces", func(t *testing.T) {
+		container := m.runPrivileged(ctx, 0)
+		got := attest(ctx, t, attestor, m.pid(ctx, 0, container))
+		for _, want := range []string{"privileged:true", "host-pid:true", "host-net:true", "host-ipc:true", "pod-name:admin", "signed-by:release-key"} {
+			if !slices.Contains(got, want) {
+				t.Errorf("no selector %s in %v", want, got)
+			}
+		}
+		if slices.Contains(got, "runtime:restricted") {
+			t.Errorf("restricted: %v", got)
+		}
+	})
+	t.Run("an imported image, known by its config digest alone", func(t *testing.T) {
+		m.importImage(ctx, 0)
+		container := m.runImported(ctx, 0)
+		want := ordinary("payments", "batch", "batch-uid", m.imported.manifest, m.imported.config)
+		expect(ctx, t, attestor, m.pid(ctx, 0, container), append(want, "signed-by:release-key"))
+	})
+	t.Run("a process of the host", func(t *testing.T) {
+		expect(ctx, t, attestor, int32(os.Getpid()), nil)
+	})
+}
+
+// ordinary lists what every unprivileged container of node fra-1 has.
+func ordinary(namespace, pod, uid, manifest, config string) []string {
+	return []string{
+		"container:main", "host-ipc:false", "host-net:false", "host-pid:false", "image-config:" + config, "image-manifest:" + manifest,
+		"node:fra-1", "ns:" + namespace, "pod-name:" + pod, "pod-uid:" + uid, "privileged:false", "runtime:restricted",
+	}
+}
+
+func node2(selectors []string) []string {
+	out := slices.Clone(selectors)
+	out[slices.Index(out, "node:fra-1")] = "node:par-1"
+	return out
+}
+
+func attest(ctx context.Context, t *testing.T, attestor workloadattestorv1.WorkloadAttestorPluginClient, pid int32) []string {
+	t.Helper()
+	answer, err := attestor.Attest(ctx, &workloadattestorv1.AttestRequest{Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.GetSelectorValues()
+}
+
+func expect(ctx context.Context, t *testing.T, attestor workloadattestorv1.WorkloadAttestorPluginClient, pid int32, want []string) {
+	t.Helper()
+	want = slices.Clone(want)
+	slices.Sort(want)
+	got := attest(ctx, t, attestor, pid)
+	slices.Sort(got)
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("selectors (-want +got)\n%s", d)
+	}
+}
+
+func startMachine(ctx context.Context, t *testing.T) *machine {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "keelson-wl-") // t.TempDir is too long for a Unix socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{t: t, dir: dir}
+	group := cluster.NewGroup(dir)
+	network, err := node.NewNetwork()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.registry, err = node.NewRegistry(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var problems []error
+		for _, n := range m.nodes {
+			problems = append(problems, n.Close(context.Background()))
+		}
+		problems = append(problems, group.Close(), network.Close(), m.registry.Close(), os.RemoveAll(dir))
+		if err := errors.Join(problems...); err != nil {
+			t.Error(err)
+		}
+	})
+	m.pushImages(ctx)
+	for i, name := range []string{"fra-1", "par-1"} {
+		n, err := node.StartContainerd(ctx, group, node.ContainerdOptions{
+			Name: name, Number: i + 1, Dir: filepath.Join(dir, name), Network: network, Registry: m.registry, Pause: m.unsigned, Log: t.Output(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.nodes = append(m.nodes, n)
+	}
+	return m
+}
+
+// program sleeps: all that a container needs to do to be attested.
+const program = "package main\n\nimport \"time\"\n\nfunc main() { time.Sleep(time.Hour) }\n"
+
+func (m *machine) pushImages(ctx context.Context) {
+	m.t.Helper()
+	src, bin := filepath.Join(m.dir, "main.go"), filepath.Join(m.dir, "sleep")
+	if err := os.WriteFile(src, []byte(program), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-o", bin, src)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v\n%s", err, out)
+	}
+	content, err := os.ReadFile(bin)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	push := func(repository, note string) node.Pushed {
+		pushed, err := m.registry.Push(ctx, repository, node.Image{
+			Files: map[string][]byte{"/sleep": content, "/note": []byte(note)}, Entrypoint: []string{"/sleep"},
+		})
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		return pushed
+	}
+	m.unsigned, m.signed = push("keelson/unsigned", "unsigned"), push("keelson/signed", "signed")
+	key, public, err := imagetest.NewKey()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	third := push("keelson/imported", "imported")
+	m.layout = filepath.Join(m.dir, "layout")
+	m.imported = imported{reference: "registry.example/keelson/imported:v1", manifest: third.Manifest.String(), config: third.Config.String()}
+	for _, err := range []error{
+		os.WriteFile(filepath.Join(m.dir, "release.pub"), public, 0o600),
+		imagetest.Sign(ctx, m.signed.Repository, m.signed.Manifest.String(), key, name.Insecure),
+		imagetest.AddToLayout(m.layout, m.imported.reference, third.Image),
+		imagetest.SignInLayout(m.layout, m.imported.reference, m.imported.manifest, key),
+	} {
+		if err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// startAPI answers for the pods of namespace payments, except batch; a real API has its tests in test/cluster.
+func (m *machine) startAPI() {
+	m.t.Helper()
+	pods := map[string]string{"api": uidOne, "admin": "admin-uid"}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		pod, found := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/payments/pods/")
+		if !found || pods[pod] == "" {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":%q,"uid":%q},"spec":{"nodeName":"fra-1","serviceAccountName":%q}}`,
+			pod, pods[pod], pod+"-account")
+	}))
+	m.t.Cleanup(server.Close)
+	m.api = filepath.Join(m.dir, "kubeconfig")
+	content := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c","clusters":[{"name":"c","cluster":{"server":%q}}],"contexts":[{"name":"c","context":{"cluster":"c","user":""}}]}`, server.URL)
+	if err := os.WriteFile(m.api, []byte(content), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// serve runs a plugin for one of the nodes.
+func (m *machine) serve(number int, nodeName string) workloadattestorv1.WorkloadAttestorPluginClient {
+	m.t.Helper()
+	plugin := workloadplugin.New(time.Now)
+	var attestor workloadattestorv1.WorkloadAttestorPluginClient
+	var config configv1.ConfigServiceClient
+	plugintest.ServeInBackground(m.t, plugintest.Config{
+		PluginServer:   workloadattestorv1.WorkloadAttestorPluginServer(plugin),
+		PluginClient:   &attestor,
+		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
+		ServiceClients: []pluginsdk.ServiceClient{&config},
+	})
+	m.t.Cleanup(func() {
+		if err := plugin.Close(); err != nil {
+			m.t.Error(err)
+		}
+	})
+	if _, err := config.Configure(m.t.Context(), &configv1.ConfigureRequest{HclConfiguration: fmt.Sprintf(`
+node_name = %q
+cri_socket = %q
+kubeconfig = %q
+insecure_registries = [%q]
+oci_layouts = [%q]
+verifiers "release-key" { public_key_path = %q }
+`, nodeName, m.nodes[number].Socket, m.api, m.registry.Host, m.layout, filepath.Join(m.dir, "release.pub"))}); err != nil {
+		m.t.Fatal(err)
+	}
+	return attestor
+}
+
+func (m *machine) run(ctx context.Context, number int, spec node.PodSpec) *node.Pod {
+	m.t.Helper()
+	pod, err := m.nodes[number].Run(ctx, spec)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return pod
+}
+
+func (m *machine) cri(number int) criv1.RuntimeServiceClient {
+	m.t.Helper()
+	conn, err := grpc.NewClient("unix:"+m.nodes[number].Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = conn.Close() })
+	return criv1.NewRuntimeServiceClient(conn)
+}
+
+// pid asks the runtime for a container's process.
+func (m *machine) pid(ctx context.Context, number int, container string) int32 {
+	m.t.Helper()
+	answer, err := m.cri(number).ContainerStatus(ctx, &criv1.ContainerStatusRequest{ContainerId: container, Verbose: true})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return m.pidIn(answer.GetInfo())
+}
+
+func (m *machine) sandboxPID(ctx context.Context, number int, sandbox string) int32 {
+	m.t.Helper()
+	answer, err := m.cri(number).PodSandboxStatus(ctx, &criv1.PodSandboxStatusRequest{PodSandboxId: sandbox, Verbose: true})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return m.pidIn(answer.GetInfo())
+}
+
+func (m *machine) pidIn(info map[string]string) int32 {
+	m.t.Helper()
+	var content struct {
+		Pid int32 `json:"pid"`
+	}
+	if err := json.Unmarshal([]byte(info["info"]), &content); err != nil || content.Pid == 0 {
+		m.t.Fatalf("no pid in %s: %v", info["info"], err)
+	}
+	return content.Pid
+}
+
+// start starts a pod with one container over CRI as a kubelet would; privileged gives it every namespace of the host.
+func (m *machine) start(ctx context.Context, number int, podName, uid, image string, privileged bool) string {
+	m.t.Helper()
+	labels := map[string]string{"io.kubernetes.pod.namespace": "payments", "io.kubernetes.pod.name": podName, "io.kubernetes.pod.uid": uid}
+	options := &criv1.NamespaceOption{Pid: criv1.NamespaceMode_CONTAINER}
+	if privileged {
+		options = &criv1.NamespaceOption{Pid: criv1.NamespaceMode_NODE, Network: criv1.NamespaceMode_NODE, Ipc: criv1.NamespaceMode_NODE}
+	}
+	sandbox := &criv1.PodSandboxConfig{
+		Metadata: &criv1.PodSandboxMetadata{Name: podName, Namespace: "payments", Uid: uid}, Labels: labels,
+		Linux: &criv1.LinuxPodSandboxConfig{
+			CgroupParent:    fmt.Sprintf("/keelson-wl-%d/kubepods/pod%s", os.Getpid(), uid),
+			SecurityContext: &criv1.LinuxSandboxSecurityContext{NamespaceOptions: options, Privileged: privileged},
+		},
+	}
+	client := m.cri(number)
+	ran, err := client.RunPodSandbox(ctx, &criv1.RunPodSandboxRequest{Config: sandbox})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		err := m.nodes[number].Remove(context.Background(), ran.GetPodSandboxId())
+		m.removeCgroups()
+		if err != nil {
+			m.t.Error(err)
+		}
+	})
+	container := &criv1.ContainerConfig{
+		Metadata: &criv1.ContainerMetadata{Name: "main"}, Image: &criv1.ImageSpec{Image: image},
+		Labels: map[string]string{"io.kubernetes.container.name": "main"},
+		Linux:  &criv1.LinuxContainerConfig{SecurityContext: &criv1.LinuxContainerSecurityContext{Privileged: privileged, NamespaceOptions: options}},
+	}
+	for k, v := range labels {
+		container.Labels[k] = v
+	}
+	created, err := client.CreateContainer(ctx, &criv1.CreateContainerRequest{PodSandboxId: ran.GetPodSandboxId(), Config: container, SandboxConfig: sandbox})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if _, err := client.StartContainer(ctx, &criv1.StartContainerRequest{ContainerId: created.GetContainerId()}); err != nil {
+		m.t.Fatal(err)
+	}
+	return created.GetContainerId()
+}
+
+// removeCgroups takes away the empty parents that runc leaves.
+func (m *machine) removeCgroups() {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/keelson-wl-%d/kubepods/pod*", "/sys/fs/cgroup/*/keelson-wl-%d/kubepods", "/sys/fs/cgroup/*/keelson-wl-%d",
+		"/sys/fs/cgroup/keelson-wl-%d/kubepods/pod*", "/sys/fs/cgroup/keelson-wl-%d/kubepods", "/sys/fs/cgroup/keelson-wl-%d"} {
+		dirs, err := filepath.Glob(fmt.Sprintf(pattern, os.Getpid()))
+		if err != nil {
+			m.t.Error(err)
+		}
+		for _, dir := range dirs {
+			_ = os.Remove(dir) // not empty while another pod of the test runs
+		}
+	}
+}
+
+func (m *machine) runPrivileged(ctx context.Context, number int) string {
+	return m.start(ctx, number, "admin", "admin-uid", m.signed.Config.String(), true) // pulled by the first case
+}
+
+func (m *machine) runImported(ctx context.Context, number int) string {
+	return m.start(ctx, number, "batch", "batch-uid", m.imported.config, false)
+}
+
+// importImage imports the OCI layout, so that the runtime has an image that it never pulled.
+func (m *machine) importImage(ctx context.Context, number int) {
+	m.t.Helper()
+	ctr := filepath.Join(os.Getenv("KEELSON_PARTS_BIN"), "ctr")
+	if _, err := os.Stat(ctr); err != nil {
+		if ctr, err = exec.LookPath("ctr"); err != nil {
+			m.t.Skip("needs containerd's ctr, on PATH or in the folder that KEELSON_PARTS_BIN names, to import an image")
+		}
+	}
+	archive := filepath.Join(m.dir, "imported.tar")
+	if err := writeTar(archive, m.layout); err != nil {
+		m.t.Fatal(err)
+	}
+	importing := exec.CommandContext(ctx, ctr, "--address", m.nodes[number].Socket, "--namespace", "k8s.io", "images", "import", "--no-unpack", "--index-name", "registry.example/keelson/layout:v1", archive)
+	if out, err := importing.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v\n%s", err, out)
+	} else {
+		m.t.Logf("%s", out)
+	}
+}
+
+func writeTar(path, dir string) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := tar.NewWriter(f)
+	defer func() { err = errors.Join(err, w.Close()) }()
+	return fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, Mode: 0o644, Size: int64(len(content))}); err != nil {
+			return err
+		}
+		_, err = w.Write(content)
+		return err
+	})
+}
