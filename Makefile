@@ -1,0 +1,99 @@
+# Keelson: every target is one line of help; `make` prints them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/keelson
+TOOLS := $(CACHE)/tools
+BIN   := bin
+# Tests that start real servers share two cores politely.
+PKGS  ?= ./...
+
+.PHONY: help
+help: ## print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: setup ## run the main job: three nodes, real SPIRE, real TPM commands; only attested workloads get in
+	go run ./test/demo
+
+.PHONY: test
+test: setup ## run all unit and integration tests
+	go test -timeout 30m $(PKGS)
+
+.PHONY: race
+race: setup ## run all unit and integration tests with the race detector, in random order
+	go test -race -shuffle=on -timeout 40m $(PKGS)
+
+.PHONY: check
+check: fmt-check vet lint generate-check tidy-check charts race e2e ## everything that CI runs
+
+.PHONY: setup
+setup: ## install or build what demo and tests need beyond Go (cached)
+	@test/setup
+
+.PHONY: build
+build: ## build the commands into bin/
+	CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/...
+
+.PHONY: fmt
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+.PHONY: fmt-check
+fmt-check: ## fail where the code is not formatted
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+
+.PHONY: vet
+vet: setup ## run go vet
+	go vet ./...
+
+.PHONY: tools
+tools: ## build the pinned linters and generators (cached)
+	@test/tools/build "$(TOOLS)"
+
+.PHONY: lint
+lint: tools ## run golangci-lint and staticcheck
+	$(TOOLS)/golangci-lint run ./...
+	$(TOOLS)/staticcheck ./...
+
+.PHONY: generate
+generate: tools ## write deep copies and custom resource definitions from the API types
+	$(TOOLS)/controller-gen object crd paths=./policy-sync/api/... output:crd:dir=charts/keelson/crds
+
+.PHONY: generate-check
+generate-check: generate ## fail where generated files are not up to date
+	git diff --exit-code -- charts/keelson/crds policy-sync/api
+
+.PHONY: tidy-check
+tidy-check: ## fail where go.mod or go.sum is not tidy
+	go mod tidy -diff
+
+.PHONY: charts
+charts: ## check that the definitions in charts/ are well formed and served by a real API server
+	go test -count=1 ./charts/... ./policy-sync/kube/ -run 'CRD|Definition'
+
+.PHONY: e2e
+e2e: setup ## run the end-to-end suite: the demo, its every expectation checked
+	go run ./test/demo
+
+.PHONY: fuzz
+FUZZTIME ?= 20s
+fuzz: ## run every fuzz target for FUZZTIME (20s)
+	@for pkg in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: ## measure speed as ratios within one run
+	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/...
+
+.PHONY: cover
+cover: setup ## print test coverage by package
+	go test -cover ./...
+
+.PHONY: clean
+clean: ## remove what builds and the demo left in the tree
+	rm -rf $(BIN) out
