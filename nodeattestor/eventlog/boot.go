@@ -37,6 +37,7 @@ type bank struct {
 	facts      Facts
 	replayed   []int
 	unreplayed []int
+	phases     []string
 	entries    []Entry
 }
 
@@ -64,6 +65,10 @@ func (b Boot) Unreplayed(alg nodeclaim.HashAlg) []int {
 	return slices.Clone(b.banks[alg].unreplayed)
 }
 
+// Phases are the boot phases that systemd extended into PCR 11 after the log's events, nil when
+// the log alone leads to the quoted value.
+func (b Boot) Phases(alg nodeclaim.HashAlg) []string { return slices.Clone(b.banks[alg].phases) }
+
 // Events lists the measured events of a bank's replayed PCRs in log order. They are
 // for people: an entry's Type is never proven, its Text only where Confirmed says so.
 func (b Boot) Events(alg nodeclaim.HashAlg) []Entry { return slices.Clone(b.banks[alg].entries) }
@@ -90,8 +95,8 @@ type Facts struct {
 	// started: Authenticode digests (same, 3.3.4.5). A kernel that the firmware's
 	// loader started is among them, last.
 	BootLoader []Digest `json:"bootLoader,omitempty"`
-	// Kernel is the digest of a unified kernel image's .linux section (PCR 11), else the
-	// Authenticode digest of the last image in PCR 4 when that is not the boot loader.
+	// Kernel is the digest of a unified kernel image's .linux section (PCR 11), or, where PCR 11 proves
+	// that there is none, the Authenticode digest of the last image in PCR 4 that is not the boot loader.
 	Kernel Digest `json:"kernel,omitempty"`
 	// Initrd is what the kernel's EFI stub measured into PCR 9 after the command line, else
 	// the .initrd section of a unified kernel image.

@@ -57,17 +57,20 @@ func (m measured) sections() map[string]Digest {
 	return out
 }
 
-// kernel is the .linux section where there is one; else the last of several images. GRUB is
-// among the images too and may start a kernel without the firmware: then the last may be GRUB.
+// kernel is the .linux section where there is one; where PCR 11 proves that there is none, the last of
+// several images. GRUB is among the images too and may start a kernel without the firmware: then the last may be GRUB.
 func (m measured) kernel(f Facts) Digest {
 	if d, ok := f.Sections[".linux"]; ok {
 		return d
 	}
-	min := 2
-	if len(m.byPCR[8]) > 0 || !m.replayed(8) {
-		min = 3 // shim and GRUB
+	if !m.replayed(11) {
+		return ""
 	}
-	if n := len(f.BootLoader); n >= min {
+	loaders := 1
+	if len(m.byPCR[8]) > 0 || !m.replayed(8) {
+		loaders = 2 // shim and GRUB
+	}
+	if n := len(f.BootLoader); n > loaders {
 		return f.BootLoader[n-1]
 	}
 	return ""
@@ -119,34 +122,35 @@ func (m measured) commandLine(f Facts) (CommandLine, Digest) {
 	}
 }
 
-// grubCommandLine reads GRUB's strings from PCR 8: the command "linux KERNEL ARGS" and then
+// grubCommandLine reads GRUB's strings from PCR 8: the command "linux KERNEL ARGS" and after it
 // "KERNEL ARGS" itself, with labels that no digest covers and that are not looked at. All must
 // be confirmed and agree: whoever controls the machine can append more to PCR 8.
 func (m measured) grubCommandLine() (string, bool) {
-	var found string
-	var commands []string
+	found := ""
+	commands := map[string]bool{}
 	for _, e := range m.byPCR[8] {
 		s, ok := m.text(e)
-		if !ok {
+		if !ok || found != "" && commands[unquoted(s)] && s != found {
 			return "", false
 		}
-		if i := slices.Index(commands, s); i >= 0 {
-			if found != "" && found != s {
-				return "", false
-			}
+		if commands[unquoted(s)] {
 			found = s
 		}
-		verb, rest, _ := strings.Cut(s, " ")
-		if slices.Contains([]string{"linux", "linuxefi", "linux16"}, verb) {
-			commands = append(commands, rest)
+		if verb, rest, _ := strings.Cut(s, " "); slices.Contains([]string{"linux", "linuxefi", "linux16"}, verb) {
+			commands[unquoted(rest)] = true
 		}
 	}
-	for _, c := range commands {
-		if c != found {
-			return "", false
+	return found, found != "" && len(commands) == 1
+}
+
+// unquoted drops what GRUB adds to or takes from a command's words.
+func unquoted(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '"' || r == '\'' || r == '\\' {
+			return -1
 		}
-	}
-	return found, found != ""
+		return r
+	}, s)
 }
 
 // offered is a text that the log itself has for the command line: systemd-boot and

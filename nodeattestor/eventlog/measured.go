@@ -2,8 +2,10 @@ package eventlog
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -72,8 +74,8 @@ func (m measured) separator(e event) bool { return m.breaks[m.digest(e)] }
 // facts draws every fact, each from its own PCRs.
 func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	f := Facts{Bank: m.alg.String(), SecureBoot: SecureBoot{State: SecureBootUnknown}}
-	refusals := m.checkSeparators()
 	f.Firmware = m.firmware()
+	var refusals nodeclaim.Refusals
 	var err error
 	if f.SecureBoot, err = m.secureBoot(); err != nil {
 		refusals = append(refusals, nodeclaim.AsRefusals(err)...)
@@ -89,32 +91,19 @@ func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	return f, refusals
 }
 
-// checkSeparators refuses a second separator in PCR 0 to 7: firmware measures exactly one into each
-// where pre-boot ends, and what stands on which side of it has another meaning (TCG PFP 1.06, 3.3.4).
-func (m measured) checkSeparators() nodeclaim.Refusals {
-	var out nodeclaim.Refusals
-	for pcr := range 8 {
-		first := -1
-		for _, e := range m.byPCR[pcr] {
-			switch {
-			case !m.separator(e):
-			case first < 0:
-				first = e.index
-			default:
-				out = append(out, *refuse("separator", "event %d is a second separator in PCR %d, after event %d: nothing measured after it can be placed", e.index, pcr, first))
-			}
-		}
-	}
-	return out
-}
-
-// firmware is all that PCR 0 holds but its separator.
+// firmware is all that PCR 0 holds but the separator that ends it: the last one. Some
+// firmware measures something else that has a separator's digest; that stays.
 func (m measured) firmware() []Digest {
 	var out []Digest
+	last := -1
 	for _, e := range m.byPCR[0] {
-		if !m.separator(e) {
-			out = append(out, m.digest(e))
+		if m.separator(e) {
+			last = len(out)
 		}
+		out = append(out, m.digest(e))
+	}
+	if last >= 0 {
+		out = slices.Delete(out, last, last+1)
 	}
 	return out
 }
@@ -162,25 +151,27 @@ func (m measured) text(e event) (string, bool) {
 	trimmed := bytes.TrimRight(e.data, "\x00")
 	_, labelled, _ := bytes.Cut(trimmed, []byte(": "))
 	for _, data := range [][]byte{e.data, trimmed, labelled} {
-		if len(data) == 0 || !m.covers(e, data) {
-			continue
+		if len(data) > 0 && m.covers(e, data) {
+			return decodeText(data)
 		}
-		s := readable(data)
-		return s, s != ""
 	}
 	return "", false
 }
 
-// readable is data as text when all of it is printable ASCII or UTF-16LE, else "".
-func readable(data []byte) string {
-	s := string(bytes.TrimRight(data, "\x00"))
+// decodeText reads text in ASCII, UTF-8 or UTF-16LE, without final NULs.
+func decodeText(data []byte) (string, bool) {
 	if len(data) >= 4 && data[1] == 0 && data[3] == 0 {
-		s, _ = decodeUTF16(data)
+		return decodeUTF16(data)
 	}
-	for _, r := range s {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return ""
-		}
+	s := string(bytes.TrimRight(data, "\x00"))
+	return s, s != "" && utf8.ValidString(s) && !strings.ContainsRune(s, 0)
+}
+
+// readable is text that no digest covers, shown only where all of it is printable.
+func readable(data []byte) string {
+	s, ok := decodeText(data)
+	if !ok || strings.ContainsFunc(s, func(r rune) bool { return r == unicode.ReplacementChar || !unicode.IsPrint(r) }) {
+		return ""
 	}
 	return s
 }

@@ -67,6 +67,8 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 		switch {
 		case bytes.Equal(values[i], quoted) && i != 10:
 			b.replayed = append(b.replayed, i)
+		case i == 11 && reached(alg, values[i], quoted, &b.phases):
+			b.replayed = append(b.replayed, i)
 		case other:
 			b.unreplayed = append(b.unreplayed, i)
 		default:
@@ -82,6 +84,29 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	b.entries = m.entries()
 	b.facts, refusals = m.facts()
 	return b, refusals
+}
+
+// bootPhases are the words that systemd-pcrphase extends into PCR 11 on the way up and down, in this order;
+// without an initrd the first two are missing (systemd-pcrphase.service(8)). They are no secret and in no
+// log, but a quoted value that is the log's plus some of them proves both.
+var bootPhases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
+
+// reached tells whether a value becomes the quoted one by boot phases, and notes these.
+func reached(alg nodeclaim.HashAlg, value, quoted []byte, phases *[]string) bool {
+	for _, first := range []int{0, 2} {
+		v := value
+		for i := first; i < len(bootPhases); i++ {
+			word, pcr := alg.New(), alg.New()
+			word.Write([]byte(bootPhases[i]))
+			pcr.Write(v)
+			pcr.Write(word.Sum(nil))
+			if v = pcr.Sum(nil); bytes.Equal(v, quoted) {
+				*phases = bootPhases[first : i+1]
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Unverified computes the value of PCRs 0 to 23 of one bank from the log alone: what they would be

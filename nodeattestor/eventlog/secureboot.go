@@ -23,24 +23,29 @@ const maxVariableName = 512
 
 // parseVariable reads UEFI_VARIABLE_DATA. It must fill data exactly.
 func parseVariable(data []byte) (variable, bool) {
+	v, rest, ok := cutVariable(data)
+	return v, ok && len(rest) == 0
+}
+
+// cutVariable reads UEFI_VARIABLE_DATA and returns the bytes after it.
+func cutVariable(data []byte) (v variable, after []byte, ok bool) {
 	const head = 16 + 8 + 8
 	if len(data) < head {
-		return variable{}, false
+		return variable{}, nil, false
 	}
-	var v variable
 	copy(v.guid[:], data)
 	nameLen := binary.LittleEndian.Uint64(data[16:])
 	dataLen := binary.LittleEndian.Uint64(data[24:])
 	rest := data[head:]
-	if nameLen > maxVariableName || uint64(len(rest)) < 2*nameLen || uint64(len(rest))-2*nameLen != dataLen {
-		return variable{}, false
+	if nameLen > maxVariableName || uint64(len(rest)) < 2*nameLen || uint64(len(rest))-2*nameLen < dataLen {
+		return variable{}, nil, false
 	}
-	name, ok := decodeUTF16(rest[:2*nameLen])
-	if !ok {
-		return variable{}, false
+	if v.name, ok = decodeUTF16(rest[:2*nameLen]); !ok {
+		return variable{}, nil, false
 	}
-	v.name, v.data = name, rest[2*nameLen:]
-	return v, true
+	rest = rest[2*nameLen:]
+	v.data = rest[:dataLen]
+	return v, rest[dataLen:], true
 }
 
 // decodeUTF16 reads little-endian UTF-16 up to its final NULs.
@@ -62,36 +67,82 @@ func decodeUTF16(b []byte) (string, bool) {
 // dbx, each as it was at power-on; whatever variable follows vouched for an image.
 //
 // Every event of PCR 7 must be confirmed: its digest is that of its data, or of a separator or
-// known string. One that is not could hide what was measured behind changed data, so the
-// log is refused. Types are not looked at.
+// known string, or a quirk covers it. One that is not could hide what was measured behind
+// changed data, so the log is refused. Types are not looked at.
 func (m measured) secureBoot() (SecureBoot, error) {
 	unknown := SecureBoot{State: SecureBootUnknown}
 	s := unknown
-	before := true
+	separator := -1
 	for _, e := range m.byPCR[7] {
+		d := m.digest(e)
+		v, isVariable := parseVariable(e.data)
 		switch {
+		case m.separator(e) && separator >= 0:
+			return unknown, refuse("separator", "event %d is a second separator in PCR 7, after event %d: nothing measured after it can be placed", e.index, separator)
 		case m.separator(e):
-			before = false
-			continue
-		case m.known[m.digest(e)] != "":
-			s.Others = append(s.Others, m.digest(e))
-			continue
-		case !m.covers(e, e.data):
-			return unknown, refuse("event", "event %d in PCR 7: its data is not what was measured (digest %s): the log was changed, or the firmware measures what it does not log", e.index, m.digest(e))
-		}
-		v, ok := parseVariable(e.data)
-		if !ok {
-			s.Others = append(s.Others, m.digest(e))
-			continue
-		}
-		if err := s.add(v, m.digest(e), before, e.index); err != nil {
-			return unknown, err
+			separator = e.index
+		case m.known[d] != "":
+			s.Others = append(s.Others, d)
+		case isVariable && m.covers(e, e.data):
+			if err := s.add(v, d, separator < 0, e.index); err != nil {
+				return unknown, err
+			}
+		case m.covers(e, e.data):
+			s.Others = append(s.Others, d)
+		default:
+			if q, v, ok := m.quirky(e); ok {
+				s.addQuirky(q, v, d, separator < 0)
+				continue
+			}
+			return unknown, refuse("event", "event %d in PCR 7: its data is not what was measured (digest %s): the log was changed, or the firmware measures what it does not log", e.index, d)
 		}
 	}
-	if before { // no separator: what is a setting and what vouched for an image cannot be told apart
+	if separator < 0 { // what is a setting and what vouched for an image cannot be told apart
 		return unknown, nil
 	}
 	return s, nil
+}
+
+// quirk is a known way in which real software measures something else than the UEFI_VARIABLE_DATA that
+// it logs.
+type quirk struct {
+	name    string
+	measure func(logged []byte, v variable) []byte // what was really measured
+	named   bool                                   // whether that has the variable's name in it
+}
+
+var quirks = []quirk{
+	// shim before 15.3 (rhboot/shim commit 8a27a4809a6a): stray bytes after the variable, the last one not measured.
+	{"shim-short", func(logged []byte, _ variable) []byte { return logged[:len(logged)-1] }, true},
+	// Firmware of the TPM 1.2 era, and shim's first releases: the variable's content alone.
+	{"content-only", func(_ []byte, v variable) []byte { return v.data }, false},
+}
+
+func (m measured) quirky(e event) (quirk, variable, bool) {
+	v, _, ok := cutVariable(e.data)
+	if !ok {
+		return quirk{}, variable{}, false
+	}
+	for _, q := range quirks {
+		if m.covers(e, q.measure(e.data, v)) {
+			return q, v, true
+		}
+	}
+	return quirk{}, variable{}, false
+}
+
+// addQuirky files a variable that a quirk confirms: after the separator as an authority,
+// without its name where no digest covers that; before it only as a measurement, never as a setting.
+func (s *SecureBoot) addQuirky(q quirk, v variable, d Digest, before bool) {
+	if before {
+		s.Others = append(s.Others, d)
+		return
+	}
+	name := v.name
+	if !q.named {
+		name = "unknown"
+	}
+	s.Authorities = append(s.Authorities, Authority{name, d})
 }
 
 // add files a confirmed variable. Only firmware measures before the separator; whoever

@@ -90,6 +90,9 @@ func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 	}
 	replayed := ev.Boot.Replayed(bank)
 	for _, i := range capturedPCRs {
+		if i == 11 && len(ev.Boot.Phases(bank)) > 0 {
+			continue // it changes again with the next boot phase
+		}
 		if v, ok := ev.PCRs.Value(bank, i); ok && slices.Contains(replayed, i) {
 			b.pcrs[bank][i] = v
 		}

@@ -1,0 +1,116 @@
+package vectors
+
+import (
+	"encoding/hex"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Expectation is what a case's expect file says. Its lines are "key: value"; a line that begins
+// with # is a comment, and an unknown key fails the test.
+type Expectation struct {
+	Log        string                               // log: "replays", or "parses" where the PCRs are unknown
+	SecureBoot string                               // secureboot: enabled, disabled or unknown
+	Text       string                               // cmdline: the proven kernel command line
+	Images     int                                  // images: number of images in PCR 4
+	IMAEntries int                                  // ima: number of entries
+	Against    map[string][]string                  // against: SET CHECK...; no check: the set accepts the case
+	PCRs       map[nodeclaim.HashAlg]map[int][]byte // pcr: BANK INDEX HEX
+}
+
+// Expect reads the expect file of a case.
+func Expect(t testing.TB, dir string) Expectation {
+	t.Helper()
+	data, err := files.ReadFile(path.Join(dir, "expect"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := Expectation{Against: map[string][]string{}, PCRs: map[nodeclaim.HashAlg]map[int][]byte{}}
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, value, ok := strings.Cut(line, ": ")
+		if !ok {
+			t.Fatalf("%s/expect: line %q is no \"key: value\"", dir, line)
+		}
+		if err := e.set(key, value); err != nil {
+			t.Fatalf("%s/expect: %s: %v", dir, key, err)
+		}
+	}
+	return e
+}
+
+func (e *Expectation) set(key, value string) (err error) {
+	words := strings.Fields(value)
+	switch key {
+	case "log":
+		e.Log = value
+	case "secureboot":
+		e.SecureBoot = value
+	case "cmdline":
+		e.Text = value
+	case "images":
+		e.Images, err = strconv.Atoi(value)
+	case "ima":
+		e.IMAEntries, err = strconv.Atoi(value)
+	case "against":
+		e.Against[words[0]] = words[1:]
+	case "pcr":
+		err = e.setPCR(words)
+	default:
+		err = fmt.Errorf("unknown key")
+	}
+	return err
+}
+
+func (e *Expectation) setPCR(words []string) error {
+	if len(words) != 3 {
+		return fmt.Errorf("%q is no bank, index and value", words)
+	}
+	alg, err := nodeclaim.ParseHashAlg(words[0])
+	if err != nil {
+		return err
+	}
+	i, err := strconv.Atoi(words[1])
+	if err != nil {
+		return err
+	}
+	if e.PCRs[alg] == nil {
+		e.PCRs[alg] = map[int][]byte{}
+	}
+	e.PCRs[alg][i], err = hex.DecodeString(words[2])
+	return err
+}
+
+// RealLogs lists the folders of logs of other real machines.
+func RealLogs(t testing.TB) []string {
+	t.Helper()
+	entries, err := files.ReadDir("real-logs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, path.Join("real-logs", e.Name()))
+		}
+	}
+	return out
+}
+
+// File is a copy of any file of this folder, by its path in it.
+func File(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := files.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
