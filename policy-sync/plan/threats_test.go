@@ -1,0 +1,426 @@
+package plan_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
+)
+
+// TestThreat16_ARecreatedNodeInheritsNothing: a kubelet that could delete its Node and
+// make it anew finds neither label nor trust there.
+func TestThreat16_ARecreatedNodeInheritsNothing(t *testing.T) {
+	for name, uid := range map[string]string{"proof bound to a UID": "", "proof without a UID": "none"} {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			if uid == "none" {
+				w.NodeTrusts[0].Spec.NodeUID = ""
+			}
+			n := w.nodeNamed("fra-1")
+			n.UID, n.CreationTimestamp = "another", metav1.NewTime(w.At)
+			n.Spec.Taints = nil // and registers without the taint
+			w.settle(t, nil)
+			n = w.nodeNamed("fra-1")
+			if _, ok := n.Labels[v1alpha1.NodeVerdictLabel]; ok || len(n.Spec.Taints) != 1 {
+				t.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
+			}
+			if _, ok := w.podNamed("payments/api-fra-1").Labels[v1alpha1.PodAttestedLabel]; ok {
+				t.Error("its pod is still attested")
+			}
+		})
+	}
+}
+
+// TestThreat17_ForgedTrustLabelsAreFoundAndRemoved: whoever wrote them while admission
+// was off.
+func TestThreat17_ForgedTrustLabelsAreFoundAndRemoved(t *testing.T) {
+	forged := map[string]string{
+		v1alpha1.PodAttestedLabel:      v1alpha1.True,
+		v1alpha1.PolicyLabel("api"):    v1alpha1.True,
+		v1alpha1.PodTagPrefix + "rack": "7",
+	}
+	for _, key := range []string{"payments/api-evil-1", "payments/api-par-1", "other/stranger-fra-1", "payments/api-fra-1"} {
+		t.Run(key, func(t *testing.T) {
+			w := settled(t)
+			p := w.podNamed(key)
+			for k, v := range forged {
+				p.Labels[k] = v
+			}
+			first := mustMake(t, w.Snapshot).Plan
+			if !slices.ContainsFunc(first.Closing(), func(o plan.Operation) bool { return o.Target.Kind == "Pod" && strings.Contains(o.String(), key) }) {
+				t.Fatalf("not found:\n%s", first)
+			}
+			w.settle(t, nil)
+			p = w.podNamed(key)
+			if key == "payments/api-fra-1" { // attested: only what it did not earn goes
+				delete(forged, v1alpha1.PodAttestedLabel)
+				delete(forged, v1alpha1.PolicyLabel("api"))
+			}
+			for k := range forged {
+				if _, ok := p.Labels[k]; ok {
+					t.Errorf("still bears %s", k)
+				}
+			}
+			if p.Labels["app"] == "" {
+				t.Error("its own label is gone")
+			}
+		})
+	}
+}
+
+func TestThreat17_ForgedNodeLabelsAreFoundAndRemoved(t *testing.T) {
+	w := settled(t)
+	n := w.nodeNamed("evil-1")
+	n.Labels = map[string]string{v1alpha1.NodeVerdictLabel: "trusted", v1alpha1.NodeTagPrefix + "country": "DE"}
+	n.Spec.Taints = nil
+	w.settle(t, nil)
+	if n = w.nodeNamed("evil-1"); len(n.Labels) > 0 || len(n.Spec.Taints) != 1 {
+		t.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
+	}
+}
+
+// TestThreat18_TrustIsGivenOnlyAfterDefaultDenyAndPolicy: within one plan, and no label
+// when a closing operation could still fail.
+func TestThreat18_TrustIsGivenOnlyAfterDefaultDenyAndPolicy(t *testing.T) {
+	p := mustMake(t, snapshottest.Demo()).Plan
+	last := plan.Revoke
+	for _, o := range p.Operations {
+		if o.Phase < last {
+			t.Fatalf("out of order: %s", o)
+		}
+		last = o.Phase
+		if (o.Target.Kind == "Pod" || o.Target.Kind == "Node") && o.Phase != plan.Trust && o.Phase != plan.Tighten {
+			t.Errorf("%s", o)
+		}
+	}
+	if len(p.Closing())+len(p.Opening()) != len(p.Operations) {
+		t.Error("an operation is neither closing nor opening")
+	}
+}
+
+func TestThreat19_ASharedServiceAccountIsReportedOrRefused(t *testing.T) {
+	s := snapshottest.Demo()
+	s.Policies[0].Spec.Workloads.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "api"}}
+	outsider := snapshottest.Pod("payments", "job", "api", "fra-1", "10.1.0.20")
+	outsider.Labels = nil
+	s.Pods = append(s.Pods, outsider)
+	snapshottest.Verify(&s)
+	r := mustMake(t, s)
+	p, _ := r.Graph.Policy("payments", "api")
+	if !strings.Contains(strings.Join(p.Notes, "; "), "service account api is shared with pods outside of every policy (job") {
+		t.Errorf("not reported: %q", p.Notes)
+	}
+	if pod, _ := r.Graph.Pod("payments", "api-fra-1"); !pod.Attested {
+		t.Error("refused without being asked to")
+	}
+	s.Config.RefuseSharedServiceAccounts = true
+	if pod, _ := mustMake(t, s).Graph.Pod("payments", "api-fra-1"); pod.Attested {
+		t.Error("not refused")
+	}
+}
+
+// TestThreat19_TheSVIDOfASharedServiceAccountNeedsWhatEveryPolicyAsks: two policies with
+// one account must not add up to "either".
+func TestThreat19_TheSVIDOfASharedServiceAccountNeedsWhatEveryPolicyAsks(t *testing.T) {
+	w := demo()
+	second := snapshottest.API()
+	second.Name, second.UID = "second", "second"
+	second.Spec.Require = v1alpha1.Requirements{Node: v1alpha1.NodeRequirement{Tags: map[string][]string{"country": {"FR"}}}}
+	w.Policies = append(w.Policies, second)
+	w.settle(t, nil)
+	for _, key := range []string{"payments/api-fra-1", "payments/api-par-1"} {
+		if ids := svids(w.Snapshot, w.podNamed(key)); len(ids) > 0 {
+			t.Errorf("%s meets one of two policies and has SVIDs %q", key, ids)
+		}
+	}
+	p, _ := mustMake(t, w.Snapshot).Graph.Policy("payments", "api")
+	if !strings.Contains(strings.Join(p.Blockers, "; "), "no value of tag country in common") {
+		t.Errorf("blockers %q", p.Blockers)
+	}
+}
+
+func TestThreat19_MutualTLSIsStrictAndTheTrustDomainConfigured(t *testing.T) {
+	w := settled(t)
+	strict := 0
+	for _, o := range w.Objects {
+		if o.GetKind() == "PeerAuthentication" {
+			strict++
+		}
+		if text := render([]*unstructured.Unstructured{o}); strings.Contains(text, "cluster.local") {
+			t.Errorf("a trust domain that nobody configured: %s", text)
+		}
+	}
+	if strict != 2 {
+		t.Errorf("%d PeerAuthentications, want one per enforced namespace", strict)
+	}
+	permissive := foreign("security.istio.io/v1", "PeerAuthentication", "payments", "old")
+	_ = unstructured.SetNestedField(permissive.Object, "PERMISSIVE", "spec", "mtls", "mode")
+	w.Objects = append(w.Objects, permissive)
+	g := mustMake(t, w.Snapshot).Graph
+	p, _ := g.Policy("payments", "api")
+	if c := g.Status(p, nil).Conditions[1]; c.Status != metav1.ConditionFalse || !strings.Contains(c.Message, "other than strict") {
+		t.Errorf("condition %v", c)
+	}
+}
+
+func foreign(apiVersion, kind, namespace, name string) *unstructured.Unstructured {
+	o := &unstructured.Unstructured{}
+	o.SetAPIVersion(apiVersion)
+	o.SetKind(kind)
+	o.SetNamespace(namespace)
+	o.SetName(name)
+	return o
+}
+
+// TestThreat22_NoBranchFailsOpen: whatever is missing, expired or unreadable, neither
+// label, nor entry, nor rule comes of it. (The branches of a single pod are in
+// trustgraph's TestRefusals.)
+func TestThreat22_NoBranchFailsOpen(t *testing.T) {
+	cases := map[string]func(s *snapshot.Snapshot){
+		"no verdicts at all":       func(s *snapshot.Snapshot) { s.NodeTrusts = nil },
+		"no images examined":       func(s *snapshot.Snapshot) { s.Images = nil },
+		"no nodes read":            func(s *snapshot.Snapshot) { s.Nodes = nil },
+		"no policies":              func(s *snapshot.Snapshot) { s.Policies = nil },
+		"all verdicts expired":     func(s *snapshot.Snapshot) { s.At = s.At.AddDate(1, 0, 0) },
+		"no namespace is enrolled": func(s *snapshot.Snapshot) { s.Namespaces = nil },
+	}
+	for name, change := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			change(&s)
+			for _, o := range mustMake(t, s).Plan.Operations {
+				if o.Target.Kind == "Pod" && o.Phase == plan.Trust {
+					t.Errorf("trust is given: %s", o)
+				}
+			}
+		})
+	}
+}
+
+func TestThreat26_ALabelledSetOrHostEndpointIsReportedAndDefeatsPolicies(t *testing.T) {
+	for _, kind := range []string{"GlobalNetworkSet", "NetworkSet", "HostEndpoint"} {
+		t.Run(kind, func(t *testing.T) {
+			w := settled(t)
+			forged := foreign("projectcalico.org/v3", kind, "", "forged")
+			forged.SetLabels(map[string]string{v1alpha1.PodAttestedLabel: "true"})
+			w.Objects = append(w.Objects, forged)
+			r := mustMake(t, w.Snapshot)
+			if !strings.Contains(strings.Join(r.Graph.Reports, "; "), kind+" forged bears a trust label") {
+				t.Errorf("reports %q", r.Graph.Reports)
+			}
+			p, _ := r.Graph.Policy("payments", "api")
+			if c := r.Graph.Status(p, nil).Conditions[1]; c.Status != metav1.ConditionFalse {
+				t.Error("the policy is called programmed")
+			}
+		})
+	}
+}
+
+func TestThreat28_AForeignEntryForAnEnrolledIDWithholdsProgrammed(t *testing.T) {
+	cases := map[string]struct{ id, policy string }{
+		"the workload's own ID": {"spiffe://demo.example/ns/payments/sa/api", "payments/api"},
+		"a permitted peer's ID": {"spiffe://demo.example/ns/shop/sa/frontend", "payments/api"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := settled(t)
+			ns, policy, _ := strings.Cut(c.policy, "/")
+			g := mustMake(t, w.Snapshot).Graph
+			p, _ := g.Policy(ns, policy)
+			if cond := g.Status(p, nil).Conditions[1]; cond.Status != metav1.ConditionTrue {
+				t.Fatalf("not programmed to begin with: %v", cond)
+			}
+			w.SPIRE.Entries = append(w.SPIRE.Entries, snapshot.Entry{ID: "default-clusterspiffeid", SPIFFEID: c.id, ParentID: "spiffe://demo.example/x", Selectors: []snapshot.Selector{{Type: "k8s", Value: "ns:x"}}})
+			r := mustMake(t, w.Snapshot)
+			p, _ = r.Graph.Policy(ns, policy)
+			if cond := r.Graph.Status(p, nil).Conditions[1]; cond.Status != metav1.ConditionFalse || !strings.Contains(cond.Message, "default-clusterspiffeid") {
+				t.Errorf("condition %v", cond)
+			}
+			if !r.Plan.Empty() {
+				t.Errorf("the foreign entry is touched:\n%s", r.Plan)
+			}
+		})
+	}
+}
+
+func TestThreat32_ForeignAllowsAndFiltersAreReportedAndDoNotWiden(t *testing.T) {
+	w := settled(t)
+	allow := foreign("security.istio.io/v1", "AuthorizationPolicy", "payments", "open")
+	_ = unstructured.SetNestedSlice(allow.Object, []any{map[string]any{}}, "spec", "rules") // allows everything
+	filter := foreign("networking.istio.io/v1alpha3", "EnvoyFilter", "payments", "odd")
+	w.Objects = append(w.Objects, allow, filter)
+	w.podNamed("payments/api-fra-1").Annotations = map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "8443"}
+	text := strings.Join(mustMake(t, w.Snapshot).Graph.Reports, "\n")
+	for _, want := range []string{"AuthorizationPolicy payments/open", "EnvoyFilter payments/odd", "annotation traffic.sidecar.istio.io/excludeInboundPorts"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no report of %s in:\n%s", want, text)
+		}
+	}
+	d := newDataplane(w.Snapshot)
+	for _, src := range []string{"other/stranger-fra-1", "shop/frontend-evil-1"} {
+		if calls(w.Snapshot, d, w.podNamed(src), w.podNamed("payments/api-fra-1"), 8443, "POST", "/charge") {
+			t.Errorf("%s got in", src)
+		}
+	}
+	if !proxyDenies(w, "shop/frontend-fra-1", "payments/api-fra-1", 9090) {
+		t.Error("the foreign ALLOW opened a port that the policy does not name")
+	}
+}
+
+func proxyDenies(w *world, src, dst string, port int) bool {
+	r := request{address: netipOf(w.podNamed(src).Status.PodIP), port: port, method: "POST", path: "/charge"}
+	for _, id := range svids(w.Snapshot, w.podNamed(src)) {
+		r.principal = strings.TrimPrefix(id, "spiffe://")
+	}
+	return r.principal != "" && !proxyAllows(w.Snapshot, w.podNamed(dst), r)
+}
+
+// TestThreat34_ABadNodeCannotCutOffAddressesOfOthers: only addresses of its own blocks
+// are revoked.
+func TestThreat34_ABadNodeCannotCutOffAddressesOfOthers(t *testing.T) {
+	for _, blocks := range []bool{true, false} {
+		s := snapshottest.Demo()
+		liar := snapshottest.Pod("other", "liar", "default", "evil-1", "10.1.0.10") // payments/api-fra-1's
+		s.Pods = append(s.Pods, liar)
+		if !blocks {
+			s.Nodes[2].Spec.PodCIDR, s.Nodes[2].Spec.PodCIDRs = "", nil
+		}
+		g := mustMake(t, s).Graph
+		for _, r := range g.Revoked {
+			if strings.HasPrefix(r.Address, "10.1.") {
+				t.Errorf("blocks known %v: address %s of another node is revoked", blocks, r.Address)
+			}
+		}
+		if len(g.Revoked) != 3 || !strings.Contains(strings.Join(g.Reports, "; "), "which is not its own to give") {
+			t.Errorf("blocks known %v: revoked %v, reports %q", blocks, g.Revoked, g.Reports)
+		}
+	}
+}
+
+// TestACalicoLabelOfAPodsOwnDoesNotGetItOutOfDefaultDeny: Felix asks a pod's own labels
+// before its namespace's.
+func TestACalicoLabelOfAPodsOwnDoesNotGetItOutOfDefaultDeny(t *testing.T) {
+	w := settled(t)
+	p := w.podNamed("payments/api-fra-1")
+	p.Labels["pcns."+v1alpha1.ModeLabel] = "audit"
+	w.settle(t, nil)
+	d := newDataplane(w.Snapshot)
+	for _, src := range []string{"other/stranger-fra-1", "shop/frontend-evil-1", "shop/frontend-fra-1"} {
+		if connects(w.Snapshot, d, w.podNamed(src), w.podNamed("payments/api-fra-1"), 8443) {
+			t.Errorf("%s connects", src)
+		}
+	}
+	if connects(w.Snapshot, d, w.podNamed("payments/api-fra-1"), w.podNamed("shop/frontend-fra-1"), 8443) {
+		t.Error("it connects to an enrolled pod")
+	}
+}
+
+func TestAuditModeDeniesNothingAndShowsWhatItWould(t *testing.T) {
+	w := demo()
+	for i := range w.Namespaces {
+		if _, ok := w.Namespaces[i].Labels[v1alpha1.ModeLabel]; ok {
+			w.Namespaces[i].Labels[v1alpha1.ModeLabel] = v1alpha1.ModeAudit
+		}
+	}
+	w.settle(t, nil)
+	d := newDataplane(w.Snapshot)
+	if !calls(w.Snapshot, d, w.podNamed("other/stranger-fra-1"), w.podNamed("payments/api-fra-1"), 8443, "GET", "/") {
+		t.Error("audit mode denies")
+	}
+	kinds := map[string]int{}
+	for _, o := range w.Objects {
+		kinds[o.GetKind()]++
+		if o.GetKind() == "AuthorizationPolicy" && o.GetAnnotations()["istio.io/dry-run"] != "true" {
+			t.Errorf("%s is no dry run", o.GetName())
+		}
+	}
+	if kinds["PeerAuthentication"] != 0 || kinds["NetworkPolicy"] != 0 || kinds["StagedNetworkPolicy"] != 2 || kinds["StagedGlobalNetworkPolicy"] != 2 {
+		t.Errorf("objects %v", kinds)
+	}
+	p, _ := mustMake(t, w.Snapshot).Graph.Policy("payments", "api")
+	if len(p.Selected) != 3 || len(p.Attested) != 1 {
+		t.Errorf("status does not say what would be denied: %v of %v", p.Attested, p.Selected)
+	}
+}
+
+func TestHostNetworkPodsAreNeverLabelledAndReported(t *testing.T) {
+	w := demo()
+	p := w.podNamed("payments/api-fra-1")
+	p.Spec.HostNetwork = true
+	p.Labels[v1alpha1.PodAttestedLabel] = "true"
+	w.settle(t, nil)
+	if _, ok := w.podNamed("payments/api-fra-1").Labels[v1alpha1.PodAttestedLabel]; ok {
+		t.Error("labelled")
+	}
+	policy, _ := mustMake(t, w.Snapshot).Graph.Policy("payments", "api")
+	if !strings.Contains(strings.Join(policy.Notes, "; "), "network policy does not bind it") {
+		t.Errorf("notes %q", policy.Notes)
+	}
+}
+
+func TestAnImageChangeTakesTheLabelAway(t *testing.T) {
+	w := settled(t)
+	w.podNamed("payments/api-fra-1").Status.ContainerStatuses[0].ImageID = "registry.example/api@" + snapshottest.Digest("other")
+	w.settle(t, nil)
+	if _, ok := w.podNamed("payments/api-fra-1").Labels[v1alpha1.PodAttestedLabel]; ok {
+		t.Error("still labelled")
+	}
+}
+
+// TestTheRailStopsASuspiciousPlan: a list of policies that comes back empty would take
+// everything down; what is proved still acts.
+func TestTheRailStopsASuspiciousPlan(t *testing.T) {
+	w := settled(t)
+	w.Policies, w.Namespaces = nil, nil
+	w.NodeTrusts[0].Spec.Verdict = v1alpha1.VerdictUntrusted
+	p := mustMake(t, w.Snapshot).Plan
+	if len(p.Withheld) == 0 {
+		t.Fatalf("no rail:\n%s", p)
+	}
+	for _, o := range p.Operations {
+		if !o.Proved {
+			t.Errorf("done all the same: %s", o)
+		}
+	}
+	if !strings.Contains(p.String(), snapshottest.AgentID("fra-1")) {
+		t.Errorf("the proof does not act:\n%s", p)
+	}
+}
+
+func TestAStrangersObjectUnderOurNameIsTakenOver(t *testing.T) {
+	w := demo()
+	squat := foreign("projectcalico.org/v3", "GlobalNetworkPolicy", "", "keelson.default-deny")
+	squat.SetUID("squat")
+	squat.SetResourceVersion("1")
+	_ = unstructured.SetNestedSlice(squat.Object, []any{map[string]any{"action": "Allow"}}, "spec", "ingress")
+	w.Objects = append(w.Objects, squat)
+	w.settle(t, nil)
+	if p := mustMake(t, w.Snapshot).Plan; !p.Empty() {
+		t.Error(p)
+	}
+	i := slices.IndexFunc(w.Objects, func(o *unstructured.Unstructured) bool { return o.GetUID() == "squat" })
+	if i < 0 || !snapshot.Owned(w.Objects[i]) || strings.Contains(render(w.Objects[i:i+1]), "Allow") {
+		t.Error("the stranger's rules stand")
+	}
+}
+
+func TestAForeignPolicyInOurTierIsReported(t *testing.T) {
+	w := settled(t)
+	o := foreign("projectcalico.org/v3", "NetworkPolicy", "payments", "keelson.zz")
+	_ = unstructured.SetNestedField(o.Object, "keelson", "spec", "tier")
+	tier := foreign("projectcalico.org/v3", "Tier", "", "first")
+	_ = unstructured.SetNestedField(tier.Object, int64(10), "spec", "order")
+	w.Objects = append(w.Objects, o, tier)
+	g := mustMake(t, w.Snapshot).Graph
+	text := strings.Join(g.Reports, "\n")
+	if !strings.Contains(text, "keelson.zz stands in tier keelson") || !strings.Contains(text, "Calico tier first (order 10) comes before") {
+		t.Errorf("reports:\n%s", text)
+	}
+}
