@@ -23,10 +23,10 @@ const (
 // RSASSA (PKCS#1 v1.5) with 2048 bits or more, each with SHA-256, SHA-384 or SHA-512
 // (TPM 2.0 Part 2, sections 12.2.3.5 and 12.2.3.6).
 func (k *Key) parsePublicKey(p *tpm2.TPMTPublic) error {
-	switch p.Type {
-	case tpm2.TPMAlgECC:
+	if p.Type == tpm2.TPMAlgECC {
 		return k.parseECC(p)
-	case tpm2.TPMAlgRSA:
+	}
+	if p.Type == tpm2.TPMAlgRSA {
 		return k.parseRSA(p)
 	}
 	return refuse("type", "the AK's type 0x%04x is neither ECC nor RSA", uint16(p.Type))

@@ -131,8 +131,13 @@ func TestUnfitCertificatesAreRefused(t *testing.T) {
 			wantRefusal(t, err, c.check)
 		})
 	}
+}
+
+func TestUnfitRootsChainsAndSizesAreRefused(t *testing.T) {
+	k, other := newKeys(t), newKeys(t)
 	good := k.issue(t, &k.p256.PublicKey, tpmtest.EKOptions{})
-	other := newKeys(t)
+	_, err := ek.Verify([][]byte{good}, nil, k.anchors(), time.Time{})
+	wantRefusal(t, err, "ek.time")
 	for name, c := range map[string]struct {
 		certs   [][]byte
 		pub     []byte

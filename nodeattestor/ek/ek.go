@@ -59,8 +59,10 @@ func (m Mode) String() string {
 		return "certificate"
 	case Inventory:
 		return "inventory"
+	case Both:
+		return "both"
 	}
-	return "both"
+	return fmt.Sprintf("mode %d", int(m))
 }
 
 // Anchors is what the operator trusts.
@@ -134,6 +136,9 @@ func Verify(certs [][]byte, pub []byte, a Anchors, now time.Time) (Identity, err
 	}
 	if id.hash, err = HashKey(key); err != nil {
 		return Identity{}, refuse("key", "%v", err)
+	}
+	if now.IsZero() { // crypto/x509 would read the clock
+		return Identity{}, refuse("time", "there is no time to judge the EK certificate's validity at")
 	}
 	if a.Mode != Inventory {
 		if len(chain) == 0 {

@@ -3,6 +3,7 @@ package tpmdev
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
@@ -203,7 +204,11 @@ func (d *Device) readChain() ([][]byte, error) {
 		if cert, all = cutDER(all); cert == nil {
 			break
 		}
-		out = append(out, cert)
+		// One that no server could parse must not spoil the EK's own; servers can be
+		// configured with it as an intermediate.
+		if _, err := x509.ParseCertificate(cert); err == nil && len(cert) <= ek.MaxCertificateSize {
+			out = append(out, cert)
+		}
 	}
 	return out, nil
 }

@@ -91,11 +91,8 @@ func (l *link) Send(command []byte) ([]byte, error) {
 // busy reports whether the TPM asks to have the very same command again
 // (TPM 2.0 Part 2, section 6.6.3: TPM_RC_RETRY, TPM_RC_YIELDED, TPM_RC_TESTING).
 func busy(response []byte) bool {
-	switch tpm2.TPMRC(binary.BigEndian.Uint32(response[6:])) {
-	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting:
-		return true
-	}
-	return false
+	rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
+	return rc == tpm2.TPMRCRetry || rc == tpm2.TPMRCYielded || rc == tpm2.TPMRCTesting
 }
 
 func (l *link) exchange(command []byte) ([]byte, error) {
