@@ -17,6 +17,9 @@ import (
 // calicoService is the name under which kube-apiserver reaches Calico's API server.
 const calicoService = "calico-api.calico-system.svc"
 
+// CalicoAPIServerUser is the user as whom Calico's API server writes crd.projectcalico.org, as in a real installation.
+const CalicoAPIServerUser = "system:serviceaccount:calico-system:calico-apiserver"
+
 // startCalico installs Calico's own custom resources, starts its API server on them and registers projectcalico.org/v3. The
 // service is of type ExternalName with the name localhost, since Endpoints may not hold loopback addresses and nothing of a
 // test should listen on others.
@@ -43,11 +46,15 @@ func (c *Cluster) startCalico(ctx context.Context, path string) error {
 	if err := c.Apply(ctx, fmt.Appendf(nil, calicoObjects, port, base64.StdEncoding.EncodeToString(c.ca.pem()))); err != nil {
 		return err
 	}
+	kubeconfig, err := c.KubeconfigFor(CalicoAPIServerUser, "system:masters")
+	if err != nil {
+		return err
+	}
 	p, err := c.group.Start(Command{Name: "calico-apiserver", Path: path, Args: []string{
 		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
 		"--tls-cert-file=" + c.path("calico-apiserver.crt"), "--tls-private-key-file=" + c.path("calico-apiserver.key"),
-		"--kubeconfig=" + c.admin, "--authentication-kubeconfig=" + c.admin, "--authorization-kubeconfig=" + c.admin,
-	}, Env: []string{"KUBECONFIG=" + c.admin, "DATASTORE_TYPE=kubernetes"}})
+		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+	}, Env: []string{"KUBECONFIG=" + kubeconfig, "DATASTORE_TYPE=kubernetes"}})
 	if err != nil {
 		return err
 	}

@@ -150,7 +150,7 @@ func (d *demo) provisionTag(ctx context.Context, m *machine) error {
 	if _, err := d.keelson(ctx, args...); err != nil {
 		return err
 	}
-	_, err := d.keelson(ctx, "tag", "provision", "--tpm", m.tpm.Socket, "--document", m.path("tag.json"), "--signers", d.path("tag-signer.pub"))
+	_, err := d.keelson(ctx, "tag", "provision", "--tpm", m.tpm.Socket, "--document", m.path("tag.json"))
 	return err
 }
 

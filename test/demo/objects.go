@@ -8,10 +8,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/keelson-project/keelson/charts"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/guard"
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/node"
 )
 
@@ -38,15 +41,23 @@ func (d *demo) createObjects(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	manifests, err := d.program(ctx, d.programs["cmd/keelson-policy-sync"], "manifests", "--guards", "--rbac")
-	if err != nil {
-		return err
-	}
 	if err := d.cluster.Apply(ctx, append(documents, []byte(accounts))...); err != nil {
 		return err
 	}
-	if err := d.cluster.Apply(ctx, []byte(manifests)); err != nil {
+	guards, err := guard.Objects(guard.Params{
+		PolicySync: policySyncUser, SPIREServers: []string{spireServerUser}, CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true,
+	})
+	if err != nil {
 		return err
+	}
+	for _, g := range guards {
+		document, err := yaml.Marshal(g)
+		if err != nil {
+			return fmt.Errorf("demo: %w", err)
+		}
+		if err := d.cluster.Apply(ctx, document); err != nil {
+			return err
+		}
 	}
 	for _, m := range machines() {
 		if err := d.createNode(ctx, m); err != nil {
@@ -61,8 +72,12 @@ func (d *demo) createNode(ctx context.Context, m *machine) error {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: m.name, Labels: map[string]string{corev1.LabelHostname: m.name}}}
 	n.Spec.PodCIDR = d.network.PodCIDR(m.number).String()
 	n.Spec.PodCIDRs = []string{n.Spec.PodCIDR}
-	if err := d.kube.Create(ctx, n); err != nil {
-		return fmt.Errorf("demo: node %s: %w", m.name, err)
+	// Admission policies take a moment until they are in force, the one that adds the taint as well as the one that asks
+	// for it; a kubelet tries again too.
+	if _, err := until(ctx, 20*time.Second, "register node "+m.name, func(ctx context.Context) error {
+		return d.kube.Create(ctx, n)
+	}); err != nil {
+		return err
 	}
 	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: m.name}}
 	n.Status.Conditions = []corev1.NodeCondition{{
@@ -190,6 +205,26 @@ kind: ClusterRoleBinding
 metadata: {name: keelson-nodeattestor}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: keelson-nodeattestor}
 subjects: [{kind: ServiceAccount, name: spire-server, namespace: spire}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: keelson-policy-sync}
+rules:
+- {apiGroups: [""], resources: [nodes, pods], verbs: [get, list, watch, patch]}
+- {apiGroups: [""], resources: [namespaces, serviceaccounts, services], verbs: [get, list, watch]}
+- {apiGroups: ["", events.k8s.io], resources: [events], verbs: [create, patch]}
+- {apiGroups: [trust.keelson.io], resources: [nodetrusts, trustpolicies], verbs: [get, list, watch]}
+- {apiGroups: [trust.keelson.io], resources: [trustpolicies/status], verbs: [get, update, patch]}
+- {apiGroups: [projectcalico.org], resources: ["*"], verbs: [get, list, watch, create, update, patch, delete]}
+- {apiGroups: [security.istio.io], resources: [authorizationpolicies, peerauthentications], verbs: [get, list, watch, create, update, patch, delete]}
+- {apiGroups: [networking.istio.io], resources: [envoyfilters], verbs: [get, list, watch]}
+- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update, patch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: keelson-policy-sync}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: keelson-policy-sync}
+subjects: [{kind: ServiceAccount, name: keelson-policy-sync, namespace: keelson-system}]
 ---
 apiVersion: v1
 kind: Namespace

@@ -43,6 +43,9 @@ func commands(ctx context.Context, log io.Writer, cgo bool, folders []string) (m
 	}
 	defer unlock()
 	begun := time.Now()
+	// A build that takes long says so while it does.
+	slow := time.AfterFunc(3*time.Second, func() { say(log, "building this project's programs …") })
+	defer slow.Stop()
 	b := builder{source: root}
 	paths := make(map[string]string, len(folders))
 	for _, folder := range folders {
