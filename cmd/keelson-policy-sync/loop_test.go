@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -155,10 +157,22 @@ func stepSteady(t *testing.T, w *world) {
 	}
 }
 
-func stepForgedLabel(_ *testing.T, w *world) {
+// guardOff deletes the binding of a guard, as somebody might who may.
+func (w *world) guardOff(names ...string) {
+	w.t.Helper()
+	for _, name := range names {
+		w.must(w.api.Delete(w.t.Context(), &admissionv1.ValidatingAdmissionPolicyBinding{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+	}
+}
+
+func stepForgedLabel(t *testing.T, w *world) {
 	p := w.pod("payments", "forger", "api", "par-1", "10.2.0.9")
 	p.Labels = map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True, v1alpha1.PolicyLabel("api"): v1alpha1.True, v1alpha1.PodTagPrefix + "country": "DE"}
-	w.create(p)
+	if err := w.api.Create(t.Context(), p.DeepCopy()); !apierrors.IsForbidden(err) {
+		t.Fatalf("admission took a forged label: %v", err)
+	}
+	w.guardOff("keelson-pod-trust-labels")
+	w.eventually("admission is off", func() error { return w.api.Create(t.Context(), p.DeepCopy()) })
 	w.eventually("the forged labels are gone", func() error {
 		live := &corev1.Pod{}
 		if err := w.api.Get(w.t.Context(), client.ObjectKeyFromObject(p), live); err != nil {
@@ -174,6 +188,7 @@ func stepForgedLabel(_ *testing.T, w *world) {
 
 func stepDrift(t *testing.T, w *world) {
 	before := w.settled()
+	w.guardOff("keelson-istio-objects", "keelson-calico-objects")
 	w.change("AuthorizationPolicy", "security.istio.io", "v1", func(o *unstructured.Unstructured) error {
 		return unstructured.SetNestedField(o.Object, "AUDIT", "spec", "action")
 	})
@@ -215,21 +230,29 @@ func (w *world) inOrder(map[string]string) error {
 	return nil
 }
 
-// change edits the first object of ours of a kind in namespace payments, as an administrator may.
+// change edits the first object of ours of a kind in namespace payments, once the guards that were taken away are gone.
 func (w *world) change(kind, group, version string, edit func(*unstructured.Unstructured) error) {
 	w.t.Helper()
+	w.eventually("change a "+kind, func() error { return w.tryChange(kind, group, version, edit) })
+}
+
+func (w *world) tryChange(kind, group, version string, edit func(*unstructured.Unstructured) error) error {
 	list := &unstructured.UnstructuredList{}
 	list.SetAPIVersion(group + "/" + version)
 	list.SetKind(kind + "List")
-	w.must(w.api.List(w.t.Context(), list, client.InNamespace("payments"), client.MatchingLabels{v1alpha1.OwnerLabel: v1alpha1.OwnerValue}))
+	if err := w.api.List(w.t.Context(), list, client.InNamespace("payments"), client.MatchingLabels{v1alpha1.OwnerLabel: v1alpha1.OwnerValue}); err != nil {
+		return err
+	}
 	if len(list.Items) == 0 {
-		w.t.Fatalf("no %s of ours in payments", kind)
+		return fmt.Errorf("no %s of ours in payments", kind)
 	}
 	o := &list.Items[0]
 	o.SetAPIVersion(group + "/" + version)
 	o.SetKind(kind)
-	w.must(edit(o))
-	w.must(w.api.Update(w.t.Context(), o))
+	if err := edit(o); err != nil {
+		return err
+	}
+	return w.api.Update(w.t.Context(), o)
 }
 
 func stepBad(t *testing.T, w *world) {

@@ -2,7 +2,7 @@
 //
 //	keelson-policy-sync --config FILE [--log-level debug|info|warn|error]
 //	keelson-policy-sync validate --config FILE
-//	keelson-policy-sync manifests [--crds] [--guards] [--rbac] …
+//	keelson-policy-sync manifests | kubectl apply -f -
 package main
 
 import (
@@ -51,5 +51,6 @@ func command() *cobra.Command {
 			return err
 		},
 	})
+	root.AddCommand(manifestsCommand())
 	return root
 }

@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/keelson-project/keelson/charts"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -33,13 +32,15 @@ const trustDomain = "keelson.test"
 type world struct {
 	t       *testing.T
 	cluster *cluster.Cluster
-	api     client.Client
-	dir     string
-	spire   *cluster.SpireServer
-	binary  string
-	config  string
-	sync    *cluster.Process
-	starts  int
+	api     client.Client // the administrator
+	// verifier is the SPIRE server's account, which writes verdicts.
+	verifier client.Client
+	dir      string
+	spire    *cluster.SpireServer
+	binary   string
+	config   string
+	sync     *cluster.Process
+	starts   int
 	// imageID is what the kubelet would report of a good image.
 	imageID string
 }
@@ -60,11 +61,9 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	w.api, err = client.New(w.cluster.RESTConfig(), client.Options{Scheme: scheme})
 	w.must(err)
-	documents, err := charts.CRDs()
-	w.must(err)
-	w.must(w.cluster.Apply(t.Context(), documents...))
 	w.startSPIRE()
 	w.build()
+	w.install()
 	return w
 }
 
@@ -102,6 +101,8 @@ func (w *world) build() {
 	manifest, err := img.Digest()
 	w.must(err)
 	w.imageID = config.String()
+	kubeconfig, err := w.cluster.KubeconfigFor(policySyncUser, "system:authenticated")
+	w.must(err)
 	w.config = filepath.Join(w.dir, "policy-sync.yaml")
 	w.must(os.WriteFile(w.config, fmt.Appendf(nil, `
 kubeconfig: %s
@@ -118,9 +119,41 @@ images:
   - name: release
     manifests: ["%s"]
 listen: {metrics: "0", health: "0"}
-leaderElection: {enabled: false}
-`, w.cluster.AdminKubeconfig(), trustDomain, w.spire.Socket, layout, manifest), 0o600))
+leaderElection: {leaseDuration: 4s}
+`, kubeconfig, trustDomain, w.spire.Socket, layout, manifest), 0o600))
 }
+
+// install applies what the program says it needs, and gives it a user that has no other rights.
+func (w *world) install() {
+	w.t.Helper()
+	w.must(w.cluster.Apply(w.t.Context(), []byte("apiVersion: v1\nkind: Namespace\nmetadata: {name: keelson-system}\n")))
+	out, err := exec.CommandContext(w.t.Context(), w.binary, "manifests", "--calico-apiserver", cluster.CalicoAPIServerUser,
+		"--spire-server", spireUser).Output()
+	w.must(err)
+	w.must(w.cluster.Apply(w.t.Context(), out))
+	cfg, err := w.cluster.RESTConfigFor(spireUser, "system:authenticated")
+	w.must(err)
+	w.verifier, err = client.New(cfg, client.Options{Scheme: w.api.Scheme()})
+	w.must(err)
+	w.must(w.cluster.Apply(w.t.Context(), []byte(spireRights)))
+}
+
+const (
+	policySyncUser = "system:serviceaccount:keelson-system:keelson-policy-sync"
+	spireUser      = "system:serviceaccount:spire:spire-server"
+	spireRights    = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: nodetrusts}
+rules: [{apiGroups: [trust.keelson.io], resources: [nodetrusts], verbs: ["*"]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: nodetrusts}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: nodetrusts}
+subjects: [{kind: User, name: "` + spireUser + `"}]
+`
+)
 
 func (w *world) start() {
 	w.t.Helper()
@@ -157,7 +190,11 @@ func (w *world) create(objects ...client.Object) {
 	w.t.Helper()
 	for _, o := range objects {
 		status, _ := o.DeepCopyObject().(client.Object)
-		if err := w.api.Create(w.t.Context(), o); err != nil {
+		writer := w.api
+		if _, ok := o.(*v1alpha1.NodeTrust); ok {
+			writer = w.verifier
+		}
+		if err := writer.Create(w.t.Context(), o); err != nil {
 			w.t.Fatalf("create %T %s: %v", o, o.GetName(), err)
 		}
 		if pod, ok := status.(*corev1.Pod); ok { // creation drops the status that a kubelet reports
@@ -204,11 +241,11 @@ func trusted(nodeName string, valid time.Duration, tags map[string]string) *v1al
 func (w *world) verdict(nodeName string, change func(*v1alpha1.NodeTrustSpec)) {
 	w.t.Helper()
 	o := &v1alpha1.NodeTrust{}
-	w.must(w.api.Get(w.t.Context(), client.ObjectKey{Name: nodeName}, o))
+	w.must(w.verifier.Get(w.t.Context(), client.ObjectKey{Name: nodeName}, o))
 	o.Spec.AttestedAt = metav1.NewMicroTime(time.Now())
 	o.Spec.ValidUntil = metav1.NewMicroTime(time.Now().Add(time.Hour))
 	change(&o.Spec)
-	w.must(w.api.Update(w.t.Context(), o))
+	w.must(w.verifier.Update(w.t.Context(), o))
 }
 
 func bad(s *v1alpha1.NodeTrustSpec) {

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/runtime"
+	"sigs.k8s.io/yaml"
+
+	"github.com/keelson-project/keelson/charts"
+	"github.com/keelson-project/keelson/policy-sync/guard"
+	"github.com/keelson-project/keelson/policy-sync/kube"
+)
+
+// manifests says what policy-sync needs in a cluster, for those who install without Helm.
+type manifests struct {
+	namespace, serviceAccount string
+	guards                    guard.Params
+}
+
+func manifestsCommand() *cobra.Command {
+	m := manifests{}
+	c := &cobra.Command{
+		Use:   "manifests",
+		Short: "Print custom resource definitions, roles and admission guards as YAML for kubectl apply",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return m.write(cmd.OutOrStdout()) },
+	}
+	f := c.Flags()
+	f.StringVar(&m.namespace, "namespace", "keelson-system", "namespace that policy-sync runs in (it must exist)")
+	f.StringVar(&m.serviceAccount, "service-account", "keelson-policy-sync", "service account that policy-sync runs as")
+	f.StringSliceVar(&m.guards.SPIREServers, "spire-server", []string{"system:serviceaccount:spire:spire-server"}, "users that write NodeTrusts")
+	f.StringSliceVar(&m.guards.Admins, "admin-group", []string{"system:masters"}, "groups that enrol namespaces and release TPMs")
+	f.StringVar(&m.guards.CalicoAPIServer, "calico-apiserver", "system:serviceaccount:calico-apiserver:calico-apiserver", "user of Calico's API server")
+	f.BoolVar(&m.guards.Taint, "taint", true, "guard the taint of untrusted nodes, and put it on new ones")
+	return c
+}
+
+func (m manifests) write(out io.Writer) error {
+	crds, err := charts.CRDs()
+	if err != nil {
+		return err
+	}
+	m.guards.PolicySync = fmt.Sprintf("system:serviceaccount:%s:%s", m.namespace, m.serviceAccount)
+	guards, err := guard.Objects(m.guards)
+	if err != nil {
+		return err
+	}
+	documents := crds
+	for _, o := range append(append([]runtime.Object{}, kube.RBAC(m.namespace, m.serviceAccount)...), guards...) {
+		document, err := yaml.Marshal(o)
+		if err != nil {
+			return fmt.Errorf("manifests: %w", err)
+		}
+		documents = append(documents, document)
+	}
+	for _, d := range documents {
+		if _, err := fmt.Fprintf(out, "---\n%s\n", strings.TrimPrefix(strings.TrimSpace(string(d)), "---\n")); err != nil {
+			return fmt.Errorf("manifests: %w", err)
+		}
+	}
+	return nil
+}

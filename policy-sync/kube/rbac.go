@@ -1,0 +1,69 @@
+package kube
+
+import (
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// roleName names the roles and bindings of policy-sync.
+const roleName = "keelson-policy-sync"
+
+// RBAC makes the roles that policy-sync's service account needs, and their bindings: what Read reads, what a plan can write,
+// and a lease in its own namespace. It may create no pod, read no secret and change no role.
+func RBAC(namespace, serviceAccount string) []runtime.Object {
+	subject := rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: serviceAccount}
+	named := metav1.ObjectMeta{Name: roleName}
+	local := metav1.ObjectMeta{Namespace: namespace, Name: roleName}
+	rules := []rbacv1.PolicyRule{
+		rule("", read, "namespaces"),
+		rule("", append([]string{"patch"}, read...), "nodes", "pods"),
+		rule(v1alpha1.Group, read, "nodetrusts", "trustpolicies"),
+		rule(v1alpha1.Group, []string{"get", "update", "patch"}, "trustpolicies/status"),
+		rule("events.k8s.io", []string{"create", "patch"}, "events"),
+	}
+	return []runtime.Object{
+		&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: named, Rules: append(rules, dataPlaneRules()...)},
+		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: named, Subjects: []rbacv1.Subject{subject},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: roleName}},
+		&rbacv1.Role{TypeMeta: rbacType("Role"), ObjectMeta: local, Rules: []rbacv1.PolicyRule{
+			rule("coordination.k8s.io", append([]string{"create", "update", "patch"}, read...), "leases")}},
+		&rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: local, Subjects: []rbacv1.Subject{subject},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: roleName}},
+	}
+}
+
+var (
+	read  = []string{"get", "list", "watch"}
+	write = []string{"get", "list", "watch", "create", "update", "delete"}
+)
+
+func rbacType(kind string) metav1.TypeMeta {
+	return metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: kind}
+}
+
+func rule(group string, verbs []string, resources ...string) rbacv1.PolicyRule {
+	return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: resources, Verbs: verbs}
+}
+
+// dataPlaneRules are the rights on Calico's and Istio's objects. For policies in tiers Calico's API server asks for the same
+// verb on a made-up resource as well, tier.<resource> by the name "<tier>.*": that keeps policy-sync inside its own tier.
+func dataPlaneRules() []rbacv1.PolicyRule {
+	out := []rbacv1.PolicyRule{rule(blockAffinity.Group, read, blockAffinity.Resource)}
+	for _, k := range snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}) {
+		verbs := read
+		if k.Written {
+			verbs = write
+		}
+		out = append(out, rule(k.Group, verbs, k.Resource))
+		if selector(k) != nil {
+			inTier := rule(k.Group, verbs, "tier."+k.Resource)
+			inTier.ResourceNames = []string{v1alpha1.CalicoTier + ".*"}
+			out = append(out, inTier)
+		}
+	}
+	return out
+}
