@@ -59,11 +59,17 @@ func Open(path string) (*Device, error) { return OpenOptions(path, Options{}) }
 
 // OpenOptions is Open with options.
 func OpenOptions(path string, opts Options) (*Device, error) {
+	return OpenContext(context.Background(), path, opts)
+}
+
+// OpenContext is Open with options, and a context that bounds how long the TPM may take
+// to answer.
+func OpenContext(ctx context.Context, path string, opts Options) (*Device, error) {
 	d := &Device{path: path, opts: opts}
 	if opts.Template != "" && d.template() == nil {
 		return nil, fmt.Errorf("tpmdev: EK template %q is unknown", opts.Template)
 	}
-	if _, err := d.Banks(context.Background()); err != nil {
+	if _, err := d.Banks(ctx); err != nil {
 		return nil, err
 	}
 	return d, nil

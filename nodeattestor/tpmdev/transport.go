@@ -59,11 +59,11 @@ func dial(ctx context.Context, path string) (*link, error) {
 		}
 		return &link{ctx: ctx, port: conn.(*net.UnixConn), stream: true}, nil
 	case mode&os.ModeCharDevice != 0:
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		c, err := openCharDevice(path)
 		if err != nil {
 			return nil, fmt.Errorf("tpmdev: %w", err)
 		}
-		return &link{ctx: ctx, port: f}, nil
+		return &link{ctx: ctx, port: c}, nil
 	}
 	return nil, fmt.Errorf("tpmdev: %s is neither a character device nor a socket", path)
 }
@@ -103,8 +103,7 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 	if !ok {
 		deadline = time.Now().Add(commandTimeout)
 	}
-	// A device file of an old kernel has no deadlines; then the driver's own timeout holds.
-	if err := l.port.SetDeadline(deadline); err != nil && !errors.Is(err, os.ErrNoDeadline) {
+	if err := l.port.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("tpmdev: deadline: %w", err)
 	}
 	stop := context.AfterFunc(l.ctx, func() { _ = l.port.SetDeadline(time.Unix(1, 0)) })
