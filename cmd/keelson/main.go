@@ -62,6 +62,8 @@ func newRoot() *cobra.Command {
 		addReference,
 		addEvidence,
 		addTag,
+		addPlan,
+		addExplain,
 	} {
 		add(root)
 	}
