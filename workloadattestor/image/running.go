@@ -44,7 +44,7 @@ type question struct {
 
 // key is the same for equal questions.
 func (q question) key() string {
-	parts := []string{string(q.id)}
+	parts := append([]string{string(q.id)}, q.loose...)
 	for _, r := range q.refs {
 		parts = append(parts, r.Name())
 	}

@@ -13,10 +13,11 @@ import (
 
 // Cosign keeps an image's signatures in a manifest beside the image, tagged by the image's digest; each layer is one
 // signed payload with its signature as an annotation (sigstore/cosign specs/SIGNATURE_SPEC.md).
+const payloadMediaType types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
+
 const (
-	payloadMediaType    types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
-	signatureAnnotation                 = "dev.cosignproject.cosign/signature"
-	payloadType                         = "cosign container image signature"
+	signatureAnnotation = "dev.cosignproject.cosign/signature"
+	payloadType         = "cosign container image signature"
 
 	maxSignatures     = 32   // layers of one signature manifest that are read
 	maxSignatureBytes = 4096 // RSA-16384 is 2 KiB

@@ -76,15 +76,27 @@ func parseKey(block *pem.Block) (signature.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch pub.(type) {
-	case *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey:
-	default:
-		return nil, fmt.Errorf("key of type %T, want ECDSA, RSA or Ed25519", pub)
-	}
-	if err := cryptoutils.ValidatePubKey(pub); err != nil {
+	if err := checkStrength(pub); err != nil {
 		return nil, err
 	}
 	return signature.LoadVerifier(pub, crypto.SHA256)
+}
+
+func checkStrength(pub crypto.PublicKey) error {
+	switch key := pub.(type) {
+	case *ecdsa.PublicKey:
+		if bits := key.Curve.Params().BitSize; bits < 256 {
+			return fmt.Errorf("ECDSA key of %d bits, want P-256, P-384 or P-521", bits)
+		}
+	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits < 2048 || bits > 16384 || key.E < 65537 {
+			return fmt.Errorf("RSA key of %d bits with exponent %d, want 2048 to 16384 bits and 65537 or more", bits, key.E)
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("key of type %T, want ECDSA, RSA or Ed25519", pub)
+	}
+	return nil
 }
 
 func (v *keyVerifier) Name() string          { return v.name }

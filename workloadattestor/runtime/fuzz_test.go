@@ -14,6 +14,9 @@ func FuzzInfo(f *testing.F) {
 		`{"runtimeSpec":{"linux":{"namespaces":[{"type":"network"},{"type":"ipc"}]}}}`)
 	f.Add(`{"sandboxID":"s","privileged":false,"runtimeSpec":{"linux":{"resources":{"devices":[{"allow":true}]}}}}`, `{}`)
 	f.Add(`{"sandboxID":"s","config":null,"runtimeSpec":{"linux":null,"process":{}}}`, `null`)
+	for _, name := range []string{"ordinary", "privileged"} {
+		f.Add(verbose(f, name+"-container")["info"], verbose(f, name+"-sandbox")["info"])
+	}
 	id := strings.Repeat("a", 64)
 	f.Fuzz(func(t *testing.T, container, sandbox string) {
 		p, err := parseContainer(id, &criv1.ContainerStatusResponse{

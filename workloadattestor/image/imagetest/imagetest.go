@@ -31,11 +31,11 @@ import (
 	"github.com/sigstore/sigstore/pkg/signature/payload"
 )
 
-// MediaType of a signature's payload, and Annotation that holds the signature (sigstore/cosign specs/SIGNATURE_SPEC.md).
-const (
-	MediaType  types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
-	Annotation                 = "dev.cosignproject.cosign/signature"
-)
+// MediaType is that of a signature's payload (sigstore/cosign specs/SIGNATURE_SPEC.md).
+const MediaType types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+// Annotation of the payload's layer holds the signature, in base64.
+const Annotation = "dev.cosignproject.cosign/signature"
 
 // refName names an entry of an OCI layout.
 const refName = "org.opencontainers.image.ref.name"

@@ -1,0 +1,127 @@
+package workloadattestor_test
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// start starts a pod with one container over CRI as a kubelet would; privileged gives it every namespace of the host.
+func (m *machine) start(ctx context.Context, number int, podName, uid, image string, privileged bool) string {
+	m.t.Helper()
+	labels := map[string]string{"io.kubernetes.pod.namespace": "payments", "io.kubernetes.pod.name": podName, "io.kubernetes.pod.uid": uid}
+	options := &criv1.NamespaceOption{Pid: criv1.NamespaceMode_CONTAINER}
+	if privileged {
+		options = &criv1.NamespaceOption{Pid: criv1.NamespaceMode_NODE, Network: criv1.NamespaceMode_NODE, Ipc: criv1.NamespaceMode_NODE}
+	}
+	sandbox := &criv1.PodSandboxConfig{
+		Metadata: &criv1.PodSandboxMetadata{Name: podName, Namespace: "payments", Uid: uid}, Labels: labels,
+		Linux: &criv1.LinuxPodSandboxConfig{
+			CgroupParent:    fmt.Sprintf("/keelson-wl-%d/kubepods/pod%s", os.Getpid(), uid),
+			SecurityContext: &criv1.LinuxSandboxSecurityContext{NamespaceOptions: options, Privileged: privileged},
+		},
+	}
+	client := m.cri(number)
+	ran, err := client.RunPodSandbox(ctx, &criv1.RunPodSandboxRequest{Config: sandbox})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() {
+		err := m.nodes[number].Remove(context.Background(), ran.GetPodSandboxId())
+		m.removeCgroups()
+		if err != nil {
+			m.t.Error(err)
+		}
+	})
+	container := &criv1.ContainerConfig{
+		Metadata: &criv1.ContainerMetadata{Name: "main"}, Image: &criv1.ImageSpec{Image: image},
+		Labels: map[string]string{"io.kubernetes.container.name": "main"},
+		Linux:  &criv1.LinuxContainerConfig{SecurityContext: &criv1.LinuxContainerSecurityContext{Privileged: privileged, NamespaceOptions: options}},
+	}
+	for k, v := range labels {
+		container.Labels[k] = v
+	}
+	created, err := client.CreateContainer(ctx, &criv1.CreateContainerRequest{PodSandboxId: ran.GetPodSandboxId(), Config: container, SandboxConfig: sandbox})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if _, err := client.StartContainer(ctx, &criv1.StartContainerRequest{ContainerId: created.GetContainerId()}); err != nil {
+		m.t.Fatal(err)
+	}
+	return created.GetContainerId()
+}
+
+// removeCgroups takes away the empty parents that runc leaves.
+func (m *machine) removeCgroups() {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/keelson-wl-%d/kubepods/pod*", "/sys/fs/cgroup/*/keelson-wl-%d/kubepods", "/sys/fs/cgroup/*/keelson-wl-%d",
+		"/sys/fs/cgroup/keelson-wl-%d/kubepods/pod*", "/sys/fs/cgroup/keelson-wl-%d/kubepods", "/sys/fs/cgroup/keelson-wl-%d"} {
+		dirs, err := filepath.Glob(fmt.Sprintf(pattern, os.Getpid()))
+		if err != nil {
+			m.t.Error(err)
+		}
+		for _, dir := range dirs {
+			_ = os.Remove(dir) // not empty while another pod of the test runs
+		}
+	}
+}
+
+func (m *machine) runPrivileged(ctx context.Context, number int) string {
+	return m.start(ctx, number, "admin", "admin-uid", m.signed.Config.String(), true) // pulled by the first case
+}
+
+func (m *machine) runImported(ctx context.Context, number int) string {
+	return m.start(ctx, number, "batch", "batch-uid", m.imported.config, false)
+}
+
+// importImage imports the OCI layout, so that the runtime has an image that it never pulled.
+func (m *machine) importImage(ctx context.Context, t *testing.T, number int) {
+	t.Helper()
+	ctr := filepath.Join(os.Getenv("KEELSON_PARTS_BIN"), "ctr")
+	if _, err := os.Stat(ctr); err != nil {
+		if ctr, err = exec.LookPath("ctr"); err != nil {
+			t.Skip("needs containerd's ctr, on PATH or in the folder that KEELSON_PARTS_BIN names, to import an image")
+		}
+	}
+	archive := filepath.Join(m.dir, "imported.tar")
+	if err := writeTar(archive, m.layout); err != nil {
+		m.t.Fatal(err)
+	}
+	importing := exec.CommandContext(ctx, ctr, "--address", m.nodes[number].Socket, "--namespace", "k8s.io", "images", "import", "--no-unpack", "--index-name", "registry.example/keelson/layout:v1", archive)
+	if out, err := importing.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v\n%s", err, out)
+	} else {
+		m.t.Logf("%s", out)
+	}
+}
+
+func writeTar(path, dir string) (err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := tar.NewWriter(f)
+	defer func() { err = errors.Join(err, w.Close()) }()
+	return fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(filepath.Join(dir, path))
+		if err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, Mode: 0o644, Size: int64(len(content))}); err != nil {
+			return err
+		}
+		_, err = w.Write(content)
+		return err
+	})
+}
