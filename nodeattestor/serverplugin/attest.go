@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
@@ -143,7 +144,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if claims.TagSerial > math.MaxInt64 {
 		return a.refuse(nodeclaim.Refuse("tag.serial", "the tag's serial is above 2^63-1"))
 	}
-	entry := a.entry(verdict.OutcomeTrusted)
+	entry := a.entry(audit.Trusted)
 	entry.Reference = claims.Reference
 	if err := a.audit.Append(entry); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
@@ -170,16 +171,16 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 func (a *attempt) refuse(err error) error {
 	refusals := nodeclaim.AsRefusals(err)
 	proved := len(refusals) > 0 && a.pending != nil && a.pending.Proved()
-	outcome, code := verdict.OutcomeInconclusive, codes.Unavailable
+	outcome, code := audit.Inconclusive, codes.Unavailable
 	switch {
 	case proved:
-		outcome, code = verdict.OutcomeUntrusted, codes.PermissionDenied
+		outcome, code = audit.Untrusted, codes.PermissionDenied
 	case len(refusals) > 0:
-		outcome, code = verdict.OutcomeUnproved, codes.PermissionDenied
+		outcome, code = audit.Unproved, codes.PermissionDenied
 	case errors.As(err, new(malformed)):
-		outcome, code = verdict.OutcomeUnproved, codes.InvalidArgument
+		outcome, code = audit.Unproved, codes.InvalidArgument
 		if a.pending != nil && a.pending.Proved() {
-			outcome = verdict.OutcomeInconclusive
+			outcome = audit.Inconclusive
 		}
 	}
 	entry := a.entry(outcome)
@@ -212,8 +213,8 @@ func checks(refusals nodeclaim.Refusals) string {
 	return strings.Join(names, ", ")
 }
 
-func (a *attempt) entry(outcome verdict.Outcome) verdict.Entry {
-	e := verdict.Entry{Time: a.now().UTC(), Outcome: outcome}
+func (a *attempt) entry(outcome audit.Outcome) audit.Entry {
+	e := audit.Entry{Time: a.now().UTC(), Outcome: outcome}
 	if a.pending != nil {
 		e.EKHash, e.Node, e.EvidenceDigest = a.pending.EK().String(), a.pending.Node(), a.pending.EvidenceDigest()
 		e.AgentID = a.agentID()

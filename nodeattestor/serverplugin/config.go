@@ -37,6 +37,7 @@ type hclConfig struct {
 	Tag             *hclTag          `hcl:"tag"`
 	PCRSelectors    map[string][]int `hcl:"pcr_selectors"`
 	AuditLog        string           `hcl:"audit_log"`
+	AuditMaxSize    int64            `hcl:"audit_max_bytes"`
 	StateDir        string           `hcl:"state_dir"`
 	Kubernetes      *hclKubernetes   `hcl:"kubernetes"`
 	VerdictValidFor string           `hcl:"verdict_valid_for"`
@@ -64,6 +65,7 @@ type config struct {
 	policy       *verify.Policy
 	pcrSelectors []nodeclaim.Selection
 	auditLog     string
+	auditMaxSize int64
 	stateDir     string
 	kube         *rest.Config // nil when no verdicts are written
 	validFor     time.Duration
@@ -89,7 +91,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
-	c := &config{policy: &verify.Policy{}, auditLog: raw.AuditLog, stateDir: raw.StateDir}
+	c := &config{policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, stateDir: raw.StateDir}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
 		b.problems.Add("trust_domain", "%v", err)
@@ -134,6 +136,9 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	}
 	if raw.MaxEventLog < 0 {
 		b.problems.Add("max_event_log_bytes", "%d is negative", raw.MaxEventLog)
+	}
+	if raw.AuditMaxSize < 0 {
+		b.problems.Add("audit_max_bytes", "%d is negative", raw.AuditMaxSize)
 	}
 	if raw.AuditLog == "" {
 		b.problems.Add("audit_log", "missing; name the file that every decision is appended to")

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 )
@@ -43,7 +44,7 @@ var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
 // running is a configuration in force with what it opened.
 type running struct {
 	*config
-	audit *verdict.Audit
+	audit *audit.File
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
 	slots chan struct{}  // one per attestation under way
@@ -72,24 +73,27 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if p.run != nil && p.run.queue != nil {
 		p.run.queue.Close() // two queues must not share the state directory
 	}
-	next, err := open(c, p.log)
-	if err != nil {
-		p.run = nil
-		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
-	}
-	if p.run != nil {
+	next, err := open(c, p.run, p.log)
+	if p.run != nil && (err != nil || next.audit != p.run.audit) {
 		if err := p.run.audit.Close(); err != nil {
-			p.log.Warn("audit file not closed", "error", err)
+			p.log.Warn("audit log not closed", "error", err)
 		}
 	}
 	p.run = next
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+	}
 	return &configv1.ConfigureResponse{}, nil
 }
 
-func open(c *config, log hclog.Logger) (*running, error) {
+// open opens what a configuration names. An audit log that is open already goes on, for
+// it has one writer and attestations under way still need it.
+func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	r := &running{config: c, slots: make(chan struct{}, c.maxParallel)}
 	var err error
-	if r.audit, err = verdict.OpenAudit(c.auditLog); err != nil {
+	if old != nil && old.auditLog == c.auditLog {
+		r.audit = old.audit
+	} else if r.audit, err = audit.Open(c.auditLog, c.auditMaxSize, time.Now()); err != nil {
 		return nil, err
 	}
 	if c.kube == nil {
@@ -98,10 +102,13 @@ func open(c *config, log hclog.Logger) (*running, error) {
 	if r.store, err = verdict.NewStore(c.kube); err == nil {
 		r.queue, err = verdict.StartQueue(r.store, filepath.Join(c.stateDir, "pending-verdicts.json"), log, time.Now)
 	}
-	if err != nil {
-		return nil, errors.Join(err, r.audit.Close())
+	if err == nil {
+		return r, nil
 	}
-	return r, nil
+	if old == nil || r.audit != old.audit {
+		err = errors.Join(err, r.audit.Close())
+	}
+	return nil, err
 }
 
 // Close stops writing verdicts; what is pending stays in the state directory.

@@ -1,10 +1,9 @@
-// Package verdict carries proved results of node attestation out of the SPIRE server:
-// to an append-only audit file, and to the Kubernetes API as NodeTrust objects that
-// policy-sync acts on.
+// Package verdict carries proved results of node attestation from the SPIRE server to
+// the Kubernetes API, as NodeTrust objects that policy-sync acts on.
 //
 // It judges nothing. What reaches Submit was proved by the node's own EK, AK and a
-// fresh quote; evidence that proved nothing goes to the audit file alone, so that a
-// stranger's failing attempts can never lower a node's verdict.
+// fresh quote; evidence that proved nothing goes to the audit log alone (package audit),
+// so that a stranger's failing attempts can never lower a node's verdict.
 package verdict
 
 import (

@@ -2,7 +2,6 @@ package verdict_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -285,53 +284,5 @@ func TestABrokenQueueFileIsAnErrorAndNotAnEmptyQueue(t *testing.T) {
 	}
 	if _, err := verdict.StartQueue(&writer{}, path, hclog.NewNullLogger(), clock); err == nil || !strings.Contains(err.Error(), path) {
 		t.Fatalf("got %v, want an error that names the file", err)
-	}
-}
-
-func TestAuditLinesAreAppendedWholeAndInOrder(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	var want []verdict.Entry
-	for i := range 3 { // each time a new process would open it
-		a, err := verdict.OpenAudit(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := verdict.Entry{Time: start.Add(time.Duration(i) * time.Second), Outcome: verdict.OutcomeUnproved,
-			Refusals: []nodeclaim.Refusal{{Check: "ek.chain", Reason: "line one\nline two"}}}
-		if err := errors.Join(a.Append(e), a.Close()); err != nil {
-			t.Fatal(err)
-		}
-		want = append(want, e)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []verdict.Entry
-	for line := range strings.Lines(string(data)) {
-		var e verdict.Entry
-		if err := json.Unmarshal([]byte(line), &e); err != nil {
-			t.Fatalf("line %q: %v", line, err)
-		}
-		got = append(got, e)
-	}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Error(d)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v, %v; only the owner may read the audit file", info.Mode(), err)
-	}
-}
-
-func TestAnAuditFileThatCannotBeWrittenSaysSo(t *testing.T) {
-	a, err := verdict.OpenAudit(filepath.Join(t.TempDir(), "audit.jsonl"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Append(verdict.Entry{}); err == nil {
-		t.Error("a line on a closed file was taken for written")
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/keelson-project/keelson/nodeattestor/verdict"
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
@@ -60,7 +60,7 @@ func noNodeTrust(t testing.TB, name string) {
 }
 
 // refused asserts a refusal by a check (or one whose id begins so), with its audit line, and returns that line.
-func refused(t testing.TB, s *server, err error, outcome verdict.Outcome, checkID string) verdict.Entry {
+func refused(t testing.TB, s *server, err error, outcome audit.Outcome, checkID string) audit.Entry {
 	t.Helper()
 	if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), checkID) {
 		t.Fatalf("got error %v, want PermissionDenied by %s", err, checkID)
@@ -117,7 +117,7 @@ func TestATamperedCommandLineIsProvedBadAndNamed(t *testing.T) {
 	newNode(t, "evil-1")
 	s := newServer(t, serverOptions{ca: ca, reference: golden.capture(t, "good"), inventory: map[string][]string{"evil-1": evil.ekHex}})
 	_, err := attest(t, evil, s, nil)
-	refused(t, s, err, verdict.OutcomeUntrusted, "kernel.cmdline")
+	refused(t, s, err, audit.Untrusted, "kernel.cmdline")
 	nt := nodeTrust(t, "evil-1", untrusted)
 	if !strings.Contains(nt.Reasons[0].Reason, "kernel command line is") {
 		t.Errorf("the first reason is %q; want the kernel command line in a person's words", nt.Reasons[0].Reason)
@@ -138,7 +138,7 @@ func TestLiveTamperingLowersTheVerdictAtTheNextAttestation(t *testing.T) {
 	entry := tpmtest.IMAEntry("/usr/bin/backdoor", []byte("evil"))
 	m.measure(t, entry)
 	_, err = attest(t, m, s, nil)
-	refused(t, s, err, verdict.OutcomeUntrusted, "ima.file")
+	refused(t, s, err, audit.Untrusted, "ima.file")
 	nt := nodeTrust(t, "live-1", untrusted)
 	if !strings.Contains(nt.Reasons[0].Reason, "/usr/bin/backdoor") {
 		t.Errorf("reason %q does not name the file", nt.Reasons[0].Reason)

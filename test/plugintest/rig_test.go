@@ -27,6 +27,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/agentplugin"
 	"github.com/keelson-project/keelson/nodeattestor/ak"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
@@ -34,7 +35,6 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/nodeattestor/serverplugin"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
-	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
@@ -258,11 +258,11 @@ func (s *server) configure(t *testing.T, o serverOptions) error {
 }
 
 // audit is the audit file's lines.
-func (s *server) audit(t testing.TB) []verdict.Entry {
+func (s *server) audit(t testing.TB) []audit.Entry {
 	t.Helper()
-	var out []verdict.Entry
+	var out []audit.Entry
 	for line := range strings.Lines(string(must2(os.ReadFile(s.file("audit.jsonl")))(t))) {
-		var e verdict.Entry
+		var e audit.Entry
 		check(t, json.Unmarshal([]byte(line), &e))
 		out = append(out, e)
 	}

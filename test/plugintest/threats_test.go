@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
-	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
@@ -85,7 +85,7 @@ func TestThreat01_AnothersEKCertificateWithOwnKey(t *testing.T) {
 					p.EKPublic = must2(f.other.dev.Endorsement(t.Context()))(t).Public
 					p.EKCertificates = e.Certs
 				}))
-				refused(t, f.s, err, verdict.OutcomeUnproved, "ek.")
+				refused(t, f.s, err, audit.Unproved, "ek.")
 				// Without the attacker's key beside it, the challenge is for the victim's TPM alone.
 				_, err = attest(t, f.other, f.s, inPayload(t, func(p *evidence.Payload) { p.EKPublic, p.EKCertificates = nil, e.Certs }))
 				if err == nil || !strings.Contains(err.Error(), "activate credential") {
@@ -109,7 +109,7 @@ func TestThreat02_OnlyWhatWasSignedIsParsed(t *testing.T) {
 	for name, change := range changes {
 		t.Run(name, func(t *testing.T) {
 			_, err := attest(t, f.other, f.s, inResponse(t, change))
-			refused(t, f.s, err, verdict.OutcomeUnproved, "quote.")
+			refused(t, f.s, err, audit.Unproved, "quote.")
 		})
 	}
 	f.untouched(t, before)
@@ -119,9 +119,9 @@ func TestThreat03_FewerPCRsThanAskedFor(t *testing.T) {
 	f := newFleet(t, "threat03")
 	before := nodeTrust(t, f.name, trusted)
 	_, err := attest(t, f.other, f.s, inResponse(t, func(r *evidence.Response) { r.Quotes[0].Values = r.Quotes[0].Values[:14] }))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "quote.values")
+	refused(t, f.s, err, audit.Unproved, "quote.values")
 	_, err = attest(t, f.other, f.s, inResponse(t, func(r *evidence.Response) { r.Quotes = append(r.Quotes, r.Quotes[0]) }))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "quote.count")
+	refused(t, f.s, err, audit.Unproved, "quote.count")
 	f.untouched(t, before)
 }
 
@@ -131,14 +131,14 @@ func TestThreat04_ValuesThatNoQuoteCovers(t *testing.T) {
 	_, err := attest(t, f.other, f.s, inResponse(t, func(r *evidence.Response) {
 		r.Quotes[0].Values[4], r.Quotes[0].Values[5] = r.Quotes[0].Values[5], r.Quotes[0].Values[4]
 	}))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "quote.composite")
+	refused(t, f.s, err, audit.Unproved, "quote.composite")
 	_, err = attest(t, f.other, f.s, inResponse(t, func(r *evidence.Response) {
 		r.Quotes[0].Bank = 0x0004 // sha1
 		for i := range r.Quotes[0].Values {
 			r.Quotes[0].Values[i] = r.Quotes[0].Values[i][:20]
 		}
 	}))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "quote.values")
+	refused(t, f.s, err, audit.Unproved, "quote.values")
 	f.untouched(t, before)
 }
 
@@ -148,7 +148,7 @@ func TestThreat05_AKThatIsNoAttestationKey(t *testing.T) {
 	public, _, err := tpmtest.UnrestrictedSign(f.other.tpm, []byte("anything"))
 	check(t, err)
 	_, err = attest(t, f.other, f.s, inPayload(t, func(p *evidence.Payload) { p.AKPublic = public }))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "ak.restricted")
+	refused(t, f.s, err, audit.Unproved, "ak.restricted")
 	soft := must2(tpmtest.NewSoftAK())(t)
 	_, err = attest(t, f.other, f.s, inPayload(t, func(p *evidence.Payload) { p.AKPublic = soft.Public() }))
 	if err == nil || !strings.Contains(err.Error(), "activate credential") {
@@ -173,12 +173,12 @@ func TestThreat06_AnOldAnswerToANewChallenge(t *testing.T) {
 		}
 		return msg
 	})
-	refused(t, f.s, err, verdict.OutcomeUnproved, "activation.secret")
+	refused(t, f.s, err, audit.Unproved, "activation.secret")
 	_, err = attest(t, f.victim, f.s, inResponse(t, func(r *evidence.Response) {
 		old := must2(evidence.ParseResponse(recorded))(t)
 		r.Quotes = old.Quotes // a fresh secret, but an old quote
 	}))
-	refused(t, f.s, err, verdict.OutcomeUnproved, "quote.nonce")
+	refused(t, f.s, err, audit.Unproved, "quote.nonce")
 	if after := nodeTrust(t, f.name, trusted); after.AttestedAt != before.AttestedAt {
 		t.Error("a replay changed the verdict")
 	}
@@ -189,7 +189,7 @@ func TestThreat08_ForgedEventsInTheLog(t *testing.T) {
 	log := f.other.read(t, "binary_bios_measurements")
 	check(t, os.WriteFile(f.other.file("binary_bios_measurements"), append(bytes.Clone(log), log[len(log)-64:]...), 0o600))
 	_, err := attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUntrusted, "eventlog.")
+	refused(t, f.s, err, audit.Untrusted, "eventlog.")
 	nodeTrust(t, f.namedToo, untrusted)
 	nodeTrust(t, f.name, trusted)
 }
@@ -201,10 +201,10 @@ func TestThreat11_TheTailOfTheIMALogIsDropped(t *testing.T) {
 	clean := f.victim.read(t, "binary_runtime_measurements")
 	check(t, os.WriteFile(f.other.file("binary_runtime_measurements"), log[:len(clean)], 0o600))
 	_, err := attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUntrusted, "ima.pcr")
+	refused(t, f.s, err, audit.Untrusted, "ima.pcr")
 	check(t, os.WriteFile(f.other.file("binary_runtime_measurements"), log, 0o600))
 	_, err = attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUntrusted, "ima.file")
+	refused(t, f.s, err, audit.Untrusted, "ima.file")
 }
 
 func TestThreat20_AnotherMachineUnderAKnownNodesName(t *testing.T) {
@@ -213,12 +213,12 @@ func TestThreat20_AnotherMachineUnderAKnownNodesName(t *testing.T) {
 	// An inventory edited so that the attacker's EK stands under the victim's name.
 	check(t, f.s.configure(t, serverOptions{ca: f.ca, reference: f.victim.capture(t, "good"), inventory: map[string][]string{f.name: f.other.ekHex}}))
 	_, err := attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUnproved, "node.binding")
+	refused(t, f.s, err, audit.Unproved, "node.binding")
 	f.untouched(t, before)
 	// And evidence that the victim's name must not suffer from.
 	f.other.measure(t, tpmtest.IMAEntry("/usr/bin/backdoor", []byte("evil")))
 	_, err = attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUnproved, "node.binding")
+	refused(t, f.s, err, audit.Unproved, "node.binding")
 	f.untouched(t, before)
 }
 
@@ -226,7 +226,7 @@ func TestThreat20_AnEKThatTheInventoryDoesNotKnow(t *testing.T) {
 	f := newFleet(t, "threat20b")
 	check(t, f.s.configure(t, serverOptions{ca: f.ca, reference: f.victim.capture(t, "good"), inventory: map[string][]string{f.name: f.victim.ekHex}}))
 	_, err := attest(t, f.other, f.s, nil)
-	refused(t, f.s, err, verdict.OutcomeUnproved, "node.unbound")
+	refused(t, f.s, err, audit.Unproved, "node.unbound")
 	noNodeTrust(t, f.namedToo)
 }
 
@@ -262,7 +262,7 @@ func TestThreat21_TagsForgedOrCopied(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.provision()
 			_, err := attest(t, m, s, nil)
-			refused(t, s, err, verdict.OutcomeUntrusted, tc.check)
+			refused(t, s, err, audit.Untrusted, tc.check)
 			if nt := nodeTrust(t, "threat21", untrusted); nt.Tags["country"] == "FR" {
 				t.Error("a forged tag reached the NodeTrust")
 			}
@@ -270,7 +270,7 @@ func TestThreat21_TagsForgedOrCopied(t *testing.T) {
 	}
 	t.Run("no tag where one is required", func(t *testing.T) {
 		_, err := attest(t, m, s, inPayload(t, func(p *evidence.Payload) { p.HasTag = false }))
-		refused(t, s, err, verdict.OutcomeUnproved, "payload.tag")
+		refused(t, s, err, audit.Unproved, "payload.tag")
 	})
 	if assettag.DefaultIndex == 0 {
 		t.Error("the tag's index is not configured")
@@ -288,7 +288,7 @@ func TestThreat22_NothingProvedMeansNothingOpens(t *testing.T) {
 		expired := append([]byte("notAfter: 2020-01-01T00:00:00Z\n"), good...)
 		check(t, s.configure(t, serverOptions{ca: ca, reference: expired, inventory: inv}))
 		_, err := attest(t, m, s, nil)
-		refused(t, s, err, verdict.OutcomeUntrusted, "reference.expired")
+		refused(t, s, err, audit.Untrusted, "reference.expired")
 	})
 	t.Run("a reference set that cannot be parsed is refused at start", func(t *testing.T) {
 		err := s.configure(t, serverOptions{ca: ca, reference: []byte("name: good\nboot: [1,"), inventory: inv})
@@ -303,7 +303,7 @@ func TestThreat22_NothingProvedMeansNothingOpens(t *testing.T) {
 	})
 	t.Run("a configuration that was refused leaves the last one in force", func(t *testing.T) {
 		_, err := attest(t, m, s, nil)
-		refused(t, s, err, verdict.OutcomeUntrusted, "reference.expired")
+		refused(t, s, err, audit.Untrusted, "reference.expired")
 	})
 	if nt := nodeTrust(t, "threat22", untrusted); nt.Reference != "" {
 		t.Errorf("an untrusted node names reference %q", nt.Reference)

@@ -1,0 +1,232 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is an audit log on disk. Its methods may be called at once. It is locked: two
+// servers write two logs, for one chain has one writer.
+type File struct {
+	path    string
+	maxSize int64
+
+	mu     sync.Mutex
+	file   *os.File
+	size   int64
+	head   Head
+	broken error // why nothing can be appended until the log is opened anew
+}
+
+// DefaultMaxSize is when a log is rotated, in bytes.
+const DefaultMaxSize = 64 << 20
+
+// rotatedName is the name of the n-th rotated file: numbers sort as they were written.
+func rotatedName(path string, lastSeq uint64) string { return fmt.Sprintf("%s.%020d", path, lastSeq) }
+
+// Files lists the files of a log, oldest first, for Verify.
+func Files(path string) ([]string, error) {
+	rotated, err := filepath.Glob(path + "." + "[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]")
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	slices.Sort(rotated)
+	return append(rotated, path), nil
+}
+
+// Open opens or creates the log at path, readable by its owner alone, and goes on where
+// its chain stands. A line that a crash left unfinished was never acknowledged: it is
+// removed, and an entry says so. A last line that is no audit entry is an error, for the
+// log was tampered with or is not ours. maxSize 0 means DefaultMaxSize.
+func Open(path string, maxSize int64, now time.Time) (*File, error) {
+	if maxSize <= 0 {
+		maxSize = DefaultMaxSize
+	}
+	f := &File{path: path, maxSize: maxSize}
+	if err := f.open(); err != nil {
+		return nil, err
+	}
+	torn, err := f.resume()
+	if err == nil && torn > 0 {
+		err = f.Append(Entry{Time: now.UTC(), Outcome: Recovered, Error: fmt.Sprintf("%d bytes of an unfinished line were removed", torn)})
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.file.Close())
+	}
+	return f, nil
+}
+
+func (f *File) open() error {
+	file, err := os.OpenFile(f.path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	info, err := file.Stat()
+	if err == nil && info.Mode()&fs.ModeType != 0 {
+		err = errors.New("is not a regular file")
+	}
+	if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil { //nolint:gosec // a descriptor fits an int.
+		err = errors.New("another process has it open; give each server a log of its own")
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("audit: %s: %w", f.path, err), file.Close())
+	}
+	f.file, f.size = file, info.Size()
+	return nil
+}
+
+// resume finds the head from the last whole line, here or in the newest rotated file, and
+// removes what stands after it; torn is how many bytes that were.
+func (f *File) resume() (torn int64, err error) {
+	last, end, err := lastLine(f.file, f.size)
+	if err != nil {
+		return 0, fmt.Errorf("audit: %s: %w", f.path, err)
+	}
+	if torn = f.size - end; torn > 0 {
+		if err := f.file.Truncate(end); err != nil {
+			return 0, fmt.Errorf("audit: %s: %w", f.path, err)
+		}
+		f.size = end
+	}
+	if last == nil {
+		f.head, err = f.rotatedHead()
+		return torn, err
+	}
+	f.head, err = headOf(last)
+	if err != nil {
+		return 0, fmt.Errorf("audit: %s: the last line is no audit entry (%w); move the file away to start a new log, and find out who wrote to it", f.path, err)
+	}
+	return torn, nil
+}
+
+func headOf(line []byte) (Head, error) {
+	var e Entry
+	if err := json.Unmarshal(line, &e); err != nil {
+		return Head{}, err
+	}
+	if e.Seq == 0 {
+		return Head{}, errors.New("it has no number")
+	}
+	return Head{Seq: e.Seq, Hash: hashOf(line)}, nil
+}
+
+// rotatedHead is the head of the newest rotated file; Start when there is none.
+func (f *File) rotatedHead() (Head, error) {
+	files, err := Files(f.path)
+	if err != nil || len(files) == 1 {
+		return Start(), err
+	}
+	newest, err := os.Open(files[len(files)-2])
+	if err != nil {
+		return Head{}, fmt.Errorf("audit: %w", err)
+	}
+	info, err := newest.Stat()
+	if err != nil {
+		return Head{}, errors.Join(fmt.Errorf("audit: %w", err), newest.Close())
+	}
+	line, _, err := lastLine(newest, info.Size())
+	if err = errors.Join(err, newest.Close()); err != nil {
+		return Head{}, fmt.Errorf("audit: %s: %w", newest.Name(), err)
+	}
+	return headOf(line)
+}
+
+// lastLine returns the last whole line without its line feed, nil when there is none, and
+// where it ends.
+func lastLine(r io.ReaderAt, size int64) (line []byte, end int64, err error) {
+	start := max(0, size-2*MaxLine)
+	tail := make([]byte, size-start)
+	if _, err := r.ReadAt(tail, start); err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, err
+	}
+	last := bytes.LastIndexByte(tail, '\n')
+	if last < 0 {
+		if start > 0 {
+			return nil, 0, fmt.Errorf("no line within the last %d bytes: not an audit log", 2*MaxLine)
+		}
+		return nil, 0, nil
+	}
+	first := bytes.LastIndexByte(tail[:last], '\n') + 1
+	return tail[first:last], start + int64(last) + 1, nil
+}
+
+// Append writes one entry and waits until the disk has it. An error means that the entry
+// is not on record: the caller must then grant nothing on its strength. What a failed write
+// left behind is removed, so that the next one finds a whole chain.
+func (f *File) Append(e Entry) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.broken != nil {
+		return f.broken
+	}
+	if f.size >= f.maxSize {
+		if err := f.rotate(); err != nil {
+			return err
+		}
+	}
+	line, head, err := f.head.next(e)
+	if err != nil {
+		return err
+	}
+	if _, err := f.file.WriteAt(line, f.size); err != nil {
+		return f.undo(err)
+	}
+	if err := f.file.Sync(); err != nil {
+		return f.undo(err)
+	}
+	f.size += int64(len(line))
+	f.head = head
+	return nil
+}
+
+// undo removes a line that may be on disk in part.
+func (f *File) undo(cause error) error {
+	err := fmt.Errorf("audit: %s: %w", f.path, cause)
+	if t := f.file.Truncate(f.size); t != nil {
+		f.broken = errors.Join(err, fmt.Errorf("audit: %s: the unfinished line could not be removed: %w", f.path, t))
+		return f.broken
+	}
+	return err
+}
+
+// rotate renames the full file and begins a new one, whose chain goes on from it.
+func (f *File) rotate() error {
+	old := f.file
+	if err := os.Rename(f.path, rotatedName(f.path, f.head.Seq)); err != nil {
+		return fmt.Errorf("audit: rotate: %w", err)
+	}
+	if err := f.open(); err != nil {
+		f.broken = err
+		return err
+	}
+	if err := old.Close(); err != nil {
+		return fmt.Errorf("audit: rotate: %w", err)
+	}
+	return nil
+}
+
+// Head is where the chain stands, to be noted elsewhere.
+func (f *File) Head() Head {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.head
+}
+
+// Close closes the log.
+func (f *File) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = fmt.Errorf("audit: %s: closed", f.path)
+	return f.file.Close()
+}
