@@ -2,6 +2,9 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +40,7 @@ func TestTheWholeLoop(t *testing.T) {
 		{"nodes that never proved themselves are tainted", stepUnknown},
 		{"a trusted verdict labels the node and lifts the taint", stepTrusted},
 		{"policies become objects, entries and labels", stepPolicies},
+		{"the command line explains and has nothing to plan", stepExplain},
 		{"a steady state writes nothing, also after a kill and a restart", stepSteady},
 		{"TestThreat17_AForgedPodLabelIsRemoved", stepForgedLabel},
 		{"what others change in our objects is put back", stepDrift},
@@ -121,6 +125,45 @@ func stepPolicies(t *testing.T, w *world) {
 			t.Errorf("no SPIRE entry for %s; entries %v", want, ids)
 		}
 	}
+}
+
+// keelson runs the command line against the world.
+func (w *world) keelson(args ...string) string {
+	w.t.Helper()
+	binary := filepath.Join(w.dir, "keelson")
+	if _, err := os.Stat(binary); err != nil {
+		if out, err := exec.CommandContext(w.t.Context(), "go", "build", "-o", binary, "../keelson").CombinedOutput(); err != nil {
+			w.t.Fatalf("go build: %v\n%s", err, out)
+		}
+	}
+	out, err := exec.CommandContext(w.t.Context(), binary, append(args, "--config", w.config)...).CombinedOutput()
+	if err != nil {
+		w.t.Fatalf("keelson %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+func stepExplain(t *testing.T, w *world) {
+	w.settled()
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"plan"}, []string{"nothing to do"}},
+		{[]string{"plan", "-o", "json"}, []string{`"operations": []`}},
+		{[]string{"explain", "node", "fra-1"}, []string{"node fra-1 is trusted", "country=DE", "trusted label now     yes", "untrusted taint now   no", "pod payments/api-fra: attested"}},
+		{[]string{"explain", "pod", "payments/api-par"}, []string{"pod payments/api-par is not attested", "country=FR", "policy api: not met", "spiffe://keelson.test/ns/payments/sa/api"}},
+		{[]string{"explain", "pod", "payments/api-fra"}, []string{"pod payments/api-fra is attested", "may be called by attested pods of shop/frontend on nodes with country in (DE, FR), TCP ports [8443], HTTP [POST] [/charge]"}},
+		{[]string{"explain", "pod", "payments/api-fra", "-o", "json"}, []string{`"attested": true`, `"policy": "api"`}},
+	} {
+		got := w.keelson(tc.args...)
+		for _, want := range tc.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("keelson %v: no %q in\n%s", tc.args, want, got)
+			}
+		}
+	}
+	t.Logf("%s%s", w.keelson("explain", "node", "fra-1"), w.keelson("explain", "pod", "payments/api-par"))
 }
 
 // settled waits until a second has passed in which nothing was written.
