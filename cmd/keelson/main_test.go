@@ -1,0 +1,165 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
+	"github.com/keelson-project/keelson/test/tpmtest"
+)
+
+// TestMain makes the real main a command of the scripts.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"keelson": main})
+}
+
+// boots is the folder of the measured boots.
+func boots(t testing.TB) string {
+	t.Helper()
+	dir, err := filepath.Abs("../../test/vectors/measured-boots")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("BOOTS", boots(t))
+			e.Setenv("NONCE", "fixed-test-nonce-0001")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exit":    exitCode,
+			"copydir": copyDir,
+			"cut":     cutFile,
+		},
+		RequireExplicitExec: true,
+	})
+}
+
+// exitCode is "exit CODE args...": keelson must end with that code. Scripts alone tell only failure.
+func exitCode(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: exit CODE args...")
+	}
+	var out, errs bytes.Buffer
+	for i := range args {
+		if strings.HasPrefix(args[i], "@") { // a file of the script's folder
+			args[i] = ts.MkAbs(args[i][1:])
+		}
+	}
+	code := run(args[1:], &out, &errs)
+	if _, err := ts.Stdout().Write(out.Bytes()); err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if _, err := ts.Stderr().Write(errs.Bytes()); err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if want := args[0]; want != string(rune('0'+code)) {
+		ts.Fatalf("keelson %q: exit %d, want %s\n%s", args[1:], code, want, errs.String())
+	}
+}
+
+// copyDir is "copydir FROM TO": a copy of all files in a folder.
+func copyDir(ts *testscript.TestScript, _ bool, args []string) {
+	if err := os.CopyFS(ts.MkAbs(args[1]), os.DirFS(args[0])); err != nil {
+		ts.Fatalf("%v", err)
+	}
+}
+
+// cutFile is "cut FILE BYTES": takes that many bytes off the end of a file.
+func cutFile(ts *testscript.TestScript, _ bool, args []string) {
+	name := ts.MkAbs(args[0])
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	data, err := os.ReadFile(name)
+	ts.Check(err)
+	ts.Check(os.WriteFile(name, data[:len(data)-n], 0o600))
+}
+
+// holdsTag is "holdstag FILE": the TPM's index holds the digest of the file.
+func holdsTag(ts *testscript.TestScript, neg bool, args []string) {
+	signed, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	dev, err := tpmdev.Open(ts.Getenv("TPM"))
+	ts.Check(err)
+	got, err := dev.ReadTag(context.Background(), assettag.DefaultIndex)
+	ts.Check(errors.Join(err, dev.Close()))
+	want := assettag.Digest(signed)
+	if bytes.Equal(got, want[:]) == neg {
+		ts.Fatalf("the TPM holds %x, the document's digest is %x", got, want)
+	}
+}
+
+func TestTagScripts(t *testing.T) {
+	tpm := tpmtest.Start(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/tag",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("TPM", tpm)
+			return nil
+		},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "holdstag": holdsTag},
+		RequireExplicitExec: true,
+	})
+}
+
+// report as programs read it.
+type readReport struct {
+	Verdict   string
+	Reference *string
+	Refusals  []struct{ Check, Reason string }
+	Facts     map[string]any
+	PCRs      map[string]map[string]string
+}
+
+func verifyJSON(t *testing.T, code int, args ...string) readReport {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if got := run(append([]string{"evidence", "verify", "--nonce", "fixed-test-nonce-0001", "-o", "json"}, args...), &out, &errs); got != code {
+		t.Fatalf("exit %d, want %d: %s", got, code, errs.String())
+	}
+	dec := json.NewDecoder(&out)
+	dec.DisallowUnknownFields()
+	var r readReport
+	if err := dec.Decode(&r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestJSONReportKeepsItsContract(t *testing.T) {
+	set := filepath.Join(t.TempDir(), "good.yaml")
+	if code := run([]string{"reference", "capture", "--dir", filepath.Join(boots(t), "good"), "--name", "good", "-o", set}, os.Stdout, os.Stderr); code != 0 {
+		t.Fatalf("capture: exit %d", code)
+	}
+	r := verifyJSON(t, 0, "--dir", filepath.Join(boots(t), "good"), "--reference", set)
+	if r.Verdict != "trusted" || r.Reference == nil || *r.Reference != "good" || r.Refusals == nil || len(r.Refusals) != 0 {
+		t.Errorf("accepted: %+v", r)
+	}
+	if len(r.PCRs["sha256"]) != 15 || r.PCRs["sha256"]["10"] != "7874be394e2a21c84fe00a960484aefcaa0446c1f403e23974d75710329dba06" {
+		t.Errorf("PCRs: %v", r.PCRs)
+	}
+	r = verifyJSON(t, 1, "--dir", filepath.Join(boots(t), "cmdline"), "--reference", set)
+	if r.Verdict != "untrusted" || r.Reference != nil || len(r.Refusals) != 2 || r.Refusals[0].Check != "kernel.cmdline" || r.Facts["commandLine"] == nil {
+		t.Errorf("refused: %+v", r)
+	}
+	r = verifyJSON(t, 1, "--dir", filepath.Join(boots(t), "good"))
+	if diff := cmp.Diff([]struct{ Check, Reason string }{{"reference.none", r.Refusals[0].Reason}}, r.Refusals); diff != "" || r.Facts["secureBoot"] == nil {
+		t.Errorf("without a set (-want +got):\n%s", diff)
+	}
+}
