@@ -27,6 +27,7 @@ func FactOf(b bool) Fact {
 	return No
 }
 
+// String is "true", "false" or "unproven".
 func (f Fact) String() string {
 	switch f {
 	case No:

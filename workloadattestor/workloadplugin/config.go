@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -40,6 +41,9 @@ type Config struct {
 	Registries []string `hcl:"registries"`
 	// InsecureRegistries may be asked without TLS.
 	InsecureRegistries []string `hcl:"insecure_registries"`
+	// RegistryAuthPath is a file with credentials in the form of ~/.docker/config.json; without it registries are asked
+	// anonymously.
+	RegistryAuthPath string `hcl:"registry_auth_path"`
 	// OCILayouts are directories in OCI image layout that hold images or signatures.
 	OCILayouts []string `hcl:"oci_layouts"`
 	// CacheTTL is how long a proof about an image is served without being made again; default 15m.
@@ -65,6 +69,7 @@ const (
 	defaultCRITimeout = 5 * time.Second
 	defaultProcRoot   = "/proc"
 	maxKeyFile        = 64 << 10
+	maxAuthFile       = 1 << 20
 
 	podFresh   = 30 * time.Second
 	podTimeout = 5 * time.Second
@@ -96,9 +101,14 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	if pods != nil {
 		a.pods = pod.New(pod.Config{Node: c.NodeName, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now})
 	}
+	keychain, err := c.keychain()
+	if err != nil {
+		p.Add("registry_auth_path", "%v", err)
+	}
 	checker, err := image.New(image.Config{
 		Registries:         c.Registries,
 		InsecureRegistries: c.InsecureRegistries,
+		Keychain:           keychain,
 		Layouts:            c.OCILayouts,
 		Verifiers:          c.verifiers(p),
 		Platform:           image.Platform{OS: goruntime.GOOS, Architecture: goruntime.GOARCH},
@@ -165,6 +175,18 @@ func (c Config) pods() (pod.Getter, error) {
 		return nil, err
 	}
 	return podGetter{client}, nil
+}
+
+// keychain reads the registry credentials; nil when there are none.
+func (c Config) keychain() (authn.Keychain, error) {
+	if c.RegistryAuthPath == "" {
+		return nil, nil
+	}
+	raw, err := readLimited(c.RegistryAuthPath, maxAuthFile)
+	if err != nil {
+		return nil, err
+	}
+	return image.ParseCredentials(raw)
 }
 
 func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {

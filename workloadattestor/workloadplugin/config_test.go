@@ -42,6 +42,8 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		"kubeconfig and in_cluster":         {good + "in_cluster = true\n", "not both"},
 		"in_cluster outside of a cluster":   {without1(good, "kubeconfig") + "in_cluster = true\n", "kubeconfig: unable to load in-cluster"},
 		"a registry that is none":           {good + "registries = [\"a b\"]\n", `"a b"`},
+		"credentials that are not there":    {good + "registry_auth_path = \"/nonexistent\"\n", "registry_auth_path"},
+		"credentials that are none":         {good + fmt.Sprintf("registry_auth_path = %q\n", filepath.Join(w.dir, "release.pub")), "credentials are not JSON"},
 		"a layout that is not there":        {good + "oci_layouts = [\"/nonexistent\"]\n", "/nonexistent"},
 		"a duration that is none":           {good + "cache_ttl = \"soon\"\n", "cache_ttl"},
 		"a duration that is not positive":   {good + "cri_timeout = \"0s\"\n", "cri_timeout"},
