@@ -33,7 +33,7 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 		c.anyOf("kernel.initrd", "initrd", facts.Initrd, s.boot.initrd, 4, 9, 11)
 		c.anyOf("kernel.digest", "kernel", facts.Kernel, s.boot.kernel, 4, 9, 11)
 		c.bootLoader()
-		c.inOrder("firmware.digest", "firmware measurement", facts.Firmware, s.boot.firmware, "", 0)
+		c.inOrder(sequence{check: "firmware.digest", what: "firmware measurement", have: facts.Firmware, want: s.boot.firmware, pcr: 0})
 	}
 	c.pcrs(ev)
 	c.ima(ev)
@@ -189,24 +189,31 @@ func (c *checker) bootLoader() {
 	if c.explained[4] && len(c.facts.Sections) > 0 {
 		hint = " (a unified kernel image: it holds kernel, command line and initrd, see there)"
 	}
-	c.inOrder("bootloader.digest", "boot loader image", c.facts.BootLoader, c.set.boot.bootLoader, hint, 4)
+	c.inOrder(sequence{check: "bootloader.digest", what: "boot loader image", have: c.facts.BootLoader, want: c.set.boot.bootLoader, hint: hint, pcr: 4})
 }
 
-// inOrder checks a component of which all measurements count, in order.
-func (c *checker) inOrder(check, what string, have, want []eventlog.Digest, hint string, pcr int) {
-	if len(want) == 0 || slices.Equal(have, want) {
+// sequence is a component of which all measurements count, in order.
+type sequence struct {
+	check, what string
+	have, want  []eventlog.Digest
+	hint        string // for a person, where another component explains a difference
+	pcr         int
+}
+
+func (c *checker) inOrder(q sequence) {
+	if len(q.want) == 0 || slices.Equal(q.have, q.want) {
 		return
 	}
-	pcrs := []int{pcr}
-	for i := range min(len(have), len(want)) {
-		if have[i] != want[i] {
-			c.component(check, pcrs, "%s %d of %d has digest %s, %s has %s%s", what, i+1, len(have), have[i], c, want[i], hint)
+	pcrs := []int{q.pcr}
+	for i := range min(len(q.have), len(q.want)) {
+		if q.have[i] != q.want[i] {
+			c.component(q.check, pcrs, "%s %d of %d has digest %s, %s has %s%s", q.what, i+1, len(q.have), q.have[i], c, q.want[i], q.hint)
 		}
 	}
-	if len(have) == 0 {
-		c.component(check, pcrs, "no %s is proven by the evidence, %s has %d", what, c, len(want))
-	} else if len(have) != len(want) {
-		c.component(check, pcrs, "the number of %ss is %d, %s has %d", what, len(have), c, len(want))
+	if len(q.have) == 0 {
+		c.component(q.check, pcrs, "no %s is proven by the evidence, %s has %d", q.what, c, len(q.want))
+	} else if len(q.have) != len(q.want) {
+		c.component(q.check, pcrs, "the number of %ss is %d, %s has %d", q.what, len(q.have), c, len(q.want))
 	}
 }
 
