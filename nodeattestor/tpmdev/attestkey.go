@@ -195,7 +195,7 @@ func (d *Device) release(h tpm2.TPMHandle) error {
 }
 
 func readAK(path string) (AK, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // the operator names the directory
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return AK{}, fmt.Errorf("tpmdev: attestation key: %w", err)
 	}

@@ -36,7 +36,7 @@ type port interface {
 // link sends commands over a port for the length of one operation. It implements
 // transport.TPM.
 type link struct {
-	ctx    context.Context //nolint:containedctx // transport.TPM's Send has no context; a link lives for one call.
+	ctx    context.Context // here because transport.TPM has no context; a link lives for one call
 	port   port
 	stream bool // a socket: a response may come in pieces
 }

@@ -71,7 +71,7 @@ func RSAArea(key *rsa.PublicKey, hash tpm2.TPMIAlgHash) tpm2.TPMTPublic {
 				Scheme:  tpm2.TPMAlgRSASSA,
 				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: hash}),
 			},
-			KeyBits: tpm2.TPMKeyBits(key.N.BitLen()), //nolint:gosec // test data
+			KeyBits: tpm2.TPMKeyBits(key.N.BitLen()),
 		}),
 		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: key.N.Bytes()}),
 	}
@@ -80,7 +80,7 @@ func RSAArea(key *rsa.PublicKey, hash tpm2.TPMIAlgHash) tpm2.TPMTPublic {
 // Sized is a public area as a TPM2B_PUBLIC.
 func Sized(area tpm2.TPMTPublic) []byte {
 	b := tpm2.Marshal(area)
-	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...) //nolint:gosec // test data
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...)
 }
 
 // Public is the key's TPM2B_PUBLIC.
@@ -176,6 +176,6 @@ func UnrestrictedSign(path string, msg []byte) (public, signature []byte, err er
 		return nil, nil, fmt.Errorf("tpmtest: %w", err)
 	}
 	inner := bytes.Clone(made.OutPublic.Bytes())
-	public = append(binary.BigEndian.AppendUint16(nil, uint16(len(inner))), inner...) //nolint:gosec // test data
+	public = append(binary.BigEndian.AppendUint16(nil, uint16(len(inner))), inner...)
 	return public, tpm2.Marshal(rsp.Signature), nil
 }

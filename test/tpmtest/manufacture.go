@@ -290,7 +290,7 @@ func storeNV(tpm transport.TPM, index uint32, data []byte) error {
 		Attributes: tpm2.TPMANV{
 			NT: tpm2.TPMNTOrdinary, PPWrite: true, PPRead: true, OwnerRead: true, AuthRead: true, NoDA: true, PlatformCreate: true,
 		},
-		DataSize: uint16(len(data)), //nolint:gosec // test data
+		DataSize: uint16(len(data)),
 	})}.Execute(tpm)
 	if err != nil {
 		return err
@@ -304,7 +304,7 @@ func storeNV(tpm transport.TPM, index uint32, data []byte) error {
 			AuthHandle: platform,
 			NVIndex:    tpm2.NamedHandle{Handle: handle, Name: public.NVName},
 			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: data[offset:min(offset+512, len(data))]},
-			Offset:     uint16(offset), //nolint:gosec // test data
+			Offset:     uint16(offset),
 		}.Execute(tpm)
 		if err != nil {
 			return err

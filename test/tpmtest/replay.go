@@ -2,7 +2,7 @@ package tpmtest
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // IMA's and old banks' hash
+	"crypto/sha1" // IMA and old banks use it
 	"encoding/binary"
 	"errors"
 	"fmt"
