@@ -33,7 +33,7 @@ type changed struct {
 }
 
 func testTransitions(t *testing.T, cases map[string]changed) {
-	api := admin(t)
+	api := as(t, spire)
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			o := nodeTrust(objectName(t))

@@ -13,9 +13,11 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"github.com/keelson-project/keelson/charts"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/guard"
 	"github.com/keelson-project/keelson/test/cluster"
 )
 
@@ -44,17 +46,66 @@ func run(m *testing.M) int {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}()
-	documents, err := charts.CRDs()
-	if err == nil {
-		err = c.Apply(ctx, documents...)
-	}
-	if err != nil {
+	if err := install(ctx, c); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	real = c
 	return m.Run()
 }
+
+// Users of the tests.
+const (
+	policySync = "system:serviceaccount:keelson-system:keelson-policy-sync"
+	spire      = "system:serviceaccount:spire:spire-server"
+	alice      = "alice" // an app team's: may do what she likes with namespaced objects, Nodes and Calico's objects
+)
+
+// install applies the definitions, the guards and rights, and waits until the guards are in force.
+func install(ctx context.Context, c *cluster.Cluster) error {
+	documents, err := charts.CRDs()
+	if err != nil {
+		return err
+	}
+	guards, err := guard.Objects(guard.Params{PolicySync: policySync, SPIREServers: []string{spire},
+		CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true})
+	if err != nil {
+		return err
+	}
+	for _, o := range guards {
+		document, err := yaml.Marshal(o)
+		if err != nil {
+			return err
+		}
+		documents = append(documents, document)
+	}
+	return c.Apply(ctx, append(documents, []byte(rights))...)
+}
+
+// rights are wide on purpose: what is refused below is refused by the guards and by NodeRestriction, not by RBAC.
+const rights = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: payments, labels: {trust.keelson.io/mode: enforce}}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: default, namespace: payments}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: everything}
+rules: [{apiGroups: ["*"], resources: ["*"], verbs: ["*"]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: everything}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: everything}
+subjects:
+- {kind: User, name: alice}
+- {kind: User, name: "system:serviceaccount:spire:spire-server"}
+- {kind: User, name: "system:serviceaccount:keelson-system:keelson-policy-sync"}
+`
 
 func admin(t *testing.T) client.Client {
 	t.Helper()
