@@ -62,6 +62,7 @@ func newRoot() *cobra.Command {
 		addReference,
 		addEvidence,
 		addTag,
+		addAudit,
 		addPlan,
 		addExplain,
 	} {

@@ -116,31 +116,53 @@ func (b *Broken) Error() string { return fmt.Sprintf("audit: line %d: %s", b.Lin
 // *Broken; so is an unfinished line at the end. The files of a rotation are verified one
 // after the other, each from the head of the one before.
 func Verify(r io.Reader, from Head) (Head, error) {
+	head, _, err := Find(r, from, "")
+	return head, err
+}
+
+// Find is Verify, and tells whether a line has the hash wanted (a head noted before).
+func Find(r io.Reader, from Head, wanted string) (head Head, found bool, err error) {
 	in := bufio.NewReaderSize(r, MaxLine)
-	head := from
+	head = from
 	for n := 1; ; n++ {
-		line, err := in.ReadSlice('\n')
-		switch {
-		case errors.Is(err, io.EOF) && len(line) == 0:
-			return head, nil
-		case errors.Is(err, io.EOF):
-			return head, &Broken{n, "the file ends inside this line: it was cut, or a write was interrupted"}
-		case errors.Is(err, bufio.ErrBufferFull):
-			return head, &Broken{n, fmt.Sprintf("longer than %d bytes", MaxLine)}
-		case err != nil:
-			return head, fmt.Errorf("audit: line %d: %w", n, err)
+		line, err := readLine(in, n)
+		if err != nil || line == nil {
+			return head, found, err
 		}
-		line = line[:len(line)-1]
-		var e Entry
-		if err := json.Unmarshal(line, &e); err != nil {
-			return head, &Broken{n, fmt.Sprintf("is not an audit entry: %v", err)}
+		if head, err = head.follow(line, n); err != nil {
+			return head, found, err
 		}
-		if e.Seq != head.Seq+1 {
-			return head, &Broken{n, fmt.Sprintf("has number %d, wanted %d: lines were removed, added or moved before it", e.Seq, head.Seq+1)}
-		}
-		if e.Prev != head.Hash {
-			return head, &Broken{n, fmt.Sprintf("does not follow from the line before (number %d), which was changed", head.Seq)}
-		}
-		head = Head{Seq: e.Seq, Hash: hashOf(line)}
+		found = found || head.Hash == wanted
 	}
+}
+
+// readLine reads the n-th line without its line feed; nil is the end of the file.
+func readLine(in *bufio.Reader, n int) ([]byte, error) {
+	line, err := in.ReadSlice('\n')
+	switch {
+	case errors.Is(err, io.EOF) && len(line) == 0:
+		return nil, nil
+	case errors.Is(err, io.EOF):
+		return nil, &Broken{n, "the file ends inside this line: it was cut, or a write was interrupted"}
+	case errors.Is(err, bufio.ErrBufferFull):
+		return nil, &Broken{n, fmt.Sprintf("longer than %d bytes", MaxLine)}
+	case err != nil:
+		return nil, fmt.Errorf("audit: line %d: %w", n, err)
+	}
+	return line[:len(line)-1], nil
+}
+
+// follow is the head after a line that must follow from h.
+func (h Head) follow(line []byte, n int) (Head, error) {
+	var e Entry
+	if err := json.Unmarshal(line, &e); err != nil {
+		return h, &Broken{n, fmt.Sprintf("is not an audit entry: %v", err)}
+	}
+	if e.Seq != h.Seq+1 {
+		return h, &Broken{n, fmt.Sprintf("has number %d, wanted %d: lines were removed, added or moved before it", e.Seq, h.Seq+1)}
+	}
+	if e.Prev != h.Hash {
+		return h, &Broken{n, fmt.Sprintf("does not follow from the line before (number %d), which was changed", h.Seq)}
+	}
+	return Head{Seq: e.Seq, Hash: hashOf(line)}, nil
 }
