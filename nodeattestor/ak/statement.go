@@ -2,7 +2,6 @@ package ak
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"fmt"
@@ -148,7 +147,7 @@ func verifyRSA(pub *rsa.PublicKey, hash nodeclaim.HashAlg, digest []byte, sig *t
 	if nodeclaim.HashAlg(s.Hash) != hash {
 		return "scheme", fmt.Errorf("the signature's hash %s is not the AK's %s", nodeclaim.HashAlg(s.Hash), hash)
 	}
-	if err := rsa.VerifyPKCS1v15(pub, crypto.Hash(hash.Hash()), digest, s.Sig.Buffer); err != nil {
+	if err := rsa.VerifyPKCS1v15(pub, hash.Hash(), digest, s.Sig.Buffer); err != nil {
 		return "signature", fmt.Errorf("the signature does not verify with the AK")
 	}
 	return "", nil

@@ -84,7 +84,7 @@ func Verify(key ak.Key, ev Evidence, nonce []byte, sel nodeclaim.Selection) (Quo
 		ResetCount:      clock.ResetCount,
 		RestartCount:    clock.RestartCount,
 		Clock:           clock.Clock,
-		Safe:            bool(clock.Safe),
+		Safe:            clock.Safe,
 		FirmwareVersion: attest.FirmwareVersion,
 		QualifiedSigner: bytes.Clone(attest.QualifiedSigner.Buffer),
 	}, nil

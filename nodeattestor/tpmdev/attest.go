@@ -210,7 +210,7 @@ func (d *Device) PCRExtend(ctx context.Context, pcr int, digests map[nodeclaim.H
 func pcrSelection(bank nodeclaim.HashAlg, pcrs []int) tpm2.TPMLPCRSelection {
 	indices := make([]uint, len(pcrs))
 	for i, p := range pcrs {
-		indices[i] = uint(p) //nolint:gosec // validated: 0 to 23
+		indices[i] = uint(p) // validated: 0 to 23
 	}
 	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
 		Hash:      tpm2.TPMIAlgHash(bank),
