@@ -71,6 +71,9 @@ func (d *demo) createObjects(ctx context.Context) error {
 func (d *demo) createNode(ctx context.Context, m *machine) error {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: m.name, Labels: map[string]string{corev1.LabelHostname: m.name}}}
 	n.Spec.PodCIDR = d.network.PodCIDR(m.number).String()
+	if d.standin {
+		n.Spec.PodCIDR = node.StandinCIDR(m.number).String()
+	}
 	n.Spec.PodCIDRs = []string{n.Spec.PodCIDR}
 	// Admission policies take a moment until they are in force, the one that adds the taint as well as the one that asks
 	// for it; a kubelet tries again too.
@@ -95,6 +98,8 @@ type pod struct {
 	namespace, name, account string
 	machine                  *machine
 	unsigned, serves         bool
+	// asks is another machine whose agent's socket the pod got hold of.
+	asks *machine
 	// identity says whether it should get one.
 	identity bool
 	running  *node.Pod
@@ -128,11 +133,15 @@ func (d *demo) startPod(ctx context.Context, p *pod) error {
 	if err := d.kube.Create(ctx, object); err != nil {
 		return fmt.Errorf("demo: pod %s: %w", p, err)
 	}
+	agent := p.machine
+	if p.asks != nil {
+		agent = p.asks
+	}
 	var err error
 	p.running, err = p.machine.runtime.Run(ctx, node.PodSpec{
 		Namespace: p.namespace, Name: p.name, UID: string(object.UID), Container: "main", Labels: object.Labels,
 		Image: image.Reference(), Args: args,
-		Mounts: []node.Mount{{From: p.machine.path("agent", "public"), To: "/spire"}, {From: d.path("allow"), To: "/etc/keelson"}},
+		Mounts: []node.Mount{{From: agent.path("agent", "public"), To: "/spire"}, {From: d.path("allow"), To: "/etc/keelson"}},
 	})
 	if err != nil {
 		return err

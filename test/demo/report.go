@@ -91,10 +91,15 @@ func (s *Step) expect(ok bool, name, format string, args ...any) {
 	say(s.out, "%s", line)
 }
 
-// show prints something that a program said, indented.
+// show prints something that a program said, indented, with long lines cut: a reason in a table's column may be a page wide.
 func (s *Step) show(text string) {
-	for line := range strings.Lines(strings.TrimRight(text, "\n") + "\n") {
-		say(s.out, "    %s", strings.TrimRight(line, "\n"))
+	const most = 180
+	for line := range strings.Lines(strings.TrimSpace(text) + "\n") {
+		r := []rune(strings.TrimRight(line, " \n"))
+		if len(r) > most {
+			r = append(r[:most], '…')
+		}
+		say(s.out, "    %s", string(r))
 	}
 }
 

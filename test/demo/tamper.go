@@ -111,7 +111,7 @@ func (d *demo) consequences(m *machine, victim *pod, before *v1alpha1.NodeTrust)
 			return a.Error, err
 		}},
 		{"nobody reaches it any more: its last identity has ended", func(ctx context.Context) (string, error) {
-			a, err := d.in(ctx, d.pod("frontend-par"), "call", "-expect-id", victim.id(), "https://"+victim.running.IP+":8443/charge")
+			a, err := d.in(ctx, d.pod("frontend-par"), "call", "-expect-id", victim.id(), victim.url())
 			if err == nil && a.OK {
 				err = errors.New("the call succeeded")
 			}
@@ -182,13 +182,7 @@ func (d *demo) showOthersUnharmed(ctx context.Context, s *Step) error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	s.expect(bytes.Contains(audit, []byte(intruder)), "the audit log names the program", "%d lines", bytes.Count(audit, []byte("\n")))
-	explained, err := d.explain(ctx)
-	if err != nil {
-		return err
-	}
-	say(s.out, "  $ keelson explain node fra-1")
-	s.show(explained)
-	return nil
+	return d.explain(ctx, s, "fra-1")
 }
 
 func (d *demo) node(ctx context.Context, name string) (*corev1.Node, error) {
@@ -212,6 +206,20 @@ func (d *demo) podLabels(ctx context.Context, p *pod) (map[string]string, error)
 }
 
 // explain asks our own program why the node is not trusted.
-func (d *demo) explain(ctx context.Context) (string, error) {
-	return d.keelson(ctx, "explain", "node", "fra-1", "--kubeconfig", d.cluster.AdminKubeconfig())
+func (d *demo) explain(ctx context.Context, s *Step, name string) error {
+	out, err := d.keelson(ctx, "explain", "node", name, "--kubeconfig", d.cluster.AdminKubeconfig(), "--config", d.path("policy-sync.yaml"))
+	if ctx.Err() != nil {
+		return err
+	}
+	say(s.out, "  $ keelson explain node %s", name)
+	s.show(out)
+	s.expect(strings.Contains(out, intruder), "keelson explain names the program", "%s", errorText(err))
+	return nil
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return short(err.Error())
 }

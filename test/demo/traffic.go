@@ -57,6 +57,7 @@ func (d *demo) workloads() []*pod {
 		{namespace: "shop", name: "frontend-par", account: "frontend", machine: par, identity: true},
 		{namespace: "shop", name: "frontend-evil", account: "frontend", machine: evil},
 		{namespace: "shop", name: "unsigned-fra", account: "frontend", machine: fra, unsigned: true},
+		{namespace: "shop", name: "crossed-evil", account: "frontend", machine: evil, asks: par},
 		{namespace: "shop", name: "batch-fra", account: "batch", machine: fra, identity: true},
 	}
 }
@@ -150,12 +151,24 @@ func (d *demo) showIdentities(ctx context.Context, s *Step) error {
 			Pod: p.String(), Node: p.machine.name, Expected: p.identity, SPIFFEID: a.SPIFFEID, Error: a.Error,
 		})
 		if p.identity {
-			s.expect(a.OK && a.SPIFFEID == p.id(), fmt.Sprintf("%s on %s has an identity", p, p.machine.name), "%s%s", a.SPIFFEID, short(a.Error))
+			s.expect(a.OK && a.SPIFFEID == p.id(), fmt.Sprintf("%s has an identity", p.where()), "%s%s", a.SPIFFEID, short(a.Error))
 		} else {
-			s.expect(!a.OK, fmt.Sprintf("%s on %s has none", p, p.machine.name), "%s%s", a.SPIFFEID, short(a.Error))
+			s.expect(!a.OK, fmt.Sprintf("%s has none", p.where()), "%s%s", a.SPIFFEID, short(a.Error))
 		}
 	}
 	return nil
+}
+
+// where says which machine the pod is on, and what is odd about it.
+func (p *pod) where() string {
+	where := fmt.Sprintf("%s on %s", p, p.machine.name)
+	if p.unsigned {
+		where += " (image not signed)"
+	}
+	if p.asks != nil {
+		where += " (asks " + p.asks.name + "'s agent)"
+	}
+	return where
 }
 
 // each calls f for every pod at once.
@@ -239,6 +252,9 @@ func principalsOf(policy map[string]any) []string {
 
 // showMatrix has everybody call every server of payments.
 func (d *demo) showMatrix(ctx context.Context, s *Step) error {
+	if err := d.serversListen(ctx); err != nil {
+		return err
+	}
 	cells, err := d.callAll(ctx)
 	if err != nil {
 		return err
@@ -264,6 +280,28 @@ func (d *demo) showMatrix(ctx context.Context, s *Step) error {
 	return nil
 }
 
+// serversListen waits until the servers that have an identity have noticed: they ask for it once a second.
+func (d *demo) serversListen(ctx context.Context) error {
+	for _, to := range d.pods {
+		if !to.serves || !to.identity {
+			continue
+		}
+		_, err := until(ctx, 20*time.Second, to.String()+" listens", func(ctx context.Context) error {
+			a, err := d.in(ctx, d.pod("batch-fra"), "call", "-expect-id", to.id(), to.url())
+			if err == nil && a.Kind == "unreachable" {
+				err = errors.New(a.Error)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *pod) url() string { return "https://" + p.running.IP + ":8443/charge" }
+
 func (d *demo) callAll(ctx context.Context) ([]Cell, error) {
 	var servers []*pod
 	for _, p := range d.pods {
@@ -277,7 +315,7 @@ func (d *demo) callAll(ctx context.Context) ([]Cell, error) {
 			if from == to {
 				continue
 			}
-			a, err := d.in(ctx, from, "call", "-expect-id", to.id(), "https://"+to.running.IP+":8443/charge")
+			a, err := d.in(ctx, from, "call", "-expect-id", to.id(), to.url())
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -53,6 +54,12 @@ type Standin struct {
 	images     map[string]*standinImage // by the reference that was pulled
 	sandboxes  map[string]*standinSandbox
 	containers map[string]*standinContainer
+	given      byte // addresses
+}
+
+// StandinCIDR is the range of the stand-in of the node with this number, 1 to 250.
+func StandinCIDR(number int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 88, byte(number), 0}), 24)
 }
 
 type standinImage struct {
@@ -205,8 +212,10 @@ func (s *Standin) RunPodSandbox(_ context.Context, r *cri.RunPodSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
-	ip := fmt.Sprintf("127.88.%d.%d", s.opts.Number, len(s.sandboxes)+10)
-	s.sandboxes[id] = &standinSandbox{config: r.GetConfig(), ip: ip}
+	cidr := StandinCIDR(s.opts.Number).Addr().As4()
+	s.given++
+	ip := netip.AddrFrom4([4]byte{cidr[0], cidr[1], cidr[2], s.given + 9}) // byte: a demo has no 240 pods on a node
+	s.sandboxes[id] = &standinSandbox{config: r.GetConfig(), ip: ip.String()}
 	return &cri.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
