@@ -161,8 +161,21 @@ func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Durati
 	case out.notOurs != nil: // mostly the agent's own health checks
 		p.log.Debug("workload has no claims", append(args, "reason", out.notOurs)...)
 	default:
-		p.log.Info("workload attested", append(args, "selectors", strings.Join(out.selectors, " "), "absent", strings.Join(out.absent, "; "))...)
+		p.log.Info("workload attested", append(args, "selectors", strings.Join(out.selectors, " "), "absent", clipped(out.absent))...)
 	}
+}
+
+// clipped joins reasons, each cut to a length that a registry, whose words may be in it, cannot flood the log with.
+func clipped(reasons []string) string {
+	const limit = 600
+	var out []string
+	for _, r := range reasons {
+		if len(r) > limit {
+			r = strings.ToValidUTF8(r[:limit], "") + "…"
+		}
+		out = append(out, r)
+	}
+	return strings.Join(out, "; ")
 }
 
 func (p *Plugin) acquire() *shared {
