@@ -58,7 +58,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		next = snap.At // an object had to close first and opens in a plan of its own
 	}
 	untold := len(held) > 0 || errors.Is(spireErr, errSlow) || IsStale(p.err())
-	if spireErr == errSlow {
+	if errors.Is(spireErr, errSlow) {
 		spireErr = nil // its answer triggers a pass
 	}
 	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr, untold))
@@ -76,10 +76,22 @@ func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireEr
 
 // IsStale tells whether an error means no more than that the world moved on since it was read; of several errors, all must.
 func IsStale(err error) bool {
-	if several, ok := err.(interface{ Unwrap() []error }); ok {
+	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree is walked here, not a chain
 		return !slices.ContainsFunc(several.Unwrap(), func(e error) bool { return !IsStale(e) })
 	}
-	return errors.Is(err, kube.ErrStale) || errors.Is(err, spireapi.ErrStale)
+	if within := errors.Unwrap(err); within != nil && !isMark(err) {
+		return IsStale(within)
+	}
+	return isMark(err)
+}
+
+// isMark tells whether err itself, not one that it wraps, says that something is stale.
+func isMark(err error) bool {
+	if err == kube.ErrStale || err == spireapi.ErrStale { //nolint:errorlint // this very error is meant
+		return true
+	}
+	marked, ok := err.(interface{ Is(error) bool }) //nolint:errorlint // this very error is meant
+	return ok && marked.Is(kube.ErrStale)
 }
 
 // progress is what one pass has done so far.
