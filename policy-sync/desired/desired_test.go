@@ -1,0 +1,104 @@
+package desired_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/desired"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
+)
+
+func from(t *testing.T, s snapshot.Snapshot) desired.Intents {
+	t.Helper()
+	g, err := trustgraph.Build(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return desired.From(g)
+}
+
+func nodeOf(in desired.Intents, name string) desired.Node {
+	for _, n := range in.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	return desired.Node{}
+}
+
+func TestEveryIntentHasItsReason(t *testing.T) {
+	in := from(t, snapshottest.Demo())
+	for _, n := range in.Nodes {
+		if n.Reason == "" {
+			t.Errorf("node %s", n.Name)
+		}
+	}
+	for _, p := range in.Pods {
+		if p.Reason == "" {
+			t.Errorf("pod %s/%s", p.Namespace, p.Name)
+		}
+	}
+	for _, w := range in.Workloads {
+		if w.Reason == "" {
+			t.Errorf("workload %s/%s", w.Namespace, w.Policy)
+		}
+	}
+}
+
+func TestATagThatCannotBeALabelOpensNothing(t *testing.T) {
+	s := snapshottest.Demo()
+	s.NodeTrusts[0].Spec.Tags = map[string]string{"country": "DE", "a b": "c", "place": "Frankfurt am Main", "empty": ""}
+	want := map[string]string{v1alpha1.NodeVerdictLabel: "trusted", v1alpha1.NodeTagPrefix + "country": "DE"}
+	if diff := cmp.Diff(want, nodeOf(from(t, s), "fra-1").Labels); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestANodeOnHoldIsKeptFreeOfNewPods(t *testing.T) {
+	s := snapshottest.Demo()
+	s.Config.MaxHold, s.At = time.Hour, s.At.Add(2*time.Minute)
+	n := nodeOf(from(t, s), "fra-1")
+	if len(n.Labels) != 0 || n.Taint == nil || !*n.Taint || !strings.Contains(n.Reason, "the brake holds its pods until 2026-11-02T13:01:00Z") {
+		t.Errorf("%+v", n)
+	}
+}
+
+func TestTaintsAreLeftAloneUnlessAsked(t *testing.T) {
+	s := snapshottest.Demo()
+	s.Config.Taint = false
+	for _, n := range from(t, s).Nodes {
+		if n.Taint != nil {
+			t.Errorf("node %s", n.Name)
+		}
+	}
+}
+
+func TestCallersMayLeaveForWhoeverLetsThemIn(t *testing.T) {
+	for _, w := range from(t, snapshottest.Demo()).Workloads {
+		if w.Policy != "frontend" {
+			continue
+		}
+		want := []desired.Flow{{Namespace: "payments", PolicyLabel: v1alpha1.PolicyLabel("api"), Ports: []int32{8443}}}
+		if diff := cmp.Diff(want, w.Egress); diff != "" {
+			t.Error(diff)
+		}
+		return
+	}
+	t.Error("no workload")
+}
+
+func TestAPolicyThatIsNotAcceptedOpensNothing(t *testing.T) {
+	s := snapshottest.Demo()
+	s.Policies[0].Spec.Ingress[0].Ports = []int32{0}
+	for _, w := range from(t, s).Workloads {
+		if w.Policy == "api" || len(w.Egress) > 0 {
+			t.Errorf("%+v", w)
+		}
+	}
+}
