@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/keelson-project/keelson/workloadattestor/image"
 	"github.com/keelson-project/keelson/workloadattestor/pod"
@@ -147,8 +147,8 @@ func (a *attestor) close() error {
 }
 
 // podGetter is a Kubernetes client as pod.Getter.
-type podGetter struct{ client kubernetes.Interface }
+type podGetter struct{ client corev1client.PodsGetter }
 
 func (g podGetter) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return g.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	return g.client.Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 }
