@@ -37,17 +37,17 @@ func run(args []string, out, errs io.Writer) int {
 	root.SetOut(out)
 	root.SetErr(errs)
 	err := root.ExecuteContext(ctx)
-	var refused *refusedError
-	switch {
-	case err == nil:
+	if err == nil {
 		return exitAccepted
-	case errors.As(err, &refused):
-		fmt.Fprintln(errs, "keelson:", err)
-		return exitRefused
-	default:
-		fmt.Fprintln(errs, "keelson:", err)
-		return exitWrong
 	}
+	code := exitWrong
+	if refused := (*refusedError)(nil); errors.As(err, &refused) {
+		code = exitRefused
+	}
+	if _, err := fmt.Fprintln(errs, "keelson:", err); err != nil {
+		return exitWrong // nobody reads what was found
+	}
+	return code
 }
 
 // newRoot has every command; a file adds its own in a function of the form func(*cobra.Command).

@@ -67,8 +67,11 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 		switch {
 		case bytes.Equal(values[i], quoted) && i != 10:
 			b.replayed = append(b.replayed, i)
-		case i == 11 && reached(alg, values[i], quoted, &b.phases):
+		case missing(alg, i, values[i], quoted) != nil:
 			b.replayed = append(b.replayed, i)
+			if i == phasePCR {
+				b.phases = missing(alg, i, values[i], quoted)
+			}
 		case other:
 			b.unreplayed = append(b.unreplayed, i)
 		default:
@@ -86,27 +89,40 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	return b, refusals
 }
 
-// bootPhases are the words that systemd-pcrphase extends into PCR 11 on the way up and down, in this order;
-// without an initrd the first two are missing (systemd-pcrphase.service(8)). They are no secret and in no
-// log, but a quoted value that is the log's plus some of them proves both.
-var bootPhases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
+// phasePCR is where systemd marks boot phases.
+const phasePCR = 11
 
-// reached tells whether a value becomes the quoted one by boot phases, and notes these.
-func reached(alg nodeclaim.HashAlg, value, quoted []byte, phases *[]string) bool {
-	for _, first := range []int{0, 2} {
+// phases are systemd's marks on the way up and down (systemd-pcrphase.service(8)).
+var phases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
+
+// unlogged has, for a PCR, sequences of strings that are known to be extended after the log's last event without
+// being written to it. They are no secret, but a quoted value that is the log's plus the first
+// few of a sequence proves both.
+var unlogged = map[int][][]string{
+	// Firmware logs these into a second table, which older kernels do not add to their log (TCG PFP
+	// 1.06, 10.4.4; go-attestation has the same in its eventlog_workarounds.go).
+	5: {
+		{"Exit Boot Services Invocation", "Exit Boot Services Returned with Success"},
+		{"Exit Boot Services Invocation", "Exit Boot Services Returned with Failure", "Exit Boot Services Invocation", "Exit Boot Services Returned with Success"},
+	},
+	phasePCR: {phases, phases[2:]}, // the second without an initrd
+}
+
+// missing is what the log lacks to lead to the quoted value, nil when nothing known does.
+func missing(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) []string {
+	for _, words := range unlogged[pcr] {
 		v := value
-		for i := first; i < len(bootPhases); i++ {
-			word, pcr := alg.New(), alg.New()
-			word.Write([]byte(bootPhases[i]))
-			pcr.Write(v)
-			pcr.Write(word.Sum(nil))
-			if v = pcr.Sum(nil); bytes.Equal(v, quoted) {
-				*phases = bootPhases[first : i+1]
-				return true
+		for i, w := range words {
+			word, next := alg.New(), alg.New()
+			word.Write([]byte(w))
+			next.Write(v)
+			next.Write(word.Sum(nil))
+			if v = next.Sum(nil); bytes.Equal(v, quoted) {
+				return words[:i+1]
 			}
 		}
 	}
-	return false
+	return nil
 }
 
 // Unverified computes the value of PCRs 0 to 23 of one bank from the log alone: what they would be

@@ -2,7 +2,7 @@ package ima_test
 
 import (
 	"bytes"
-	"crypto/sha1" //nolint:gosec // the kernel records SHA-1
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/binary"
 	"path"
@@ -64,7 +64,7 @@ func (l *list) file(name, content string) *list {
 
 // entry appends data as they stand in the list, extending the hash of hashed.
 func (l *list) entry(template string, written, hashed []byte, violation bool) *list {
-	recorded := sha1.Sum(hashed) //nolint:gosec // as above
+	recorded := sha1.Sum(hashed)
 	if violation {
 		recorded = [20]byte{}
 	}
@@ -267,7 +267,7 @@ func TestSeveralBanksMustBeReachedAtOneEntry(t *testing.T) {
 }
 
 func TestSHA1AloneIsWeakAndPaddedSHA1IsANamedMode(t *testing.T) {
-	sum := sha1.Sum(make([]byte, 8*20)) //nolint:gosec // boot_aggregate over PCRs 0 to 7
+	sum := sha1.Sum(make([]byte, 8*20))
 	weak := emptyList(nodeclaim.SHA1).ng("ima-ng", "boot_aggregate", "sha1", sum[:]).file("/a", "a")
 	res, err := replay(weak.quoted(t), weak.raw, ima.Options{})
 	if err != nil || !res.Weak {

@@ -265,7 +265,7 @@ func cut(b []byte, limit int) (raw rawEntry, n int, err error) {
 	}
 	size := binary.LittleEndian.Uint32(b[n:])
 	n += 4
-	if uint64(size) > uint64(limit) {
+	if int64(size) > int64(limit) {
 		return raw, 0, fmt.Errorf("%d bytes of template data, more than the %d allowed", size, limit)
 	}
 	if len(b) < n+int(size) {
