@@ -68,7 +68,7 @@ func ParseInventory(data []byte) (Machines, error) {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return nil, InventoryErrors{errors.New("ek: inventory: only one YAML document is allowed")}
 	}
-	p := inventoryParser{machines: Machines{}, nodes: map[string]int{}}
+	p := inventoryParser{what: "inventory", machines: Machines{}, nodes: map[string]int{}}
 	p.document(doc.Content[0])
 	if len(p.problems) > 0 {
 		return nil, p.problems
@@ -77,13 +77,14 @@ func ParseInventory(data []byte) (Machines, error) {
 }
 
 type inventoryParser struct {
+	what     string
 	machines Machines
 	nodes    map[string]int // node name -> line
 	problems InventoryErrors
 }
 
 func (p *inventoryParser) problem(n *yaml.Node, format string, args ...any) {
-	p.problems = append(p.problems, fmt.Errorf("ek: inventory line %d: %s", n.Line, fmt.Sprintf(format, args...)))
+	p.problems = append(p.problems, fmt.Errorf("ek: %s line %d: %s", p.what, n.Line, fmt.Sprintf(format, args...)))
 }
 
 // fields reads a mapping whose keys must be among known; others are problems.

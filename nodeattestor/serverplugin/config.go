@@ -31,6 +31,7 @@ type hclConfig struct {
 	EKRoots         []string         `hcl:"ek_roots"`
 	EKIntermediates []string         `hcl:"ek_intermediates"`
 	Inventory       string           `hcl:"inventory"`
+	Revoked         string           `hcl:"revoked"`
 	References      []string         `hcl:"references"`
 	PCRs            map[string][]int `hcl:"pcrs"`
 	RequireIMA      *bool            `hcl:"require_ima"`
@@ -61,6 +62,8 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
+	text         string   // that it was made from
+	files        []string // that the text names, to be watched
 	trustDomain  spiffeid.TrustDomain
 	policy       *verify.Policy
 	pcrSelectors []nodeclaim.Selection
@@ -91,13 +94,14 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
-	c := &config{policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, stateDir: raw.StateDir}
+	c := &config{text: text, policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, stateDir: raw.StateDir}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
 		b.problems.Add("trust_domain", "%v", err)
 	}
 	c.trustDomain = td
 	b.anchors(&raw, &c.policy.Anchors)
+	c.policy.Revoked = b.revoked(raw.Revoked)
 	c.policy.References = b.references(raw.References)
 	c.policy.Selections = b.selections("pcrs", raw.PCRs)
 	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
@@ -112,6 +116,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.policy.ChallengeTTL = c.timeout
 	c.maxParallel = raw.MaxParallel
 	b.rest(&raw, c)
+	c.files = b.files
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
@@ -125,6 +130,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 type builder struct {
 	problems *pluginconf.Problems
 	now      time.Time
+	files    []string
 }
 
 func (b *builder) rest(raw *hclConfig, c *config) {
@@ -183,6 +189,21 @@ func (b *builder) anchors(raw *hclConfig, a *ek.Anchors) {
 			b.problems.Add("inventory", "%s: %v", raw.Inventory, err)
 		}
 	}
+}
+
+func (b *builder) revoked(path string) map[nodeclaim.EKHash]string {
+	if path == "" {
+		return nil
+	}
+	data, ok := b.read("revoked", path)
+	if !ok {
+		return nil
+	}
+	out, err := ek.ParseRevoked(data)
+	if err != nil {
+		b.problems.Add("revoked", "%s: %v", path, err)
+	}
+	return out
 }
 
 // certificates reads PEM files, and every *.pem and *.crt of directories.
@@ -329,11 +350,11 @@ func (b *builder) duration(key, text string, otherwise time.Duration) time.Durat
 func (b *builder) expand(key string, paths []string, suffixes ...string) []string {
 	var out []string
 	for _, path := range paths {
-		info, err := os.Stat(path)
-		if err != nil || !info.IsDir() {
+		if !isFolder(path) {
 			out = append(out, path) // read reports what is wrong with it
 			continue
 		}
+		b.files = append(b.files, path)
 		entries, err := os.ReadDir(path)
 		if err != nil {
 			b.problems.Add(key, "%v", err)
@@ -351,8 +372,14 @@ func (b *builder) expand(key string, paths []string, suffixes ...string) []strin
 	return out
 }
 
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 // read reads a file that the configuration names, within maxFile.
 func (b *builder) read(key, path string) ([]byte, bool) {
+	b.files = append(b.files, path)
 	data, err := readBounded(path)
 	if err != nil {
 		b.problems.Add(key, "%v", err)

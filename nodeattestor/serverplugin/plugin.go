@@ -48,6 +48,7 @@ type running struct {
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
 	slots chan struct{}  // one per attestation under way
+	watch *watcher       // of the files that the configuration names
 }
 
 // New makes a plugin that still has to be configured.
@@ -68,6 +69,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
+	defer p.unwatch(p.swapWatcher(nil)) // a reload under way needs the lock that is held below
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.run != nil && p.run.queue != nil {
@@ -82,6 +84,10 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	p.run = next
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+	}
+	next.watch, err = watch(c.files, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
+	if err != nil {
+		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
 	return &configv1.ConfigureResponse{}, nil
 }
@@ -111,8 +117,31 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	return nil, err
 }
 
+// swapWatcher puts a watcher in place of the one in force, which it returns.
+func (p *Plugin) swapWatcher(w *watcher) *watcher {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == nil {
+		return nil
+	}
+	old := p.run.watch
+	p.run.watch = w
+	return old
+}
+
+// unwatch ends a watcher; not under the lock, for its callback takes it.
+func (p *Plugin) unwatch(w *watcher) {
+	if w == nil {
+		return
+	}
+	if err := w.close(); err != nil {
+		p.log.Warn("watching files", "error", err)
+	}
+}
+
 // Close stops writing verdicts; what is pending stays in the state directory.
 func (p *Plugin) Close() error {
+	p.unwatch(p.swapWatcher(nil))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.run == nil {

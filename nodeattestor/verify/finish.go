@@ -17,7 +17,8 @@ type Known struct {
 }
 
 // Bind checks the proved EK against what is known of its node. The binding is
-// immutable: another EK under the same name needs an administrator's act.
+// immutable: another EK under the same name needs an administrator's act. A revoked EK
+// is refused when it is bound, as proof that its node is not to be trusted.
 func (p *Pending) Bind(known Known) error {
 	if !p.proved {
 		return fmt.Errorf("verify: bind before the evidence was proved")
@@ -29,6 +30,9 @@ func (p *Pending) Bind(known Known) error {
 		return nodeclaim.Refuse("node.binding", fmt.Sprintf("node %s is bound to EK %s, this machine has EK %s; if the machine was replaced, delete the node's NodeTrust", p.Node(), known.EKHash, p.EK()))
 	}
 	p.known, p.bound = known, true
+	if why, revoked := p.policy.Revoked[p.EK()]; revoked {
+		return nodeclaim.Refuse("ek.revoked", fmt.Sprintf("EK %s is revoked: %s", p.EK(), why))
+	}
 	return nil
 }
 

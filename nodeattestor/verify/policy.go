@@ -12,7 +12,8 @@
 //  5. every quote verifies over the nonce and its exact selection (package quote);
 //  6. the AK stands in the endorsement hierarchy, and all quotes come from one boot.
 //     From here on a refusal is proved: it is the node's own evidence that says so;
-//  7. node binding: the node that the EK belongs to, and no other EK known for it;
+//  7. node binding: the node that the EK belongs to, and no other EK known for it; then
+//     revocation, which must come after the proof so that it lowers the verdict;
 //  8. event log, facts, IMA log and reference values (package appraise);
 //  9. the asset tag, and its serial against the highest seen (package assettag).
 //
@@ -44,6 +45,8 @@ type Policy struct {
 	IMA        bool // demand an IMA log that replays to quoted PCR 10
 	IMAOptions ima.Options
 	Tag        TagPolicy
+	// Revoked lists EKs that are trusted no more, with the operator's reason.
+	Revoked map[nodeclaim.EKHash]string
 	// RequireNode refuses an EK that the inventory binds to no node.
 	RequireNode bool
 	// MaxEventLog bounds the TCG event log in bytes; 0 means DefaultMaxEventLog.

@@ -320,6 +320,20 @@ func TestAnUnboundEKIsRefusedWhereVerdictsAreWritten(t *testing.T) {
 	wantCheck(t, p.Bind(verify.Known{}), "node.unbound")
 }
 
+func TestARevokedEKIsProvedBad(t *testing.T) {
+	b := newBench(t)
+	p, r := b.begin(t)
+	b.policy.Revoked = map[nodeclaim.EKHash]string{p.EK(): "stolen in October"}
+	if err := p.Prove(r, now); err != nil {
+		t.Fatal(err)
+	}
+	err := p.Bind(verify.Known{})
+	wantCheck(t, err, "ek.revoked")
+	if !p.Proved() || !strings.Contains(err.Error(), "stolen in October") {
+		t.Errorf("proved %t, %v; a revoked EK must lower its node's verdict, with the reason", p.Proved(), err)
+	}
+}
+
 func bound(t testing.TB, b *bench) *verify.Pending {
 	t.Helper()
 	p, r := b.begin(t)
