@@ -109,12 +109,10 @@ func (r *renderer) tier() {
 func (r *renderer) revoked() {
 	set := v3.NewGlobalNetworkSet()
 	set.Name, set.Labels = Name("revoked"), map[string]string{RevokedLabel: v1alpha1.True}
-	reason := "no address is revoked"
 	for _, a := range r.in.Revoked {
 		set.Spec.Nets = append(set.Spec.Nets, cidr(a.Address))
-		reason = a.Reason
 	}
-	o := r.add(desired.Make(set, desired.Blacklist, "", reason))
+	o := r.add(desired.Make(set, desired.Blacklist, "", r.in.WhyRevoked()))
 	o.Closes = [][]string{{"spec", "nets"}}
 
 	p := v3.NewGlobalNetworkPolicy()

@@ -33,6 +33,19 @@ type Intents struct {
 	Evict      []trustgraph.Eviction
 }
 
+// WhyRevoked joins the reasons of all revoked addresses.
+func (in Intents) WhyRevoked() string {
+	if len(in.Revoked) == 0 {
+		return "no address is revoked"
+	}
+	var out []string
+	for _, r := range in.Revoked {
+		out = append(out, r.Reason)
+	}
+	slices.Sort(out)
+	return strings.Join(slices.Compact(out), "; ")
+}
+
 // Workload is the pods of one TrustPolicy and who may talk with them.
 type Workload struct {
 	Namespace, Policy string

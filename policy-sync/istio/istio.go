@@ -103,7 +103,7 @@ func (r *renderer) revoked(ns trustgraph.Namespace) {
 		}
 		p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{IpBlocks: []string{block}}}}})
 	}
-	o := r.add(p, desired.Blacklist, "", r.in.Revoked[0].Reason)
+	o := r.add(p, desired.Blacklist, "", r.in.WhyRevoked())
 	o.Closes = [][]string{{"spec", "rules"}}
 }
 

@@ -105,6 +105,10 @@ func plain(o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	return out, utiljson.Unmarshal(data, &out.Object)
 }
 
+// dryRun switches an Istio policy off: on one that closes it opens, on one that opens it
+// closes.
+const dryRun = "istio.io/dry-run"
+
 // meet is the wanted object with only those opening elements that are live too, and with
 // all closing elements that are live besides.
 func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.Unstructured, error) {
@@ -123,6 +127,16 @@ func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.U
 			return nil, err
 		}
 	}
+	annotations := out.GetAnnotations()
+	if value, off := live.GetAnnotations()[dryRun]; off && want.Class == desired.Gate {
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[dryRun] = value
+	} else if !off && want.Class != desired.Gate {
+		delete(annotations, dryRun)
+	}
+	out.SetAnnotations(annotations)
 	return out, nil
 }
 
