@@ -113,7 +113,7 @@ func (c *Client) send(ctx context.Context, action plan.Action, entries []*types.
 // one entry per SPIFFE ID, parent and selectors, so trying again would not help.
 func created(id string, r *entryv1.BatchCreateEntryResponse_Result) *types.Status {
 	existing := r.GetEntry().GetId()
-	if codes.Code(r.GetStatus().GetCode()) != codes.AlreadyExists || existing == id || owned(existing) {
+	if r.GetStatus().GetCode() != int32(codes.AlreadyExists) || existing == id || owned(existing) {
 		return r.GetStatus()
 	}
 	return &types.Status{Code: int32(codes.FailedPrecondition), Message: fmt.Sprintf(
@@ -137,7 +137,7 @@ func (c *Client) deleteEntries(ctx context.Context, operations []plan.Operation)
 	}
 	var statuses []*types.Status
 	for _, r := range resp.GetResults() {
-		if codes.Code(r.GetStatus().GetCode()) == codes.NotFound { // gone already: what we wanted
+		if r.GetStatus().GetCode() == int32(codes.NotFound) { // gone already: what we wanted
 			statuses = append(statuses, &types.Status{})
 			continue
 		}
@@ -156,12 +156,12 @@ func outcomes(operations []plan.Operation, statuses []*types.Status) []error {
 	results := make([]error, len(operations))
 	for i, s := range statuses {
 		id := operations[i].Entry.ID
-		switch code := codes.Code(s.GetCode()); code {
-		case codes.OK:
-		case codes.AlreadyExists, codes.NotFound:
+		switch code := s.GetCode(); code {
+		case int32(codes.OK):
+		case int32(codes.AlreadyExists), int32(codes.NotFound):
 			results[i] = fmt.Errorf("spireapi: %s %s: %s: %w", operations[i].Action, id, s.GetMessage(), ErrStale)
 		default:
-			results[i] = fmt.Errorf("spireapi: %s %s: %s: %s", operations[i].Action, id, code, s.GetMessage())
+			results[i] = fmt.Errorf("spireapi: %s %s: code %d: %s", operations[i].Action, id, code, s.GetMessage())
 		}
 	}
 	return results

@@ -37,19 +37,18 @@ func line(n *yaml.Node, path []string) int {
 	if n.Kind == yaml.DocumentNode && len(n.Content) == 1 {
 		return line(n.Content[0], path)
 	}
-	if len(path) > 0 {
-		switch n.Kind {
-		case yaml.MappingNode:
-			for i := 0; i+1 < len(n.Content); i += 2 {
-				if n.Content[i].Value == path[0] {
-					return max(line(n.Content[i+1], path[1:]), n.Content[i].Line)
-				}
-			}
-		case yaml.SequenceNode:
-			if i, err := strconv.Atoi(path[0]); err == nil && i < len(n.Content) {
-				return line(n.Content[i], path[1:])
+	if len(path) == 0 {
+		return n.Line
+	}
+	if n.Kind == yaml.MappingNode {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if n.Content[i].Value == path[0] {
+				return max(line(n.Content[i+1], path[1:]), n.Content[i].Line)
 			}
 		}
+	}
+	if i, err := strconv.Atoi(path[0]); err == nil && n.Kind == yaml.SequenceNode && i >= 0 && i < len(n.Content) {
+		return line(n.Content[i], path[1:])
 	}
 	return n.Line
 }

@@ -76,7 +76,7 @@ func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireEr
 
 // IsStale tells whether an error means no more than that the world moved on since it was read; of several errors, all must.
 func IsStale(err error) bool {
-	if several, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree is walked here, not a chain
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
 		return !slices.ContainsFunc(several.Unwrap(), func(e error) bool { return !IsStale(e) })
 	}
 	if within := errors.Unwrap(err); within != nil && !isMark(err) {
@@ -90,7 +90,7 @@ func isMark(err error) bool {
 	if err == kube.ErrStale || err == spireapi.ErrStale { //nolint:errorlint // this very error is meant
 		return true
 	}
-	marked, ok := err.(interface{ Is(error) bool }) //nolint:errorlint // this very error is meant
+	marked, ok := err.(interface{ Is(error) bool })
 	return ok && marked.Is(kube.ErrStale)
 }
 
@@ -197,9 +197,10 @@ func onSPIRE(o plan.Operation) bool {
 
 // record logs each decision, once, with what came of it.
 func (p *progress) record(operations []plan.Operation, results []error) {
-	for i, o := range operations {
+	for i, err := range results {
+		o := operations[i]
 		p.tried[o.String()] = true
-		if err := results[i]; err != nil {
+		if err != nil {
 			p.failed = append(p.failed, Failure{Operation: o, Err: err})
 			p.o.Metrics.operation(o, err)
 			continue

@@ -98,11 +98,8 @@ const maxStale = 8
 // Start runs passes until ctx ends.
 func (s *Syncer) Start(ctx context.Context) error {
 	failures, stales := 0, 0
-	for {
+	for ctx.Err() == nil {
 		next, err := s.Sync(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
 		wait := s.o.Resync
 		if !next.IsZero() {
 			wait = min(wait, max(next.Sub(s.o.Now()), 0)+time.Millisecond)
@@ -116,38 +113,36 @@ func (s *Syncer) Start(ctx context.Context) error {
 			wait = min(pauseStale<<min(stales, 10), pauseMost)
 			pause = min(wait, pauseFirst)
 			stales++
+		case ctx.Err() != nil: // the end cut the pass short
 		default:
 			s.o.Log.Error("pass failed; what is closed stays closed", "failures", failures+1, "err", err)
 			wait = min(pauseFirst<<min(failures, 10), pauseMost)
 			failures++
 		}
-		if !s.wait(ctx, wait, pause) {
-			return nil
-		}
+		s.wait(ctx, wait, pause)
 	}
+	return nil
 }
 
-// wait returns after the given time, or pause after a trigger; false when ctx ended.
-func (s *Syncer) wait(ctx context.Context, atMost, pause time.Duration) bool {
+// wait returns after the given time, or pause after a trigger, or when ctx ends.
+func (s *Syncer) wait(ctx context.Context, atMost, pause time.Duration) {
 	timer := time.NewTimer(atMost)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
-		return false
+		return
 	case <-timer.C:
-		return true
+		return
 	case <-s.trigger:
 	}
 	// The triggers of one change come in a burst. What comes during the pass stays in the channel.
 	timer.Reset(pause)
 	select {
 	case <-ctx.Done():
-		return false
 	case <-timer.C:
 	}
 	select {
 	case <-s.trigger:
 	default:
 	}
-	return true
 }
