@@ -41,6 +41,7 @@ const (
 type machine struct {
 	t        *testing.T
 	dir      string
+	group    *cluster.Group
 	registry *node.Registry
 	nodes    []*node.Runtime
 	api      string // kubeconfig
@@ -148,8 +149,7 @@ func startMachine(ctx context.Context, t *testing.T) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &machine{t: t, dir: dir}
-	group := cluster.NewGroup(dir)
+	m := &machine{t: t, dir: dir, group: cluster.NewGroup(dir)}
 	network, err := node.NewNetwork()
 	if err != nil {
 		t.Fatal(err)
@@ -162,14 +162,14 @@ func startMachine(ctx context.Context, t *testing.T) *machine {
 		for _, n := range m.nodes {
 			problems = append(problems, n.Close(context.Background()))
 		}
-		problems = append(problems, group.Close(), network.Close(), m.registry.Close(), os.RemoveAll(dir))
+		problems = append(problems, m.group.Close(), network.Close(), m.registry.Close(), os.RemoveAll(dir))
 		if err := errors.Join(problems...); err != nil {
 			t.Error(err)
 		}
 	})
 	m.pushImages(ctx)
 	for i, name := range []string{"fra-1", "par-1"} {
-		n, err := node.StartContainerd(ctx, group, node.ContainerdOptions{
+		n, err := node.StartContainerd(ctx, m.group, node.ContainerdOptions{
 			Name: name, Number: i + 1, Dir: filepath.Join(dir, name), Network: network, Registry: m.registry, Pause: m.unsigned, Log: t.Output(),
 		})
 		if err != nil {
@@ -180,27 +180,27 @@ func startMachine(ctx context.Context, t *testing.T) *machine {
 	return m
 }
 
-// program sleeps: all that a container needs to do to be attested.
-const program = "package main\n\nimport \"time\"\n\nfunc main() { time.Sleep(time.Hour) }\n"
+// build builds one of this module's programs, for a container that holds nothing else, and returns its path.
+func (m *machine) build(ctx context.Context, pkg string) string {
+	m.t.Helper()
+	out := filepath.Join(m.dir, filepath.Base(pkg))
+	build := exec.CommandContext(ctx, "go", "build", "-o", out, "github.com/keelson-project/keelson/"+pkg)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		m.t.Fatalf("%v\n%s", err, text)
+	}
+	return out
+}
 
 func (m *machine) pushImages(ctx context.Context) {
 	m.t.Helper()
-	src, bin := filepath.Join(m.dir, "main.go"), filepath.Join(m.dir, "sleep")
-	if err := os.WriteFile(src, []byte(program), 0o600); err != nil {
-		m.t.Fatal(err)
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, src)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		m.t.Fatalf("%v\n%s", err, out)
-	}
-	content, err := os.ReadFile(bin)
+	content, err := os.ReadFile(m.build(ctx, "test/demo/workload"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	push := func(repository, note string) node.Pushed {
 		pushed, err := m.registry.Push(ctx, repository, node.Image{
-			Files: map[string][]byte{"/sleep": content, "/note": []byte(note)}, Entrypoint: []string{"/sleep"},
+			Files: map[string][]byte{"/workload": content, "/note": []byte(note)}, Entrypoint: []string{"/workload"}, Cmd: []string{"pause"},
 		})
 		if err != nil {
 			m.t.Fatal(err)
@@ -267,17 +267,22 @@ func (m *machine) serve(number int, nodeName string) workloadattestorv1.Workload
 			m.t.Error(err)
 		}
 	})
-	if _, err := config.Configure(m.t.Context(), &configv1.ConfigureRequest{HclConfiguration: fmt.Sprintf(`
+	if _, err := config.Configure(m.t.Context(), &configv1.ConfigureRequest{HclConfiguration: m.config(number, nodeName)}); err != nil {
+		m.t.Fatal(err)
+	}
+	return attestor
+}
+
+// config is the plugin's configuration on one of the nodes.
+func (m *machine) config(number int, nodeName string) string {
+	return fmt.Sprintf(`
 node_name = %q
 cri_socket = %q
 kubeconfig = %q
 insecure_registries = [%q]
 oci_layouts = [%q]
 verifiers "release-key" { public_key_path = %q }
-`, nodeName, m.nodes[number].Socket, m.api, m.registry.Host, m.layout, filepath.Join(m.dir, "release.pub"))}); err != nil {
-		m.t.Fatal(err)
-	}
-	return attestor
+`, nodeName, m.nodes[number].Socket, m.api, m.registry.Host, m.layout, filepath.Join(m.dir, "release.pub"))
 }
 
 func (m *machine) run(ctx context.Context, number int, spec node.PodSpec) *node.Pod {

@@ -151,7 +151,7 @@ func codeOf(err error) codes.Code {
 // logDecision writes the one line about a decision: for whom, what, and why not more.
 func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Duration) {
 	c := out.claims
-	args := []any{"pid", pid, "container", out.container, "took", took}
+	args := []any{"pid", pid, "container", out.container, "took", took.Round(time.Millisecond).String()}
 	if c.PodName != "" {
 		args = append(args, "pod", c.Namespace+"/"+c.PodName, "name", c.Container)
 	}
