@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/keelson-project/keelson/test/parts"
 )
 
 // start starts a pod with one container over CRI as a kubelet would; privileged gives it every namespace of the host.
@@ -84,17 +86,15 @@ func (m *machine) runImported(ctx context.Context, number int) string {
 // importImage imports the OCI layout, so that the runtime has an image that it never pulled.
 func (m *machine) importImage(ctx context.Context, t *testing.T, number int) {
 	t.Helper()
-	ctr := filepath.Join(os.Getenv("KEELSON_PARTS_BIN"), "ctr")
-	if _, err := os.Stat(ctr); err != nil {
-		if ctr, err = exec.LookPath("ctr"); err != nil {
-			t.Skip("needs containerd's ctr, on PATH or in the folder that KEELSON_PARTS_BIN names, to import an image")
-		}
+	paths, err := parts.Ensure(ctx, t.Output(), "ctr") // CRI cannot import
+	if err != nil {
+		t.Fatal(err)
 	}
 	archive := filepath.Join(m.dir, "imported.tar")
 	if err := writeTar(archive, m.layout); err != nil {
 		m.t.Fatal(err)
 	}
-	importing := exec.CommandContext(ctx, ctr, "--address", m.nodes[number].Socket, "--namespace", "k8s.io", "images", "import", "--no-unpack", "--index-name", "registry.example/keelson/layout:v1", archive)
+	importing := exec.CommandContext(ctx, paths["ctr"], "--address", m.nodes[number].Socket, "--namespace", "k8s.io", "images", "import", "--no-unpack", "--index-name", "registry.example/keelson/layout:v1", archive)
 	if out, err := importing.CombinedOutput(); err != nil {
 		m.t.Fatalf("%v\n%s", err, out)
 	} else {

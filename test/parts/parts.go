@@ -55,6 +55,7 @@ func List() []Part {
 		{"kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", []string{"version", "--client"}, kubernetesVersion, false},
 		{"containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd", []string{"--version"}, containerdVersion, false},
 		{"containerd-shim-runc-v2", "containerd", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", nil, containerdVersion, false},
+		{"ctr", "containerd", "github.com/containerd/containerd/v2/cmd/ctr", []string{"--version"}, containerdVersion, false},
 		{"spire-server", "spire", "github.com/spiffe/spire/cmd/spire-server", []string{"--version"}, spireVersion, true},
 		{"spire-agent", "spire", "github.com/spiffe/spire/cmd/spire-agent", []string{"--version"}, spireVersion, false},
 		{"calico-apiserver", "calico", "github.com/projectcalico/calico/apiserver/cmd/apiserver", nil, "v3.30.1", false},
