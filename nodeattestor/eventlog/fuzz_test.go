@@ -15,7 +15,7 @@ func FuzzReplay(f *testing.F) {
 		f.Add(vectors.Read(f, name, vectors.EventLog))
 	}
 	for _, dir := range vectors.RealLogs(f) {
-		if log := vectors.File(f, dir+"/log"); len(log) < 20000 {
+		if log := vectors.RealLog(f, vectors.Expect(f, dir)); len(log) < 20000 {
 			f.Add(log)
 		}
 	}

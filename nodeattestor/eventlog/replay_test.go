@@ -120,7 +120,7 @@ func TestRealLogsReplayWithTheirFacts(t *testing.T) {
 	for _, dir := range vectors.RealLogs(t) {
 		t.Run(path.Base(dir), func(t *testing.T) {
 			want := vectors.Expect(t, dir)
-			log, err := eventlog.Parse(vectors.File(t, dir+"/log"))
+			log, err := eventlog.Parse(vectors.RealLog(t, want))
 			if err != nil {
 				t.Fatal(err)
 			}

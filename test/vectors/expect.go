@@ -1,19 +1,26 @@
 package vectors
 
 import (
+	"context"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/test/parts"
 )
 
 // Expectation is what a case's expect file says. Its lines are "key: value"; a line that begins
 // with # is a comment, and an unknown key fails the test.
 type Expectation struct {
+	Source     string                               // source: file in the module that carries the log
 	Log        string                               // log: "replays", or "parses" where the PCRs are unknown
 	SecureBoot string                               // secureboot: enabled, disabled or unknown
 	Text       string                               // cmdline: the proven kernel command line
@@ -50,6 +57,8 @@ func Expect(t testing.TB, dir string) Expectation {
 func (e *Expectation) set(key, value string) (err error) {
 	words := strings.Fields(value)
 	switch key {
+	case "source":
+		e.Source = value
 	case "log":
 		e.Log = value
 	case "secureboot":
@@ -89,6 +98,33 @@ func (e *Expectation) setPCR(words []string) error {
 	return err
 }
 
+// RealLog is a log of another real machine, from the module that test/parts/eventlog pins. Without
+// a network and without that module in the module cache the test is skipped, with the reason.
+func RealLog(t testing.TB, e Expectation) []byte {
+	t.Helper()
+	dir, err := upstream()
+	if err != nil {
+		t.Skipf("the module that carries real logs cannot be had: %v", err)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(e.Source)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if path.Ext(e.Source) != ".json" {
+		return data
+	}
+	var dump struct{ Log struct{ Raw []byte } }
+	if err := json.Unmarshal(data, &dump); err != nil {
+		t.Fatal(err)
+	}
+	return dump.Log.Raw
+}
+
+// upstream is the folder of the pinned module in the module cache.
+var upstream = sync.OnceValues(func() (string, error) {
+	return parts.ModuleDir(context.Background(), "eventlog", "github.com/google/go-eventlog")
+})
+
 // RealLogs lists the folders of logs of other real machines.
 func RealLogs(t testing.TB) []string {
 	t.Helper()
@@ -103,14 +139,4 @@ func RealLogs(t testing.TB) []string {
 		}
 	}
 	return out
-}
-
-// File is a copy of any file of this folder, by its path in it.
-func File(t testing.TB, name string) []byte {
-	t.Helper()
-	b, err := files.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }

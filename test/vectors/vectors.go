@@ -24,7 +24,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
 
-//go:embed measured-boots real-logs
+//go:embed measured-boots real-logs/*/expect
 var files embed.FS
 
 // Nonce is the nonce of every quote in measured-boots.
