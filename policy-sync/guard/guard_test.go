@@ -1,7 +1,6 @@
 package guard_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -328,89 +327,5 @@ func run(t *testing.T, cases map[string]attempt) {
 				t.Errorf("allowed %v (%v), want %v", err == nil, err, c.allowed)
 			}
 		})
-	}
-}
-
-func TestEveryPolicyFailsClosedAndIsBound(t *testing.T) {
-	bound, policies := map[string]bool{}, map[string]bool{}
-	for _, o := range objects(t) {
-		switch o := o.(type) {
-		case *admissionv1.ValidatingAdmissionPolicy:
-			policies[o.Name] = true
-			if o.Spec.FailurePolicy == nil || *o.Spec.FailurePolicy != admissionv1.Fail {
-				t.Errorf("%s does not fail closed", o.Name)
-			}
-			for _, v := range o.Spec.Validations {
-				if v.Message == "" {
-					t.Errorf("%s does not say why", o.Name)
-				}
-			}
-		case *admissionv1.ValidatingAdmissionPolicyBinding:
-			bound[o.Spec.PolicyName] = true
-			if !slices.Equal(o.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny}) {
-				t.Errorf("%s does not deny", o.Name)
-			}
-		case *admissionv1.MutatingAdmissionPolicy:
-			policies[o.Name] = true
-			if o.Spec.FailurePolicy == nil || *o.Spec.FailurePolicy != admissionv1.Fail {
-				t.Errorf("%s does not fail closed", o.Name)
-			}
-		case *admissionv1.MutatingAdmissionPolicyBinding:
-			bound[o.Spec.PolicyName] = true
-		default:
-			t.Errorf("%T", o)
-		}
-	}
-	for name := range policies {
-		if !bound[name] {
-			t.Errorf("%s has no binding", name)
-		}
-	}
-	if len(policies) != len(bound) || len(policies) < 12 {
-		t.Errorf("%d policies, %d bindings", len(policies), len(bound))
-	}
-}
-
-func TestRenderingIsStable(t *testing.T) {
-	text := func() string {
-		out, err := json.Marshal(objects(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(out)
-	}
-	if text() != text() {
-		t.Error("two renderings differ")
-	}
-}
-
-func TestWrongParams(t *testing.T) {
-	cases := map[string]func(p *guard.Params){
-		"no user of policy-sync":    func(p *guard.Params) { p.PolicySync = "" },
-		"no SPIRE server":           func(p *guard.Params) { p.SPIREServers = nil },
-		"a user that breaks out":    func(p *guard.Params) { p.PolicySync = `x" || true || "` },
-		"an empty SPIRE server":     func(p *guard.Params) { p.SPIREServers = []string{""} },
-		"an admin group with quote": func(p *guard.Params) { p.Admins = []string{"a'b"} },
-		"a Calico user with a line": func(p *guard.Params) { p.CalicoAPIServer = "a\nb" },
-	}
-	for name, change := range cases {
-		t.Run(name, func(t *testing.T) {
-			p := params()
-			change(&p)
-			if _, err := guard.Objects(p); err == nil {
-				t.Error("accepted")
-			}
-		})
-	}
-	p := params()
-	p.Taint = false
-	out, err := guard.Objects(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range out {
-		if m, ok := o.(metav1.Object); ok && strings.Contains(m.GetName(), "taint") {
-			t.Errorf("%s although taints are off", m.GetName())
-		}
 	}
 }

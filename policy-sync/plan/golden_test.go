@@ -101,7 +101,7 @@ func write(t *testing.T, file string, archive *txtar.Archive, in, got map[string
 	for _, name := range names {
 		archive.Files = append(archive.Files, txtar.File{Name: name, Data: []byte(got[name])})
 	}
-	if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil { //nolint:gosec // a golden is public.
+	if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -215,8 +215,8 @@ func TestInvariant05_UnknownStaleAndUnparsableAreNotTrusted(t *testing.T) {
 			if _, ok := n.Labels[v1alpha1.NodeVerdictLabel]; ok || len(n.Spec.Taints) != 1 {
 				t.Errorf("the node has labels %v, taints %v", n.Labels, n.Spec.Taints)
 			}
-			if len(mustMake(t, w.Snapshot).Graph.Evict) != 1 { // evil-1's only, until applied
-				t.Log("no other agent is evicted")
+			if evict := mustMake(t, w.Snapshot).Graph.Evict; len(evict) != 0 {
+				t.Errorf("agents are evicted without proof: %v", evict)
 			}
 		})
 	}
@@ -242,7 +242,7 @@ func TestInvariant06_ProvedBadActsNow(t *testing.T) {
 	w.settle(t, nil)
 	d := newDataplane(w.Snapshot)
 	for _, addr := range []string{"10.1.0.10", "10.1.0.11"} {
-		if !strings.Contains(fmt.Sprint(d.endpoints[len(d.endpoints)-1].nets), addr) && !revoked(d, addr) {
+		if !revoked(d, addr) {
 			t.Errorf("address %s is not revoked", addr)
 		}
 	}
@@ -323,81 +323,4 @@ func addEmpties(o *unstructured.Unstructured) {
 			_ = unstructured.SetNestedSlice(o.Object, list, "spec", dir)
 		}
 	}
-}
-
-// TestDriftIsPutRight: whatever somebody changes on our objects is found and undone.
-func TestDriftIsPutRight(t *testing.T) {
-	cases := map[string]struct {
-		name   string
-		change func(o *unstructured.Unstructured)
-	}{
-		"a rule is added to a policy": {"keelson.api", func(o *unstructured.Unstructured) {
-			list, _, _ := unstructured.NestedSlice(o.Object, "spec", "ingress")
-			_ = unstructured.SetNestedSlice(o.Object, append(list, map[string]any{"action": "Allow"}), "spec", "ingress")
-		}},
-		"a rule is taken away": {"keelson.api", func(o *unstructured.Unstructured) { unstructured.RemoveNestedField(o.Object, "spec", "ingress") }},
-		"a policy selects others": {"keelson.api", func(o *unstructured.Unstructured) {
-			_ = unstructured.SetNestedField(o.Object, "all()", "spec", "selector")
-		}},
-		"a field is added to default deny": {"keelson.default-deny", func(o *unstructured.Unstructured) {
-			_ = unstructured.SetNestedField(o.Object, true, "spec", "doNotTrack")
-		}},
-		"default deny comes last": {"keelson.default-deny", func(o *unstructured.Unstructured) {
-			_ = unstructured.SetNestedField(o.Object, int64(99999), "spec", "order")
-		}},
-		"the tier denies by default": {"keelson", func(o *unstructured.Unstructured) {
-			_ = unstructured.SetNestedField(o.Object, "Deny", "spec", "defaultAction")
-		}},
-		"a DENY is made a dry run": {"keelson.api.deny", func(o *unstructured.Unstructured) { o.SetAnnotations(map[string]string{"istio.io/dry-run": "true"}) }},
-		"a DENY is given to another istiod": {"keelson.api.deny", func(o *unstructured.Unstructured) {
-			l := o.GetLabels()
-			l["istio.io/rev"] = "other"
-			o.SetLabels(l)
-		}},
-		"mutual TLS is made permissive": {"keelson.strict", func(o *unstructured.Unstructured) {
-			_ = unstructured.SetNestedField(o.Object, "PERMISSIVE", "spec", "mtls", "mode")
-		}},
-		"the owner label is taken away":  {"keelson.api.allow", func(o *unstructured.Unstructured) { o.SetLabels(nil) }},
-		"a revoked address is taken out": {"keelson.revoked", func(o *unstructured.Unstructured) { unstructured.RemoveNestedField(o.Object, "spec", "nets") }},
-		"the set of revoked addresses is given trust": {"keelson.revoked", func(o *unstructured.Unstructured) {
-			l := o.GetLabels()
-			l[v1alpha1.PodAttestedLabel] = "true"
-			o.SetLabels(l)
-		}},
-	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			w := settled(t)
-			want := render(w.Objects)
-			changed := 0
-			for i, o := range w.Objects {
-				if o.GetName() == c.name {
-					o = o.DeepCopy()
-					c.change(o)
-					w.Objects[i] = o
-					changed++
-				}
-			}
-			if changed == 0 {
-				t.Fatalf("no object %s", c.name)
-			}
-			if mustMake(t, w.Snapshot).Plan.Empty() {
-				t.Fatal("not found")
-			}
-			w.settle(t, nil)
-			if got := render(w.Objects); got != want {
-				t.Errorf("not put right:\n%s\nwant:\n%s", got, want)
-			}
-		})
-	}
-}
-
-// render is what objects say, without what a server counts.
-func render(objects []*unstructured.Unstructured) string {
-	var out []string
-	for _, o := range objects {
-		out = append(out, fmt.Sprintf("%s %s/%s %v %v %v", o.GetKind(), o.GetNamespace(), o.GetName(), o.GetLabels(), o.GetAnnotations(), o.Object["spec"]))
-	}
-	slices.Sort(out)
-	return strings.Join(out, "\n")
 }

@@ -18,8 +18,8 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
@@ -60,11 +60,12 @@ func Render(in desired.Intents) []snapshot.Entry {
 func IsClass(e snapshot.Entry) bool { return strings.HasSuffix(e.ParentID, "/spire/server") }
 
 func digest(parts ...string) string {
-	h := sha256.New()
+	var b strings.Builder
 	for _, p := range parts {
-		fmt.Fprintf(h, "%d:%s", len(p), p) // lengths keep ("a","bc") apart from ("ab","c")
+		b.WriteString(strconv.Itoa(len(p)) + ":" + p) // lengths keep ("a","bc") apart from ("ab","c")
 	}
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	sum := sha256.Sum256([]byte(b.String()))
+	return hex.EncodeToString(sum[:16])
 }
 
 // classID is the same for equal node requirements.

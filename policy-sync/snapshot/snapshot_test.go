@@ -40,10 +40,10 @@ func TestKindsAreThoseOfTheDataPlanes(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, k := range snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}) {
-		if k.Resource == "" || seen[k.GroupVersionKind.String()] {
+		if k.Resource == "" || seen[k.String()] {
 			t.Errorf("%+v", k)
 		}
-		seen[k.GroupVersionKind.String()] = true
+		seen[k.String()] = true
 	}
 }
 

@@ -134,6 +134,11 @@ type builder struct {
 	g     *Graph
 	nodes map[string]Node
 	modes map[string]string
+	// choosers are the policies of each namespace with their selectors parsed.
+	choosers map[string][]chooser
+	// shared are service accounts that pods outside of every policy use too, with the
+	// sentence that says so, by namespace/name.
+	shared map[string]string
 }
 
 // Build works out the graph. It fails only when no plan may be made from the snapshot.

@@ -105,6 +105,9 @@ func (b *builder) merge(id *Identity, policies []*Policy) {
 	if id.Problem == "" {
 		id.Problem = b.unsatisfiable(id)
 	}
+	if text, shared := b.shared[id.Key()]; shared && b.s.Config.RefuseSharedServiceAccounts {
+		id.Problem = text
+	}
 }
 
 // unsatisfiable fills in the known reference sets where no policy names any, and says

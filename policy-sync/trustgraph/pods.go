@@ -61,9 +61,9 @@ func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 		why = append(why, b.held(pod, node)...)
 	}
 	met := true
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		if !p.selects(pod) {
+	for _, c := range b.choosers[pod.Namespace] {
+		p := c.policy
+		if !c.selects(pod) {
 			continue
 		}
 		m := Match{Policy: p.Name, Why: append(slices.Clone(why), b.unmet(pod, node, p)...)}
@@ -222,19 +222,23 @@ func (b *builder) shareServiceAccounts() {
 		if b.modes[pod.Namespace] == "" || snapshot.Ended(pod) {
 			continue
 		}
-		if !slices.ContainsFunc(b.g.Policies, func(p Policy) bool { return p.selects(pod) }) {
+		if !slices.ContainsFunc(b.choosers[pod.Namespace], func(c chooser) bool { return c.selects(pod) }) {
 			key := pod.Namespace + "/" + snapshot.ServiceAccount(pod)
 			outside[key] = append(outside[key], pod.Name)
 		}
 	}
+	b.shared = map[string]string{}
+	for key, others := range outside {
+		slices.Sort(others)
+		_, account, _ := strings.Cut(key, "/")
+		b.shared[key] = fmt.Sprintf("service account %s is shared with pods outside of every policy (%s and %d more): they have the same SPIFFE ID", account, others[0], len(others)-1)
+	}
 	for i := range b.g.Pods {
 		p := &b.g.Pods[i]
-		others := outside[p.Namespace+"/"+p.ServiceAccount]
-		if len(p.Matches) == 0 || len(others) == 0 {
+		text, shared := b.shared[p.Namespace+"/"+p.ServiceAccount]
+		if len(p.Matches) == 0 || !shared {
 			continue
 		}
-		slices.Sort(others)
-		text := fmt.Sprintf("service account %s is shared with pods outside of every policy (%s and %d more): they have the same SPIFFE ID", p.ServiceAccount, others[0], len(others)-1)
 		p.Reports = append(p.Reports, text)
 		if b.s.Config.RefuseSharedServiceAccounts {
 			p.Attested, p.Tags = false, nil
@@ -268,6 +272,7 @@ func (b *builder) countPod(pod *Pod) {
 }
 
 func (b *builder) policy(namespace, name string) *Policy {
-	i := slices.IndexFunc(b.g.Policies, func(p Policy) bool { return p.Namespace == namespace && p.Name == name })
-	return &b.g.Policies[i]
+	list := b.choosers[namespace]
+	i := slices.IndexFunc(list, func(c chooser) bool { return c.policy.Name == name })
+	return list[i].policy
 }

@@ -44,6 +44,11 @@ func (b *builder) buildPolicies() {
 		b.notePolicy(&p)
 		b.g.Policies = append(b.g.Policies, p)
 	}
+	b.choosers = map[string][]chooser{}
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		b.choosers[p.Namespace] = append(b.choosers[p.Namespace], newChooser(p))
+	}
 }
 
 // notePolicy notes what of an accepted policy no data plane can express.
@@ -60,6 +65,9 @@ func (b *builder) notePolicy(p *Policy) {
 	}
 	for i, rule := range p.Spec.Egress {
 		b.notePeers(p, fmt.Sprintf("egress[%d].to", i), rule.To)
+	}
+	if !b.s.Config.Calico && !b.s.Config.Istio {
+		p.Blockers = append(p.Blockers, "neither Calico nor Istio is there to enforce the policy: it only decides on SVIDs and labels")
 	}
 	if ns, ok := b.ambient(p.Namespace); ok {
 		note("IdentityNotAttested: namespace %s is in Istio's ambient mode, whose ztunnel has no identity from SPIRE yet", ns)
@@ -254,19 +262,27 @@ func checkHTTP(add adder, where string, rules []v1alpha1.HTTPRule) {
 	}
 }
 
-// selects reports whether the policy is for the pod. A policy whose selector cannot be
-// read is for every pod that it could mean, so that none of them is trusted.
-func (p *Policy) selects(pod *corev1.Pod) bool {
-	if p.Namespace != pod.Namespace {
-		return false
+// chooser finds the pods of a policy.
+type chooser struct {
+	policy   *Policy
+	account  string
+	selector labels.Selector
+}
+
+// newChooser parses a policy's selector. A policy whose selector cannot be read is for
+// every pod that it could mean, so that none of them is trusted; and so is one that
+// names no pod at all.
+func newChooser(p *Policy) chooser {
+	c := chooser{policy: p, account: p.Spec.Workloads.ServiceAccount, selector: labels.Everything()}
+	if p.Spec.Workloads.Selector == nil {
+		return c
 	}
-	w := p.Spec.Workloads
-	if w.ServiceAccount != "" && w.ServiceAccount != snapshot.ServiceAccount(pod) {
-		return false
+	if sel, err := metav1.LabelSelectorAsSelector(p.Spec.Workloads.Selector); err == nil {
+		c.selector = sel
 	}
-	if w.Selector == nil {
-		return true // by service account, or (not accepted) by nothing at all
-	}
-	sel, err := metav1.LabelSelectorAsSelector(w.Selector)
-	return err != nil || sel.Matches(labels.Set(pod.Labels))
+	return c
+}
+
+func (c chooser) selects(pod *corev1.Pod) bool {
+	return (c.account == "" || c.account == snapshot.ServiceAccount(pod)) && c.selector.Matches(labels.Set(pod.Labels))
 }

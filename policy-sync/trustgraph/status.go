@@ -2,6 +2,7 @@ package trustgraph
 
 import (
 	"fmt"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -34,14 +35,11 @@ func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
 }
 
 func (g Graph) refusal(key, policy string) string {
-	for _, pod := range g.Pods {
-		if pod.Key() != key {
-			continue
-		}
-		for _, m := range pod.Matches {
-			if m.Policy == policy && !m.Met {
-				return joined(m.Why)
-			}
+	namespace, name, _ := strings.Cut(key, "/")
+	pod, _ := g.Pod(namespace, name)
+	for _, m := range pod.Matches {
+		if m.Policy == policy && !m.Met {
+			return joined(m.Why)
 		}
 	}
 	return ""
