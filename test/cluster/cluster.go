@@ -111,7 +111,7 @@ func (c *Cluster) start(ctx context.Context) error {
 
 func (c *Cluster) makeDir() error {
 	if c.dir == "" {
-		dir, err := os.MkdirTemp("", "keelson-cluster-")
+		dir, err := os.MkdirTemp("", "klsn-")
 		if err != nil {
 			return fmt.Errorf("cluster: %w", err)
 		}

@@ -129,7 +129,12 @@ func (g *Group) StartCmd(cmd *exec.Cmd) error {
 }
 
 func (g *Group) launch(cmd *exec.Cmd) error {
-	cmd.Env = append(cmd.Env, mark+"="+g.id)
+	// Temporary files, such as the sockets of plugins, go with the group's folder however the program ends.
+	tmp := filepath.Join(g.dir, "tmp")
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return err
+	}
+	cmd.Env = append(cmd.Env, mark+"="+g.id, "TMPDIR="+tmp)
 	// A process group of its own: an interrupt typed at the terminal reaches us alone, and we end the others in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	r := startRequest{cmd, make(chan error, 1)}

@@ -158,7 +158,7 @@ func (d *demo) startNode(ctx context.Context, m *machine) error {
 		procRoot = m.standin.ProcRoot
 	} else {
 		m.runtime, err = node.StartContainerd(ctx, d.group, node.ContainerdOptions{
-			Name: m.name, Number: m.number, Dir: m.path("cri"), Network: d.network, Registry: d.registry, Pause: d.images.pause, Log: d.out,
+			Name: m.name, Number: m.number, Dir: m.path("cri"), Sockets: d.path(fmt.Sprintf("s%d", m.number)), Network: d.network, Registry: d.registry, Pause: d.images.pause, Log: d.out,
 		})
 		if err != nil {
 			return err

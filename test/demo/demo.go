@@ -91,7 +91,7 @@ func (d *demo) open() error {
 	if d.root, err = parts.ModuleRoot(); err != nil {
 		return err
 	}
-	if d.dir, err = os.MkdirTemp("", "keelson-demo-"); err != nil {
+	if d.dir, err = os.MkdirTemp("", "klsn-"); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
 	if d.network, err = node.NewNetwork(); err != nil {

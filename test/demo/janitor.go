@@ -44,7 +44,7 @@ func (d *demo) startJanitor() (func(), error) {
 
 // janitor waits for the end of its standard input, which is the end of the demo, and cleans up unless it was told not to.
 func janitor(args []string, alive io.Reader, stderr io.Writer) int {
-	if len(args) != 2 || !strings.HasPrefix(filepath.Base(args[0]), "keelson-demo-") || !strings.HasPrefix(args[1], "klsn") {
+	if len(args) != 2 || !strings.HasPrefix(filepath.Base(args[0]), "klsn-") || !strings.HasPrefix(args[1], "klsn") {
 		_, _ = fmt.Fprintln(stderr, "demo: janitor is started by the demo itself")
 		return 2
 	}

@@ -19,7 +19,9 @@ type ContainerdOptions struct {
 	Name   string
 	Number int
 	// Dir holds all of it: root, state, sockets, logs. Short enough for a Unix socket in it.
-	Dir      string
+	Dir string
+	// Sockets is for the shims' sockets; its path has at most 42 bytes. Folder "s" in Dir when empty.
+	Sockets  string
 	Network  *Network
 	Registry *Registry
 	// Pause is the sandbox image.
@@ -36,6 +38,9 @@ func StartContainerd(ctx context.Context, g *cluster.Group, o ContainerdOptions)
 	}
 	if o.Log == nil {
 		o.Log = io.Discard
+	}
+	if o.Sockets == "" {
+		o.Sockets = filepath.Join(o.Dir, "s")
 	}
 	system, err := parts.EnsureSystem(ctx, o.Log, "runc", "cni")
 	if err != nil {
@@ -71,8 +76,12 @@ func StartContainerd(ctx context.Context, g *cluster.Group, o ContainerdOptions)
 }
 
 func (o ContainerdOptions) prepare(runc, cni, shim string) error {
-	for _, dir := range []string{"root", "state", "s", "temp", "logs"} {
-		if err := os.MkdirAll(filepath.Join(o.Dir, dir), 0o711); err != nil {
+	// containerd's own limit (core/runtime/v2, shim manager): a shim's socket is this folder and a hash.
+	if len(o.Sockets) > 42 {
+		return fmt.Errorf("node: containerd: folder %s is %d bytes long, 42 are allowed; use a shorter one (TMPDIR)", o.Sockets, len(o.Sockets))
+	}
+	for _, dir := range []string{filepath.Join(o.Dir, "root"), filepath.Join(o.Dir, "state"), filepath.Join(o.Dir, "temp"), filepath.Join(o.Dir, "logs"), o.Sockets} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("node: containerd: %w", err)
 		}
 	}
@@ -82,7 +91,7 @@ func (o ContainerdOptions) prepare(runc, cni, shim string) error {
 	if err := o.Registry.writeHosts(filepath.Join(o.Dir, "certs.d")); err != nil {
 		return err
 	}
-	content := fmt.Sprintf(containerdConfig, o.Dir, o.Pause.Reference(), cni, runc, shim)
+	content := fmt.Sprintf(containerdConfig, o.Dir, o.Pause.Reference(), cni, runc, shim, o.Sockets)
 	if err := os.WriteFile(filepath.Join(o.Dir, "config.toml"), []byte(content), 0o600); err != nil {
 		return fmt.Errorf("node: containerd: %w", err)
 	}
@@ -103,7 +112,7 @@ imports = []
 [plugins."io.containerd.server.v1.ttrpc"]
   address = "%[1]s/containerd.sock.ttrpc"
 [plugins."io.containerd.shim.v1.manager"]
-  socket_dir = "%[1]s/s"
+  socket_dir = "%[6]s"
 [plugins."io.containerd.internal.v1.opt"]
   path = "%[1]s/opt"
 [plugins."io.containerd.nri.v1.nri"]
