@@ -195,6 +195,53 @@ func TestAnEmptyChunkIsOnlyAllowedAtTheEnd(t *testing.T) {
 		if _, err := c.Raw(); (err == nil) != final {
 			t.Errorf("final %t: error %v", final, err)
 		}
+		b, err := c.Marshal()
+		if err != nil {
+			t.Fatalf("final %t: cannot be sent: %v", final, err)
+		}
+		if _, err := evidence.ParseChunk(b); err != nil {
+			t.Errorf("final %t: %v", final, err)
+		}
+	}
+}
+
+func TestAChunkIsExactlyOneFrame(t *testing.T) {
+	zstdOf := func(raw []byte, opts ...zstd.EOption) []byte {
+		enc, err := zstd.NewWriter(nil, opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return enc.EncodeAll(raw, nil)
+	}
+	raw := bytes.Repeat([]byte("measured "), 40000)
+	one := zstdOf(raw)
+	skippable := []byte{0x50, 0x2A, 0x4D, 0x18, 2, 0, 0, 0, 'h', 'i'}
+	cases := map[string]struct {
+		data []byte
+		ok   bool
+	}{
+		"one frame":                       {one, true},
+		"one frame without a checksum":    {zstdOf(raw, zstd.WithEncoderCRC(false)), true},
+		"incompressible":                  {zstdOf([]byte("abc")), true},
+		"one byte, many times":            {zstdOf(make([]byte, 300000)), true},
+		"two frames":                      {append(zstdOf([]byte("abc")), zstdOf([]byte("abc"))...), false},
+		"a skippable frame":               {skippable, false},
+		"a skippable frame before":        {append(bytes.Clone(skippable), one...), false},
+		"a skippable frame behind":        {append(bytes.Clone(one), skippable...), false},
+		"a byte behind":                   {append(bytes.Clone(one), 0), false},
+		"an empty frame behind":           {append(bytes.Clone(one), zstdOf(nil, zstd.WithZeroFrames(true))...), false},
+		"the checksum cut off":            {one[:len(one)-4], false},
+		"cut":                             {one[:len(one)/2], false},
+		"no byte":                         {nil, false},
+		"a frame that needs a dictionary": {zstdOf(raw, zstd.WithEncoderDictRaw(7, raw[:1000])), false},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			c := evidence.Chunk{Log: evidence.IMALog, Data: tc.data, Final: true}
+			if _, err := c.Raw(); (err == nil) != tc.ok {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }
 
