@@ -31,6 +31,7 @@ type Queue struct {
 
 	mu      sync.Mutex
 	pending map[string]Result
+	closed  bool
 	wake    chan struct{}
 	cancel  context.CancelFunc
 	done    chan struct{}
@@ -75,21 +76,47 @@ func loadPending(path string) (map[string]Result, error) {
 	return pending, nil
 }
 
-// Submit queues a result unless a newer one for the node waits already. An error
-// means that the result is queued in memory but not safe from a restart.
+// ErrClosed means that the queue was closed: it keeps nothing any more, for its file may
+// be another queue's by now.
+var ErrClosed = errors.New("verdict: the queue is closed")
+
+// Submit queues a result unless a newer one for the node waits already; the highest tag
+// serial of both is kept. An error other than ErrClosed means that the result is queued in
+// memory but not safe from a restart.
 func (q *Queue) Submit(r Result) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if old, ok := q.pending[r.Node]; ok && old.EKHash == r.EKHash && !r.supersedes(old.ReceivedAt, old.Trusted) {
-		return nil
+	if q.closed {
+		return ErrClosed
+	}
+	if old, ok := q.pending[r.Node]; ok && old.EKHash == r.EKHash {
+		if !r.supersedes(old.ReceivedAt, old.Trusted) {
+			old, r = r, old // the one that waits already stands
+		}
+		r = r.notBelow(old.TagSerial)
 	}
 	q.pending[r.Node] = r
 	q.trigger()
 	return q.save()
 }
 
+// TagSerial is the highest tag serial of a machine in a verdict that waits to be written, 0 when
+// there is none: the store does not know it yet.
+func (q *Queue) TagSerial(node, ekHash string) uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	r, ok := q.pending[node]
+	if !ok || r.EKHash != ekHash || r.TagSerial == nil || *r.TagSerial < 0 {
+		return 0
+	}
+	return uint64(*r.TagSerial)
+}
+
 // Close stops writing; what is pending stays in the file.
 func (q *Queue) Close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
 	q.cancel()
 	<-q.done
 }
@@ -163,8 +190,11 @@ func (q *Queue) drop(r Result, why string) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if cur, ok := q.pending[r.Node]; !ok || !cur.ReceivedAt.Equal(r.ReceivedAt) || cur.Trusted != r.Trusted {
+	if cur, ok := q.pending[r.Node]; !ok || !cur.ReceivedAt.Equal(r.ReceivedAt) || cur.Trusted != r.Trusted || !equalSerial(cur.TagSerial, r.TagSerial) {
 		return
+	}
+	if q.closed {
+		return // the file may be another queue's by now; writing the result again changes nothing
 	}
 	delete(q.pending, r.Node)
 	if err := q.save(); err != nil {

@@ -7,6 +7,7 @@
 package verdict
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -41,6 +42,37 @@ func (r Result) supersedes(t time.Time, trusted bool) bool {
 	return mine.After(other)
 }
 
+// above is the result as it may be written over a standing spec, where order of receipt alone
+// would open a door:
+//
+//   - a standing receipt that lies in this server's future was written by a clock that runs ahead.
+//     Until that moment every other server's untrusted verdict would count for nothing, so it is
+//     written as of that moment, where ties go to untrusted;
+//   - a trusted result with an older tag than one that was seen meanwhile (by another server, or
+//     while the store could not be written) is not trusted: an older tag was put back.
+func (r Result) above(standing *v1alpha1.NodeTrustSpec, now time.Time) Result {
+	if at := standing.AttestedAt.Time; !r.Trusted && at.After(now) && at.After(r.ReceivedAt) {
+		r.ValidUntil = at.Add(r.ValidUntil.Sub(r.ReceivedAt))
+		r.ReceivedAt = at
+	}
+	return r.notBelow(standing.TagSerial)
+}
+
+// notBelow is the result in the light of a tag serial that was seen for the machine: a trusted
+// one with an older tag is not trusted, and the highest serial stays with it.
+func (r Result) notBelow(seen *int64) Result {
+	if seen == nil || r.TagSerial != nil && *r.TagSerial >= *seen {
+		return r
+	}
+	if r.Trusted && r.TagSerial != nil {
+		r.Refusals = []nodeclaim.Refusal{{Check: "tag.serial", Reason: fmt.Sprintf(
+			"the tag has serial %d, this machine has shown %d: an older tag was put back", *r.TagSerial, *seen)}}
+		r.Trusted, r.Reference, r.Tags = false, "", nil
+	}
+	r.TagSerial = seen
+	return r
+}
+
 // Limits of what one NodeTrust holds; they repeat the CRD's so that a long reason is
 // cut here and not refused there, which would lose an untrusted verdict.
 const (
@@ -49,8 +81,8 @@ const (
 	maxCheckChars  = 64
 )
 
-// spec is the result as a NodeTrust spec. The tag serial never goes below before's.
-func (r Result) spec(nodeUID string, before *v1alpha1.NodeTrustSpec) v1alpha1.NodeTrustSpec {
+// spec is the result as a NodeTrust spec.
+func (r Result) spec(nodeUID string) v1alpha1.NodeTrustSpec {
 	s := v1alpha1.NodeTrustSpec{
 		Verdict:        v1alpha1.VerdictUntrusted,
 		Reference:      r.Reference,
@@ -68,9 +100,6 @@ func (r Result) spec(nodeUID string, before *v1alpha1.NodeTrustSpec) v1alpha1.No
 	}
 	for _, ref := range r.Refusals[:min(len(r.Refusals), maxReasons)] {
 		s.Reasons = append(s.Reasons, v1alpha1.Reason{Check: cut(ref.Check, maxCheckChars), Reason: cut(ref.Reason, maxReasonChars)})
-	}
-	if before != nil && before.TagSerial != nil && (s.TagSerial == nil || *s.TagSerial < *before.TagSerial) {
-		s.TagSerial = before.TagSerial
 	}
 	return s
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -127,7 +128,7 @@ func (s *Store) writeOnce(ctx context.Context, r Result, uid string, now time.Ti
 	var nt v1alpha1.NodeTrust
 	err := s.client.Get(ctx, client.ObjectKey{Name: r.Node}, &nt)
 	if apierrors.IsNotFound(err) {
-		nt = v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: r.Node}, Spec: r.spec(uid, nil)}
+		nt = v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: r.Node}, Spec: r.spec(uid)}
 		if err := s.client.Create(ctx, &nt); err != nil {
 			return err
 		}
@@ -141,12 +142,13 @@ func (s *Store) writeOnce(ctx context.Context, r Result, uid string, now time.Ti
 	if nt.Spec.EKHash != r.EKHash {
 		return fmt.Errorf("%w: NodeTrust has %s, the evidence %s; if the machine was replaced, delete the NodeTrust", ErrBoundElsewhere, nt.Spec.EKHash, r.EKHash)
 	}
-	want := r.spec(uid, &nt.Spec)
+	r = r.above(&nt.Spec, now)
+	want := r.spec(uid)
 	sameMoment := nt.Spec.AttestedAt.Time.Equal(want.AttestedAt.Time) && nt.Spec.Verdict == want.Verdict
 	if !sameMoment && !r.supersedes(nt.Spec.AttestedAt.Time, nt.Spec.Verdict == v1alpha1.VerdictTrusted) {
 		return nil
 	}
-	if saysTheSame(&nt.Spec, &want, now) {
+	if saysTheSame(&nt.Spec, &want, now) || equality.Semantic.DeepEqual(nt.Spec, want) {
 		return nil
 	}
 	nt.Spec = want
@@ -163,11 +165,13 @@ func (s *Store) remember(nt *v1alpha1.NodeTrust) {
 	s.known[nt.Name] = bindingOf(&nt.Spec)
 }
 
-// saysTheSame reports whether writing want would tell nobody anything new: the same
-// verdict and claims, and more than half of the standing validity is still ahead.
+// saysTheSame reports whether writing want would tell nobody anything new: trusted with
+// the same claims, and more than half of the standing validity is still ahead. An
+// untrusted verdict is always written: left out, its newer attestedAt would not stand in
+// the way of a trusted one that was received between the two and comes late.
 func saysTheSame(have, want *v1alpha1.NodeTrustSpec, now time.Time) bool {
 	validity := have.ValidUntil.Sub(have.AttestedAt.Time)
-	return have.Verdict == want.Verdict && have.Reference == want.Reference && have.NodeUID == want.NodeUID &&
+	return want.Verdict == v1alpha1.VerdictTrusted && have.Verdict == want.Verdict && have.Reference == want.Reference && have.NodeUID == want.NodeUID &&
 		have.AgentID == want.AgentID && maps.Equal(have.Tags, want.Tags) && slices.Equal(have.Reasons, want.Reasons) &&
 		equalSerial(have.TagSerial, want.TagSerial) && have.ValidUntil.Sub(now) > validity/2
 }

@@ -126,6 +126,115 @@ func TestWhatChangesIsWrittenAtOnce(t *testing.T) {
 	}
 }
 
+func TestThreat29_ALateTrustedWriteBetweenTwoEqualUntrustedOnesStaysOut(t *testing.T) {
+	s, c := store(t, interceptor.Funcs{}, node())
+	for _, r := range []verdict.Result{ // in the order in which they are written
+		result(false, start), result(false, start.Add(5*time.Minute)), result(true, start.Add(3*time.Minute)),
+	} {
+		if err := s.Write(t.Context(), r, start.Add(6*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := stored(t, c); got.Verdict != v1alpha1.VerdictUntrusted {
+		t.Errorf("verdict %s, want untrusted: the last evidence was bad", got.Verdict)
+	}
+}
+
+func TestThreat29_AClockThatRunsAheadDoesNotSilenceOtherServers(t *testing.T) {
+	s, c := store(t, interceptor.Funcs{}, node())
+	ahead := result(true, start.Add(time.Hour)) // by the clock of a server that is an hour ahead
+	for _, r := range []verdict.Result{ahead, result(false, start.Add(time.Minute))} {
+		if err := s.Write(t.Context(), r, start.Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := stored(t, c)
+	if got.Verdict != v1alpha1.VerdictUntrusted || got.AttestedAt.Time.Before(ahead.ReceivedAt) || !got.ValidUntil.After(got.AttestedAt.Time) {
+		t.Errorf("got %+v, want untrusted, attested not before %s", got, ahead.ReceivedAt)
+	}
+}
+
+func TestThreat30_AnOlderTagThatASecondServerLetThroughIsNotTrusted(t *testing.T) {
+	s, c := store(t, interceptor.Funcs{}, node())
+	five, four := int64(5), int64(4)
+	newer, older := result(true, start), result(true, start.Add(time.Second))
+	newer.TagSerial, newer.Tags = &five, map[string]string{"country": "DE"}
+	older.TagSerial, older.Tags = &four, map[string]string{"country": "FR"}
+	for _, r := range []verdict.Result{newer, older} {
+		if err := s.Write(t.Context(), r, start.Add(2*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := stored(t, c)
+	if got.Verdict != v1alpha1.VerdictUntrusted || len(got.Tags) != 0 || *got.TagSerial != 5 || len(got.Reasons) != 1 || got.Reasons[0].Check != "tag.serial" {
+		t.Errorf("got %+v, want untrusted by tag.serial, with serial 5", got)
+	}
+}
+
+func TestThreat30_TheHighestTagSerialOutlivesAnOutage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pending.json")
+	q, err := verdict.StartQueue(&writer{err: errors.New("connection refused")}, path, hclog.NewNullLogger(), clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	five := int64(5)
+	tagged := result(true, start)
+	tagged.TagSerial = &five
+	late := result(true, start.Add(-time.Second))
+	for _, r := range []verdict.Result{tagged, result(false, start.Add(time.Second)), late} {
+		if err := q.Submit(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := q.TagSerial("fra-1", ek1); got != 5 {
+		t.Errorf("serial %d while the store is away, want 5", got)
+	}
+	if got := q.TagSerial("fra-1", ek2); got != 0 {
+		t.Errorf("serial %d of another EK, want 0", got)
+	}
+	q.Close()
+	w := &writer{}
+	if q, err = verdict.StartQueue(w, path, hclog.NewNullLogger(), clock); err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	if got := w.wait(t, 1); got[0].Trusted || got[0].TagSerial == nil || *got[0].TagSerial != 5 {
+		t.Errorf("written after the outage: %+v, want untrusted with serial 5", got[0])
+	}
+}
+
+func TestThreat25_AClosedQueueTakesNothingAndLeavesTheFileAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pending.json")
+	down := &writer{err: errors.New("connection refused")}
+	old, err := verdict.StartQueue(down, path, hclog.NewNullLogger(), clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Close()
+	next, err := verdict.StartQueue(down, path, hclog.NewNullLogger(), clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if err := next.Submit(result(false, start)); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Submit(result(true, start.Add(time.Second))); !errors.Is(err, verdict.ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
+	}
+	after, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(before), string(after)); d != "" {
+		t.Errorf("a closed queue changed the file of the next one: %s", d)
+	}
+}
+
 func TestThreat20_AnotherEKNeverTakesOverANodeTrust(t *testing.T) {
 	s, c := store(t, interceptor.Funcs{}, node())
 	if err := s.Write(t.Context(), result(true, start), start); err != nil {
