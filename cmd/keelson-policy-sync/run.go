@@ -33,7 +33,11 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := dataPlanes(config, &c, log); err != nil {
+	client, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	if err := dataPlanes(client, &c, log); err != nil {
 		return err
 	}
 	mgr, err := newManager(config, c)
@@ -45,7 +49,7 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := assemble(ctx, mgr, spire, c, log); err != nil {
+	if err := errors.Join(assemble(ctx, mgr, spire, c, log), mgr.Add(arrivals{client, c, log})); err != nil {
 		return errors.Join(err, spire.Close())
 	}
 	return errors.Join(mgr.Start(ctx), spire.Close())
@@ -97,11 +101,7 @@ func restConfig(kubeconfig string) (*rest.Config, error) {
 }
 
 // dataPlanes settles which optional APIs are used. One that is wanted and not there is never passed over in silence.
-func dataPlanes(config *rest.Config, c *syncconfig.Config, log *slog.Logger) error {
-	client, err := discovery.NewDiscoveryClientForConfig(config)
-	if err != nil {
-		return fmt.Errorf("kubernetes: %w", err)
-	}
+func dataPlanes(client discovery.DiscoveryInterface, c *syncconfig.Config, log *slog.Logger) error {
 	found, err := kube.Discover(client)
 	if err != nil {
 		return err

@@ -10,8 +10,10 @@ package kube
 
 import (
 	"errors"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
@@ -58,8 +60,18 @@ func (e staleError) Unwrap() error        { return e.error }
 func (e staleError) Is(target error) bool { return target == ErrStale }
 
 func stale(err error) error {
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) {
+	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) || apierrors.IsAlreadyExists(err) || anotherUID(err) {
 		return staleError{err}
 	}
 	return err
+}
+
+// anotherUID tells whether the API server refused a patch because the object of that name is another one by now: a patch's
+// UID is not a precondition to it but an attempt to change an immutable field.
+func anotherUID(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) || !apierrors.IsInvalid(err) || status.Status().Details == nil {
+		return false
+	}
+	return slices.ContainsFunc(status.Status().Details.Causes, func(c metav1.StatusCause) bool { return c.Field == "metadata.uid" })
 }
