@@ -23,11 +23,12 @@ import (
 
 // attempt is one attestation, from payload to audit line.
 type attempt struct {
-	*running
+	*running // as it was when the attestation began
 	conversation
-	log  hclog.Logger
-	now  func() time.Time
-	rand io.Reader
+	sinks *Plugin // where results go, as it is when they do
+	log   hclog.Logger
+	now   func() time.Time
+	rand  io.Reader
 
 	received time.Time       // when the payload arrived: the order among verdicts
 	pending  *verify.Pending // nil until Begin accepted the payload
@@ -70,6 +71,11 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err := pending.Bind(known); err != nil {
 		return none, err
 	}
+	ctx, done, err := a.gate.work(ctx, pending.EK())
+	if err != nil {
+		return none, err
+	}
+	defer done()
 	if err := a.logs(ctx, response.Chunks); err != nil {
 		return none, err
 	}
@@ -92,22 +98,24 @@ func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge) (*ev
 	return response, a.pending.Prove(response, a.now())
 }
 
-// known reads what the shared store knows of the node; without one, nothing is known.
+// known reads what the shared store knows of the node, and what waits to be written there;
+// without a store, nothing is known.
 func (a *attempt) known(ctx context.Context) (verify.Known, error) {
 	if a.store == nil || a.pending.Node() == "" {
 		return verify.Known{}, nil
 	}
+	known := verify.Known{TagSerial: a.sinks.pendingSerial(a.pending.Node(), a.pending.EK().String())}
 	b, err := a.store.Binding(ctx, a.pending.Node())
 	if err != nil || b == nil {
-		return verify.Known{}, err
+		return known, err
 	}
-	return verify.Known{EKHash: b.EKHash, TagSerial: b.TagSerial}, nil
+	return verify.Known{EKHash: b.EKHash, TagSerial: max(known.TagSerial, b.TagSerial)}, nil
 }
 
 // logs takes the chunks that came with the response, then asks for the rest.
 func (a *attempt) logs(ctx context.Context, first []evidence.Chunk) error {
 	for i := range first {
-		if err := a.pending.Add(&first[i]); err != nil {
+		if err := a.add(&first[i]); err != nil {
 			return err
 		}
 	}
@@ -128,10 +136,19 @@ func (a *attempt) logs(ctx context.Context, first []evidence.Chunk) error {
 		if err != nil {
 			return malformed{err}
 		}
-		if err := a.pending.Add(chunk); err != nil {
+		if err := a.add(chunk); err != nil {
 			return err
 		}
 	}
+}
+
+// add takes a chunk; one that is out of place or no frame is a malformed message.
+func (a *attempt) add(c *evidence.Chunk) error {
+	err := a.pending.Add(c)
+	if err != nil && len(nodeclaim.AsRefusals(err)) == 0 {
+		return malformed{err}
+	}
+	return err
 }
 
 // accept writes the audit line and queues the verdict before it lets the node in: what
@@ -146,7 +163,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	}
 	entry := a.entry(audit.Trusted)
 	entry.Reference = claims.Reference
-	if err := a.audit.Append(entry); err != nil {
+	if err := a.sinks.record(entry); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot write its audit log")
 	}
@@ -155,7 +172,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if serial := int64(claims.TagSerial); serial > 0 { //nolint:gosec // bounded above.
 		r.TagSerial = &serial
 	}
-	if err := a.submit(r); err != nil {
+	if err := a.sinks.submit(r); err != nil {
 		a.log.Error("attestation refused: verdict not kept", "error", err)
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
 	}
@@ -180,7 +197,7 @@ func (a *attempt) refuse(err error) error {
 	case errors.As(err, new(malformed)):
 		outcome, code = audit.Unproved, codes.InvalidArgument
 		if a.pending != nil && a.pending.Proved() {
-			outcome = audit.Inconclusive
+			outcome, code = audit.Inconclusive, codes.Unavailable
 		}
 	}
 	entry := a.entry(outcome)
@@ -188,13 +205,13 @@ func (a *attempt) refuse(err error) error {
 	if len(refusals) == 0 {
 		entry.Error = err.Error()
 	}
-	if auditErr := a.audit.Append(entry); auditErr != nil {
+	if auditErr := a.sinks.record(entry); auditErr != nil {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
 	if proved {
 		r := a.result()
 		r.Refusals = refusals
-		if err := a.submit(r); err != nil {
+		if err := a.sinks.submit(r); err != nil {
 			a.log.Error("verdict kept in memory only", "node", r.Node, "error", err)
 		}
 	}
@@ -202,7 +219,21 @@ func (a *attempt) refuse(err error) error {
 	if len(refusals) > 0 {
 		return status.Errorf(code, "keelson_tpm: refused by %s; the server's audit log has the reasons", checks(refusals))
 	}
-	return status.Errorf(code, "keelson_tpm: %v", err)
+	return status.Errorf(code, "keelson_tpm: %v", told(err))
+}
+
+// told is what the agent may know of an error that is no refusal: what is wrong with its own message,
+// and that it should try again; not which addresses and files the server has.
+func told(err error) error {
+	for _, plain := range []error{errFull, errNewer} {
+		if errors.Is(err, plain) {
+			return plain
+		}
+	}
+	if errors.As(err, new(malformed)) {
+		return err
+	}
+	return errors.New("the attestation could not be finished, try again; the server's audit log has the reason")
 }
 
 func checks(refusals nodeclaim.Refusals) string {
@@ -231,14 +262,6 @@ func (a *attempt) result() verdict.Result {
 		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
 		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.received.Add(a.validFor),
 	}
-}
-
-// submit queues a verdict; without a node or without Kubernetes there is none to write.
-func (a *attempt) submit(r verdict.Result) error {
-	if a.queue == nil || r.Node == "" {
-		return nil
-	}
-	return a.queue.Submit(r)
 }
 
 // malformed marks a message that could not be read.
@@ -297,6 +320,6 @@ func (c *conversation) receive(ctx context.Context) (*nodeattestorv1.AttestReque
 		}
 		return r.req, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("no answer from the agent in time: %w", ctx.Err())
+		return nil, fmt.Errorf("no answer from the agent in time: %w", context.Cause(ctx))
 	}
 }

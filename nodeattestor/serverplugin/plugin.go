@@ -47,8 +47,8 @@ type running struct {
 	audit *audit.File
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
-	slots chan struct{}  // one per attestation under way
-	watch *watcher       // of the files that the configuration names
+	gate  *gate
+	watch *watcher // of the files that the configuration names
 }
 
 // New makes a plugin that still has to be configured.
@@ -95,7 +95,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 // open opens what a configuration names. An audit log that is open already goes on, for
 // it has one writer and attestations under way still need it.
 func open(c *config, old *running, log hclog.Logger) (*running, error) {
-	r := &running{config: c, slots: make(chan struct{}, c.maxParallel)}
+	r := &running{config: c, gate: newGate(c.maxParallel)}
 	var err error
 	if old != nil && old.auditLog == c.auditLog {
 		r.audit = old.audit
@@ -165,14 +165,50 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 	}
 	ctx, cancel := context.WithTimeout(stream.Context(), run.timeout)
 	defer cancel()
-	select {
-	case run.slots <- struct{}{}:
-		defer func() { <-run.slots }()
-	case <-ctx.Done():
-		return status.Error(codes.Unavailable, "keelson_tpm: too many attestations at once; try again")
+	leave, err := run.gate.enter(ctx)
+	if err != nil {
+		return status.Errorf(codes.Unavailable, "keelson_tpm: %v", err)
 	}
-	a := &attempt{running: run, log: p.log, conversation: conversation{stream: stream}, now: time.Now, rand: rand.Reader}
+	defer leave()
+	a := &attempt{running: run, sinks: p, log: p.log, conversation: conversation{stream: stream}, now: time.Now, rand: rand.Reader}
 	return a.attest(ctx)
+}
+
+// errNotRunning means that the plugin was closed, or that a new configuration could not be put in force.
+var errNotRunning = errors.New("the plugin has no configuration in force any more")
+
+// record appends to the audit log that is in force now: the configuration may have changed
+// since the attestation began, and then its own log is closed.
+func (p *Plugin) record(e audit.Entry) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.run == nil {
+		return errNotRunning
+	}
+	return p.run.audit.Append(e)
+}
+
+// submit hands a verdict to the queue that is in force now; without Kubernetes there is none.
+func (p *Plugin) submit(r verdict.Result) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.run == nil {
+		return errNotRunning
+	}
+	if p.run.queue == nil || r.Node == "" {
+		return nil
+	}
+	return p.run.queue.Submit(r)
+}
+
+// pendingSerial is the highest tag serial in a verdict that the store does not have yet.
+func (p *Plugin) pendingSerial(node, ekHash string) uint64 {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.run == nil || p.run.queue == nil {
+		return 0
+	}
+	return p.run.queue.TagSerial(node, ekHash)
 }
 
 func (b *builder) imaLimits(raw *hclConfig) ima.Limits {
