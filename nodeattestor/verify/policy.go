@@ -27,6 +27,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
@@ -100,8 +101,30 @@ func (p *Policy) Validate() error {
 	if len(p.References) == 0 {
 		fail("no reference sets: every node would be refused")
 	}
+	p.validateIMA(fail)
 	return errors.Join(errs...)
 }
+
+// validateIMA refuses a policy and sets that do not agree on IMA. A list that is demanded and that no set
+// judges would let any program run on a trusted node; what a set judges and nobody asks for
+// would get every node refused.
+func (p *Policy) validateIMA(fail func(string, ...any)) {
+	quoted := slices.ContainsFunc(p.Selections, func(s nodeclaim.Selection) bool { return slices.Contains(s.PCRs, imaPCR) })
+	if p.IMA && !quoted {
+		fail("the IMA log is demanded, but PCR %d, which proves it, is not quoted", imaPCR)
+	}
+	for _, set := range p.References {
+		switch {
+		case p.IMA && !set.ChecksIMA():
+			fail("the IMA log is demanded, but reference set %q has no ima section to judge it by: add one, or do not demand the log", set.Name())
+		case !p.IMA && set.ChecksIMA():
+			fail("reference set %q has an ima section, but the IMA log is not demanded: every node would be refused", set.Name())
+		}
+	}
+}
+
+// imaPCR is where the kernel measures files.
+const imaPCR = 10
 
 func (p *Policy) maxEventLog() int {
 	if p.MaxEventLog > 0 {

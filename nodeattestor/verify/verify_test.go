@@ -404,15 +404,31 @@ func TestThreat11_AnEmptyIMALogIsNotACleanOne(t *testing.T) {
 	wantCheck(t, err, "ima.empty")
 }
 
+// withoutIMA is the bench's reference set without its ima section.
+func withoutIMA(t testing.TB, sets reference.Sets) reference.Sets {
+	t.Helper()
+	text, _, found := bytes.Cut(sets[0].Marshal(), []byte("\nima:\n"))
+	if !found {
+		t.Fatal("the set has no ima section")
+	}
+	return must(reference.NewSets(must(reference.ParseSet(append(text, '\n')))(t)))(t)
+}
+
 func TestThreat22_PoliciesThatWouldLetAnybodyInAreRefused(t *testing.T) {
+	sets := newBench(t).policy.References
 	cases := map[string]struct {
 		change func(*verify.Policy)
 		want   string
 	}{
-		"nothing to quote":        {func(p *verify.Policy) { p.Selections = nil }, "no PCRs to quote"},
-		"a bank twice":            {func(p *verify.Policy) { p.Selections = append(p.Selections, p.Selections[0]) }, "selected twice"},
-		"no reference set":        {func(p *verify.Policy) { p.References = nil }, "no reference sets"},
-		"a tag that nobody signs": {func(p *verify.Policy) { p.Tag.Required = true }, "nobody may sign"},
+		"nothing to quote":                       {func(p *verify.Policy) { p.Selections = nil }, "no PCRs to quote"},
+		"a bank twice":                           {func(p *verify.Policy) { p.Selections = append(p.Selections, p.Selections[0]) }, "selected twice"},
+		"no reference set":                       {func(p *verify.Policy) { p.References = nil }, "no reference sets"},
+		"a tag that nobody signs":                {func(p *verify.Policy) { p.Tag.Required = true }, "nobody may sign"},
+		"an IMA log that no set judges":          {func(p *verify.Policy) { p.References = withoutIMA(t, sets) }, "no ima section to judge it by"},
+		"a set that judges what nobody asks for": {func(p *verify.Policy) { p.IMA = false }, "the IMA log is not demanded"},
+		"an IMA log without PCR 10": {func(p *verify.Policy) {
+			p.Selections = []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{0, 4, 7}}}
+		}, "PCR 10, which proves it, is not quoted"},
 		"a PCR that is not there": {func(p *verify.Policy) {
 			p.Selections = []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{99}}}
 		}, "99"},
