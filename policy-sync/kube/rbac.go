@@ -30,7 +30,8 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: named, Subjects: []rbacv1.Subject{subject},
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: roleName}},
 		&rbacv1.Role{TypeMeta: rbacType("Role"), ObjectMeta: local, Rules: []rbacv1.PolicyRule{
-			rule("coordination.k8s.io", append([]string{"create", "update", "patch"}, read...), "leases")}},
+			rule("coordination.k8s.io", append([]string{"create", "update", "patch"}, read...), "leases"),
+			rule("", []string{"create", "patch"}, "events")}}, // who leads
 		&rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: local, Subjects: []rbacv1.Subject{subject},
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: roleName}},
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -18,7 +19,7 @@ import (
 // Report is what a pass has to say to people.
 type Report struct {
 	Policies []PolicyStatus
-	// Changes are operations that were carried out; each becomes one event.
+	// Changes are operations that were carried out, in order.
 	Changes []plan.Operation
 }
 
@@ -29,7 +30,8 @@ type PolicyStatus struct {
 	Status          v1alpha1.TrustPolicyStatus
 }
 
-// Report writes the statuses that differ from what is there, and one event per change. It tries all of them.
+// Report writes the statuses that differ from what is there, and one event per object that people look at and what happened
+// to it. It tries all of them.
 func (s *Store) Report(ctx context.Context, r Report) error {
 	var problems []error
 	for _, p := range r.Policies {
@@ -38,9 +40,7 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 		}
 	}
 	if s.recorder != nil {
-		for _, o := range r.Changes {
-			s.event(ctx, o)
-		}
+		s.events(ctx, r.Changes)
 	}
 	return errors.Join(problems...)
 }
@@ -66,40 +66,58 @@ func (s *Store) status(ctx context.Context, p PolicyStatus) error {
 	return s.writer.Status().Update(ctx, want, client.FieldOwner(v1alpha1.FieldManager))
 }
 
-// event tells those who look at a Node, a Pod or a TrustPolicy what was done about it and why. Other objects' events go to
-// the policy that they were made for.
-func (s *Store) event(ctx context.Context, o plan.Operation) {
-	regarding := &corev1.ObjectReference{APIVersion: o.Target.GroupVersion().String(), Kind: o.Target.Kind,
-		Namespace: o.Target.Namespace, Name: o.Target.Name, UID: types.UID(o.Target.UID)}
+// about is what one event is about.
+type about struct {
+	regarding    corev1.ObjectReference
+	kind, reason string
+}
+
+// events tells those who look at a Node, a Pod or a TrustPolicy what was done about it and why. Other objects' changes go to
+// the policy that they were made for. Changes of one sort on one object become one event, because the recorder would keep the
+// text of the first one only.
+func (s *Store) events(ctx context.Context, changes []plan.Operation) {
+	var order []about
+	notes := map[about][]string{}
+	for _, o := range changes {
+		a, ok := s.about(ctx, o)
+		if !ok {
+			continue // of no single policy: the log has it
+		}
+		if notes[a] == nil {
+			order = append(order, a)
+		}
+		notes[a] = append(notes[a], fmt.Sprintf("%s %s: %s", o.Action, o.Target, o.Reason))
+	}
+	for _, a := range order {
+		const maxNote = 1024 // events.k8s.io/v1
+		note := strings.Join(notes[a], "; ")
+		s.recorder.Eventf(&a.regarding, nil, a.kind, a.reason, "Sync", "%s", strings.ToValidUTF8(note[:min(len(note), maxNote)], ""))
+	}
+}
+
+func (s *Store) about(ctx context.Context, o plan.Operation) (about, bool) {
 	if o.Action != plan.Patch {
 		policy, ok := s.source(ctx, o)
-		if !ok {
-			return // of no single policy: the log has it
-		}
-		regarding = policy
+		return about{policy, corev1.EventTypeNormal, "Programmed"}, ok
 	}
-	kind, reason := corev1.EventTypeNormal, "TrustGranted"
+	regarding := corev1.ObjectReference{APIVersion: o.Target.GroupVersion().String(), Kind: o.Target.Kind,
+		Namespace: o.Target.Namespace, Name: o.Target.Name, UID: types.UID(o.Target.UID)}
 	if o.Phase.Closing() {
-		kind, reason = corev1.EventTypeWarning, "TrustWithdrawn"
+		return about{regarding, corev1.EventTypeWarning, "TrustWithdrawn"}, true
 	}
-	if o.Action != plan.Patch {
-		kind, reason = corev1.EventTypeNormal, "Programmed"
-	}
-	const maxNote = 1024 // events.k8s.io/v1
-	note := fmt.Sprintf("%s %s: %s", o.Action, o.Target, o.Reason)
-	s.recorder.Eventf(regarding, nil, kind, reason, "Sync", "%s", note[:min(len(note), maxNote)])
+	return about{regarding, corev1.EventTypeNormal, "TrustGranted"}, true
 }
 
 // source is the TrustPolicy that an object was made for.
-func (s *Store) source(ctx context.Context, o plan.Operation) (*corev1.ObjectReference, bool) {
+func (s *Store) source(ctx context.Context, o plan.Operation) (corev1.ObjectReference, bool) {
 	key, ok := Source(o)
 	if !ok {
-		return nil, false
+		return corev1.ObjectReference{}, false
 	}
 	policy := &v1alpha1.TrustPolicy{}
 	if err := s.reader.Get(ctx, key, policy); err != nil {
-		return nil, false
+		return corev1.ObjectReference{}, false
 	}
-	return &corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy",
+	return corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy",
 		Namespace: policy.Namespace, Name: policy.Name, UID: policy.UID}, true
 }
