@@ -108,7 +108,13 @@ type Facts struct {
 
 	// loadOptions may be the command line's digest or the initrd's, until a text confirms it.
 	loadOptions Digest
+	scripted    bool
 }
+
+// Scripted tells whether a boot loader that takes commands (GRUB) measured them into PCR 8. It can start
+// a kernel that PCR 4 does not have, and what it did not measure can be appended later: kernel, initrd and
+// command line are then only as good as the exact values of PCR 8 (its commands) and 9 (the files that it read).
+func (f Facts) Scripted() bool { return f.scripted }
 
 func (f Facts) clone() Facts {
 	f.Firmware = slices.Clone(f.Firmware)
@@ -169,6 +175,11 @@ func (s SecureBootState) Tristate() nodeclaim.Tristate {
 type CommandLine struct {
 	Text   string `json:"text,omitempty"`
 	Digest Digest `json:"digest,omitempty"` // as measured: of the text, or of it in UTF-16LE with a final NUL
+
+	// wide is set where the kernel's stub measured it, which writes UTF-16. Nothing else may then count as the
+	// text: load options are bytes that the node chooses, and the bytes of a good line in ASCII are
+	// another line to the kernel.
+	wide bool
 }
 
 // Known reports whether anything about the command line is proven.
@@ -184,5 +195,5 @@ func (c CommandLine) Is(text string) bool {
 		return false
 	}
 	a, err := nodeclaim.ParseHashAlg(alg)
-	return err == nil && (hash(a, loadOptions(text)) == c.Digest || hash(a, []byte(text)) == c.Digest)
+	return err == nil && (hash(a, loadOptions(text)) == c.Digest || !c.wide && hash(a, []byte(text)) == c.Digest)
 }

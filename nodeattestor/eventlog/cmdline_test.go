@@ -40,6 +40,7 @@ func TestCommandLineAndInitrdOfEachKindOfBoot(t *testing.T) {
 		"systemd-boot's text with the stub's digest":           {initrd(stub(vectors.NewLog(sha256).Measure(12, vectors.IPL, vectors.UTF16("quiet\x00")), "quiet")), "", "quiet", true, true},
 		"more than two events: the initrd is left open":        {initrd(initrd(stub(vectors.NewLog(sha256), "quiet"))), "quiet", "quiet", true, false},
 		"an endless text":                                      {initrd(stub(vectors.NewLog(sha256), "quiet")), strings.Repeat("x", eventlog.MaxCommandLine+1), "", true, true},
+		"load options in ASCII are another line to the kernel": {initrd(vectors.NewLog(sha256).Event(9, 6, []byte("quiet"), nil)), "quiet", "", true, true},
 		"a text that is not UTF-8":                             {initrd(stub(vectors.NewLog(sha256), "quiet")), "quiet\xff", "", true, true},
 	}
 	for name, c := range cases {
@@ -50,6 +51,9 @@ func TestCommandLineAndInitrdOfEachKindOfBoot(t *testing.T) {
 			}
 			if c.text != "" && (!f.CommandLine.Is(c.text) || f.CommandLine.Is("evil")) || f.CommandLine.Known() != c.digest {
 				t.Errorf("%+v does not know what it is", f.CommandLine)
+			}
+			if c.text == "" && c.offer != "" && f.CommandLine.Is(strings.TrimSpace(c.offer)) {
+				t.Errorf("%+v is taken for what was offered", f.CommandLine)
 			}
 		})
 	}
@@ -90,6 +94,7 @@ func TestKernelIsTheLastImageOnlyWhereNothingElseCanBe(t *testing.T) {
 		"one image":                    {image(vectors.NewLog(nodeclaim.SHA256), "boot"), false},
 		"shim and GRUB":                {image(grub(), "shim", "grub"), false},
 		"shim, GRUB and kernel":        {image(grub(), "shim", "grub", "kernel"), true},
+		"shim, GRUB, kernel, no PCR 8": {image(vectors.NewLog(nodeclaim.SHA256), "shim", "grub", "kernel").Unquote(8), false},
 		"PCR 8 not quoted":             {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Unquote(8), false},
 		"PCR 11 not quoted":            {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Unquote(11), false},
 		"PCR 11 extended by others":    {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Extend(11, []byte("x")), false},

@@ -63,11 +63,11 @@ func (m measured) kernel(f Facts) Digest {
 	if d, ok := f.Sections[".linux"]; ok {
 		return d
 	}
-	if !m.replayed(11) {
+	if !m.replayed(11) || !m.replayed(8) {
 		return ""
 	}
 	loaders := 1
-	if len(m.byPCR[8]) > 0 || !m.replayed(8) {
+	if len(m.byPCR[8]) > 0 {
 		loaders = 2 // shim and GRUB
 	}
 	if n := len(f.BootLoader); n > loaders {
@@ -118,7 +118,7 @@ func (m measured) commandLine(f Facts) (CommandLine, Digest) {
 	case len(e) == 1 && !sectioned:
 		return CommandLine{}, m.digest(e[0])
 	default:
-		return CommandLine{Digest: m.digest(e[0])}, ""
+		return CommandLine{Digest: m.digest(e[0]), wide: true}, ""
 	}
 }
 
@@ -189,7 +189,7 @@ func (f Facts) withCommandLine(text string) (Facts, bool) {
 	if text == "" || len(text) > MaxCommandLine {
 		return f, false
 	}
-	if c := (CommandLine{Digest: f.loadOptions}); f.loadOptions != "" && c.Is(text) {
+	if c := (CommandLine{Digest: f.loadOptions, wide: true}); f.loadOptions != "" && c.Is(text) {
 		f.CommandLine = c
 	}
 	if !f.CommandLine.Is(text) {

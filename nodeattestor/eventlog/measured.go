@@ -75,6 +75,7 @@ func (m measured) separator(e event) bool { return m.breaks[m.digest(e)] }
 func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	f := Facts{Bank: m.alg.String(), SecureBoot: SecureBoot{State: SecureBootUnknown}}
 	f.Firmware = m.firmware()
+	f.scripted = len(m.byPCR[8]) > 0
 	var refusals nodeclaim.Refusals
 	var err error
 	if f.SecureBoot, err = m.secureBoot(); err != nil {

@@ -235,7 +235,7 @@ func TestUnquotedPCRsGiveNoFacts(t *testing.T) {
 	boot := replay(t, l.Raw(), l.Quoted(t)).ConfirmCommandLine("quiet")
 	f, _ := boot.Facts(nodeclaim.SHA256)
 	want := eventlog.Facts{Bank: "sha256", SecureBoot: eventlog.SecureBoot{State: eventlog.SecureBootUnknown}}
-	if diff := cmp.Diff(want, f, cmp.AllowUnexported(eventlog.Facts{})); diff != "" {
+	if diff := cmp.Diff(want, f, cmp.AllowUnexported(eventlog.Facts{}, eventlog.CommandLine{})); diff != "" {
 		t.Errorf("facts from PCRs that nobody quoted (-want +got):\n%s", diff)
 	}
 	if len(boot.Events(nodeclaim.SHA256)) != 0 {
