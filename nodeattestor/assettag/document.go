@@ -12,7 +12,6 @@
 package assettag
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/keelson-project/keelson/nodeattestor/dsse"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -54,7 +54,7 @@ func Parse(payload []byte) (Document, error) {
 		return Document{}, fmt.Errorf("assettag: document has %d bytes, more than the %d allowed", len(payload), MaxDocumentSize)
 	}
 	var d Document
-	if err := parseCanonical(payload, &d); err != nil {
+	if err := dsse.Canonical(payload, &d); err != nil {
 		return Document{}, fmt.Errorf("assettag: document: %w", err)
 	}
 	if err := d.Validate(); err != nil {
@@ -120,22 +120,4 @@ func (d Document) Validate() error {
 		bad("notBefore %s is not before notAfter %s", d.NotBefore.Format(time.RFC3339), d.NotAfter.Format(time.RFC3339))
 	}
 	return errors.Join(errs...)
-}
-
-// parseCanonical decodes JSON and refuses whatever is not the one encoding of the value:
-// unknown, repeated or differently spelled keys, white space, trailing bytes.
-func parseCanonical(data []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return err
-	}
-	again, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(again, data) {
-		return errors.New("not in canonical form: a key is repeated or spelled differently, or there are white space, other key order or trailing bytes")
-	}
-	return nil
 }
