@@ -77,6 +77,25 @@ func TestABannedOrForeignAgentIsLeftAlone(t *testing.T) {
 	}
 }
 
+// TestTheAgentOfABadMachineGoesWithItsNodeObjectOrWithout: deleting or re-creating the
+// Node does not save the agent.
+func TestTheAgentOfABadMachineGoesWithItsNodeObjectOrWithout(t *testing.T) {
+	for name, change := range map[string]func(s *snapshot.Snapshot){
+		"the Node is there":   func(*snapshot.Snapshot) {},
+		"the Node is gone":    func(s *snapshot.Snapshot) { s.Nodes = s.Nodes[:2] },
+		"the Node is another": func(s *snapshot.Snapshot) { s.Nodes[2].UID = "another" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			change(&s)
+			p := mustMake(t, s).Plan
+			if !strings.Contains(p.String(), "delete-agent "+snapshottest.AgentID("evil-1")) {
+				t.Errorf("the agent stays:\n%s", p)
+			}
+		})
+	}
+}
+
 func TestAPlanForPeople(t *testing.T) {
 	if got := (plan.Plan{}).String(); got != "nothing to do\n" {
 		t.Errorf("an empty plan says %q", got)

@@ -190,7 +190,10 @@ func (b *builder) finish() {
 		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Reason, y.Reason))
 	})
 	g.Revoked = slices.CompactFunc(g.Revoked, func(x, y Revoked) bool { return x.Address == y.Address })
-	slices.SortFunc(g.Evict, func(x, y Eviction) int { return cmp.Compare(x.AgentID, y.AgentID) })
+	slices.SortFunc(g.Evict, func(x, y Eviction) int {
+		return cmp.Or(cmp.Compare(x.AgentID, y.AgentID), cmp.Compare(x.Reason, y.Reason))
+	})
+	g.Evict = slices.CompactFunc(g.Evict, func(x, y Eviction) bool { return x.AgentID == y.AgentID })
 	slices.SortFunc(g.Identities, func(x, y Identity) int { return cmp.Compare(x.Key(), y.Key()) })
 	g.Reports = sorted(g.Reports)
 	for i := range g.Policies {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -34,8 +33,8 @@ func (b *builder) buildRevocations() {
 				b.revoke(pod, addr, blocks)
 			}
 		}
-		b.evict(node)
 	}
+	b.evictions()
 }
 
 func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr, blocks []netip.Prefix) {
@@ -86,13 +85,22 @@ func podAddresses(pod *corev1.Pod) []netip.Addr {
 	return out
 }
 
-// evict deletes the agent of a proved-bad node, if it is still there. Only agents that
-// our own node attestor admitted are ever touched.
-func (b *builder) evict(node Node) {
-	if b.s.SPIRE == nil || !strings.HasPrefix(node.AgentID, "spiffe://"+b.s.Config.TrustDomain+"/spire/agent/"+nodeclaim.PluginName+"/") {
+// evictions deletes the agents of machines that are proved bad, where they are still
+// there. The proof is about the EK, so it holds whatever became of the Node object. Only
+// agents that our own node attestor admitted are ever touched.
+func (b *builder) evictions() {
+	if b.s.SPIRE == nil {
 		return
 	}
-	if slices.ContainsFunc(b.s.SPIRE.Agents, func(a snapshot.Agent) bool { return a.ID == node.AgentID && !a.Banned }) {
-		b.g.Evict = append(b.g.Evict, Eviction{AgentID: node.AgentID, Reason: fmt.Sprintf("node %s is proved bad", node.Name)})
+	for i := range b.s.NodeTrusts {
+		t := &b.s.NodeTrusts[i]
+		ek, err := nodeclaim.ParseEKHash(t.Spec.EKHash)
+		if err != nil || t.Spec.Verdict != v1alpha1.VerdictUntrusted {
+			continue
+		}
+		id := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
+		if slices.ContainsFunc(b.s.SPIRE.Agents, func(a snapshot.Agent) bool { return a.ID == id && !a.Banned }) {
+			b.g.Evict = append(b.g.Evict, Eviction{AgentID: id, Reason: fmt.Sprintf("node %s is proved bad", t.Name)})
+		}
 	}
 }
