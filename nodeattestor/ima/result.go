@@ -3,7 +3,10 @@ package ima
 // Result is what a replayed IMA log proves: the entries that quoted PCR 10 covers,
 // and nothing after them.
 type Result struct {
+	// Entries are the proven entries; nil from a Replayer that keeps none.
 	Entries []Entry
+	// Count is how many entries are proven, those of a resumed state included.
+	Count int
 	// Violations counts the entries whose file changed while it was measured, so that
 	// its digest is unknown.
 	Violations int

@@ -3,11 +3,7 @@ package ima
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
-	"strings"
-
-	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
 // Limits bound what one list may cost. The node controls its size.
@@ -19,7 +15,7 @@ type Limits struct {
 
 // DefaultLimits are far above a long-lived node's list (some ten thousand entries of
 // about 110 bytes; an appended signature has a few hundred more).
-func DefaultLimits() Limits { return Limits{Entry: 64 << 10, Entries: 500_000, Total: 128 << 20} }
+func DefaultLimits() Limits { return Limits{Entry: 64 << 10, Entries: 1_500_000, Total: 384 << 20} }
 
 // field tells how one field of a template is written.
 type field int
@@ -49,68 +45,86 @@ const legacyNameSize = 256
 // maxTemplateName is above the longest name of a known template.
 const maxTemplateName = 16
 
+// fieldValues are an entry's fields, parts of the list.
+type fieldValues struct {
+	verity   bool // an fs-verity digest
+	alg, sum []byte
+	path     []byte
+	extra    []byte
+	hasExtra bool
+}
+
 // parseFields reads a template's data; every field has its length before it, and they fill
 // the data exactly.
-func parseFields(fields []field, data []byte, e *Entry) error {
-	for i, f := range fields {
+func parseFields(fields []field, data []byte) (f fieldValues, err error) {
+	for i, kind := range fields {
 		if len(data) < 4 {
-			return fmt.Errorf("field %d has no length", i)
+			return f, fmt.Errorf("field %d has no length", i)
 		}
 		n := binary.LittleEndian.Uint32(data)
 		data = data[4:]
 		if uint64(n) > uint64(len(data)) {
-			return fmt.Errorf("field %d has %d bytes and the entry only %d left", i, n, len(data))
+			return f, fmt.Errorf("field %d has %d bytes and the entry only %d left", i, n, len(data))
 		}
 		value := data[:n]
 		data = data[n:]
-		var err error
-		switch f {
+		switch kind {
 		case digestNG:
-			e.Digest, err = parseDigest(value, 1)
+			err = f.digest(value, false)
 		case digestNGv2:
-			e.Digest, err = parseDigest(value, 2)
+			err = f.digest(value, true)
 		case nameNG:
-			e.Path, err = parseName(value)
+			f.path, err = parseName(value)
 		case extra:
-			e.Signature = bytes.Clone(value)
+			f.extra, f.hasExtra = value, true
 		}
 		if err != nil {
-			return err
+			return f, err
 		}
 	}
 	if len(data) != 0 {
-		return fmt.Errorf("%d bytes are left after its fields", len(data))
+		return f, fmt.Errorf("%d bytes are left after its fields", len(data))
 	}
+	return f, nil
+}
+
+// digest reads algorithm, colon, NUL, digest; with a type and a colon before them if typed.
+func (f *fieldValues) digest(b []byte, typed bool) error {
+	malformed := func() error {
+		return fmt.Errorf("digest field %.32q is not an algorithm, a colon, a NUL and a digest", b)
+	}
+	head, sum, ok := bytes.Cut(b, []byte{0})
+	name, colon := bytes.CutSuffix(head, []byte{':'})
+	if !ok || !colon {
+		return malformed()
+	}
+	if typed {
+		kind, rest, ok := bytes.Cut(name, []byte{':'})
+		if !ok {
+			return malformed()
+		}
+		f.verity = string(kind) == "verity"
+		if !f.verity && string(kind) != "ima" {
+			return fmt.Errorf("digest type %.16q is unknown", kind)
+		}
+		name = rest
+	}
+	if bytes.IndexByte(name, ':') >= 0 {
+		return malformed()
+	}
+	size, ok := digestSizes[string(name)]
+	if !ok {
+		return fmt.Errorf("digest algorithm %.16q is unknown", name)
+	}
+	if len(sum) != size {
+		return fmt.Errorf("%s digest has %d bytes, want %d", name, len(sum), size)
+	}
+	f.alg, f.sum = name, sum
 	return nil
 }
 
-// parseDigest reads words colons NUL digest, with one word (algorithm) or two (type, algorithm).
-func parseDigest(b []byte, words int) (string, error) {
-	head, sum, ok := bytes.Cut(b, []byte{0})
-	name, colon := strings.CutSuffix(string(head), ":")
-	parts := strings.Split(name, ":")
-	if !ok || !colon || len(parts) != words {
-		return "", fmt.Errorf("digest field %.32q is not an algorithm, a colon, a NUL and a digest", b)
-	}
-	size, ok := digestSizes[parts[words-1]]
-	if !ok {
-		return "", fmt.Errorf("digest algorithm %.16q is unknown", parts[words-1])
-	}
-	if len(sum) != size {
-		return "", fmt.Errorf("%s digest has %d bytes, want %d", parts[words-1], len(sum), size)
-	}
-	prefix := ""
-	if words == 2 {
-		switch parts[0] {
-		case "ima":
-		case "verity":
-			prefix = "verity:"
-		default:
-			return "", fmt.Errorf("digest type %.16q is unknown", parts[0])
-		}
-	}
-	return prefix + parts[words-1] + ":" + hex.EncodeToString(sum), nil
-}
+// legacyAlg is the algorithm of template "ima", which does not name it.
+var legacyAlg = []byte("sha1")
 
 // digestSizes are the kernel's hash names that IMA accepts (Linux crypto/hash_info.c), in bytes.
 var digestSizes = map[string]int{
@@ -119,24 +133,10 @@ var digestSizes = map[string]int{
 	"streebog512": 64, "wp256": 32, "wp384": 48, "wp512": 64,
 }
 
-func parseName(b []byte) (string, error) {
+func parseName(b []byte) ([]byte, error) {
 	name, ok := bytes.CutSuffix(b, []byte{0})
 	if !ok || len(name) == 0 || bytes.IndexByte(name, 0) >= 0 {
-		return "", fmt.Errorf("name %.64q does not end at its one NUL", b)
+		return nil, fmt.Errorf("name %.64q does not end at its one NUL", b)
 	}
-	return string(name), nil
-}
-
-// zeroDigest tells whether a digest in text is all zero, as in violations.
-func zeroDigest(d string) bool {
-	return strings.Trim(d[strings.LastIndexByte(d, ':')+1:], "0") == ""
-}
-
-// templateHash is the hash that is recorded in the entry (SHA-1) or extended into a bank.
-func templateHash(alg nodeclaim.HashAlg, parts ...[]byte) []byte {
-	h := alg.New()
-	for _, p := range parts {
-		h.Write(p)
-	}
-	return h.Sum(nil)
+	return name, nil
 }

@@ -1,6 +1,10 @@
 package ima
 
-import "github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+import (
+	"bytes"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
 
 // Unverified computes PCR 10 of one bank after each prefix of a list, from the list alone: first the
 // reset value, then one value an entry. A quote over one of them proves the entries up to there; nothing
@@ -10,8 +14,8 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 	if opt.Limits == (Limits{}) {
 		opt.Limits = DefaultLimits()
 	}
-	b := &running{alg: alg, value: make([]byte, alg.Size())}
-	values := [][]byte{b.value}
+	b := newRunning(alg, nil)
+	values := [][]byte{bytes.Clone(b.value)}
 	for len(values) <= opt.Limits.Entries {
 		raw, n, err := cut(list, opt.Limits.Entry)
 		if err != nil || n == 0 {
@@ -19,7 +23,7 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 		}
 		list = list[n:]
 		b.extend(raw, opt.PaddedSHA1)
-		values = append(values, b.value)
+		values = append(values, bytes.Clone(b.value))
 	}
 	return values
 }
@@ -43,6 +47,7 @@ func inspect(list []byte, opt Options) (first Entry, err error) {
 	if opt.Limits == (Limits{}) {
 		opt.Limits = DefaultLimits()
 	}
+	reader := newEntryReader()
 	for i := 0; len(list) > 0; i++ {
 		raw, n, err := cut(list, opt.Limits.Entry)
 		if err != nil {
@@ -54,7 +59,7 @@ func inspect(list []byte, opt Options) (first Entry, err error) {
 		if i >= opt.Limits.Entries {
 			return first, refuse("limit", "the list has more than the %d entries allowed", opt.Limits.Entries)
 		}
-		e, err := raw.parse(i)
+		e, err := reader.parse(raw, i)
 		if err != nil {
 			return first, err
 		}
