@@ -37,7 +37,7 @@ func (d *demo) startControl(ctx context.Context, s *Step) error {
 	if err := d.startSpire(ctx); err != nil {
 		return err
 	}
-	if err := d.startPolicySync(ctx, s); err != nil {
+	if err := d.startPolicySync(s); err != nil {
 		return err
 	}
 	for _, m := range d.machines {
@@ -113,7 +113,7 @@ func (d *demo) startSpire(ctx context.Context) error {
 	return err
 }
 
-func (d *demo) startPolicySync(ctx context.Context, s *Step) error {
+func (d *demo) startPolicySync(s *Step) error {
 	kubeconfig, err := d.cluster.KubeconfigFor(policySyncUser, serviceAccountGroups("keelson-system")...)
 	if err != nil {
 		return err

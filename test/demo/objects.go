@@ -8,11 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
-	"github.com/keelson-project/keelson/charts"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
-	"github.com/keelson-project/keelson/policy-sync/guard"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/node"
@@ -37,27 +34,13 @@ func (d *demo) createObjects(ctx context.Context) error {
 	if d.kube, err = client.New(d.cluster.RESTConfig(), client.Options{Scheme: scheme}); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	documents, err := charts.CRDs()
+	manifests, err := d.program(ctx, d.programs["cmd/keelson-policy-sync"], "manifests",
+		"--calico-apiserver", cluster.CalicoAPIServerUser, "--spire-server", spireServerUser)
 	if err != nil {
 		return err
 	}
-	if err := d.cluster.Apply(ctx, append(documents, []byte(accounts))...); err != nil {
+	if err := d.cluster.Apply(ctx, []byte(accounts), []byte(manifests)); err != nil {
 		return err
-	}
-	guards, err := guard.Objects(guard.Params{
-		PolicySync: policySyncUser, SPIREServers: []string{spireServerUser}, CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true,
-	})
-	if err != nil {
-		return err
-	}
-	for _, g := range guards {
-		document, err := yaml.Marshal(g)
-		if err != nil {
-			return fmt.Errorf("demo: %w", err)
-		}
-		if err := d.cluster.Apply(ctx, document); err != nil {
-			return err
-		}
 	}
 	for _, m := range machines() {
 		if err := d.createNode(ctx, m); err != nil {
@@ -214,26 +197,6 @@ kind: ClusterRoleBinding
 metadata: {name: keelson-nodeattestor}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: keelson-nodeattestor}
 subjects: [{kind: ServiceAccount, name: spire-server, namespace: spire}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: keelson-policy-sync}
-rules:
-- {apiGroups: [""], resources: [nodes, pods], verbs: [get, list, watch, patch]}
-- {apiGroups: [""], resources: [namespaces, serviceaccounts, services], verbs: [get, list, watch]}
-- {apiGroups: ["", events.k8s.io], resources: [events], verbs: [create, patch]}
-- {apiGroups: [trust.keelson.io], resources: [nodetrusts, trustpolicies], verbs: [get, list, watch]}
-- {apiGroups: [trust.keelson.io], resources: [trustpolicies/status], verbs: [get, update, patch]}
-- {apiGroups: [projectcalico.org], resources: ["*"], verbs: [get, list, watch, create, update, patch, delete]}
-- {apiGroups: [security.istio.io], resources: [authorizationpolicies, peerauthentications], verbs: [get, list, watch, create, update, patch, delete]}
-- {apiGroups: [networking.istio.io], resources: [envoyfilters], verbs: [get, list, watch]}
-- {apiGroups: [coordination.k8s.io], resources: [leases], verbs: [get, list, watch, create, update, patch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: keelson-policy-sync}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: keelson-policy-sync}
-subjects: [{kind: ServiceAccount, name: keelson-policy-sync, namespace: keelson-system}]
 ---
 apiVersion: v1
 kind: Namespace

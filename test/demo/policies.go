@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -36,7 +38,31 @@ func (d *demo) showPolicies(ctx context.Context, s *Step) error {
 		say(s.out, "  $ kubectl get %s -n payments -o yaml", kinds)
 		s.show(withoutNoise(out))
 	}
-	return d.showLabels(ctx, s)
+	if err := d.showLabels(ctx, s); err != nil {
+		return err
+	}
+	return d.showPlan(ctx, s)
+}
+
+// showPlan asks our own program what policy-sync would do now: nothing, since nothing happens.
+func (d *demo) showPlan(ctx context.Context, s *Step) error {
+	out, err := d.keelson(ctx, "plan", "-o", "json", "--kubeconfig", d.cluster.AdminKubeconfig(), "--config", d.path("policy-sync.yaml"))
+	if err != nil {
+		return err
+	}
+	var plan struct {
+		Operations []struct {
+			Action, Subject, Reason string
+		} `json:"operations"`
+	}
+	if err := json.Unmarshal([]byte(out), &plan); err != nil {
+		return fmt.Errorf("demo: keelson plan: %w", err)
+	}
+	for _, o := range plan.Operations {
+		s.show(fmt.Sprintf("%s %s: %s", o.Action, o.Subject, o.Reason))
+	}
+	s.expect(len(plan.Operations) == 0, "keelson plan has nothing left to do", "%d operations", len(plan.Operations))
+	return nil
 }
 
 // showLabels looks at nodes and pods.

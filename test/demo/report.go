@@ -139,7 +139,7 @@ func (r *Report) write(path string) error {
 	if err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	if err := os.WriteFile(path, append(content, '\n'), 0o644); err != nil { //nolint:gosec // a report, no secret
+	if err := os.WriteFile(path, append(content, '\n'), 0o644); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
 	return nil

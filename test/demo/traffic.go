@@ -195,7 +195,7 @@ func (d *demo) allowAsPolicySays(ctx context.Context, s *Step) error {
 	for _, p := range principals {
 		lines += "spiffe://" + p + "\n"
 	}
-	if err := os.WriteFile(d.path("allow", "allow"), []byte(lines), 0o644); err != nil { //nolint:gosec // read in containers
+	if err := os.WriteFile(d.path("allow", "allow"), []byte(lines), 0o644); err != nil { // read in containers
 		return fmt.Errorf("demo: %w", err)
 	}
 	want := []string{trustDomain + "/ns/shop/sa/frontend"}

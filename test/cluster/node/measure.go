@@ -2,7 +2,7 @@ package node
 
 import (
 	"context"
-	"crypto/sha1" //nolint:gosec // the kernel's format: the first hash of an IMA entry is SHA-1 whatever the rest is
+	"crypto/sha1" // the kernel's format: the first hash of an IMA entry is SHA-1 whatever the rest is
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -35,7 +35,7 @@ func RunFile(ctx context.Context, tpm *tpmdev.Device, imaList, path string, cont
 		return err
 	}
 	data := imaSig(path, content)
-	sum := sha1.Sum(data) //nolint:gosec // as above
+	sum := sha1.Sum(data)
 	const pcr = 10
 	entry := binary.LittleEndian.AppendUint32(nil, pcr)
 	entry = append(entry, sum[:]...)
@@ -67,6 +67,6 @@ func imaSig(path string, content []byte) []byte {
 }
 
 func appendSized(to, field []byte) []byte {
-	to = binary.LittleEndian.AppendUint32(to, uint32(len(field))) //nolint:gosec // a few bytes
+	to = binary.LittleEndian.AppendUint32(to, uint32(len(field)))
 	return append(to, field...)
 }

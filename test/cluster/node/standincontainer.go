@@ -108,7 +108,7 @@ func (s *Standin) ExecSync(ctx context.Context, r *cri.ExecSyncRequest) (*cri.Ex
 		if !errors.As(err, &exit) {
 			return nil, fmt.Errorf("node: stand-in: %w", err)
 		}
-		code = int32(exit.ExitCode()) //nolint:gosec // at most 255
+		code = int32(exit.ExitCode()) // at most 255
 	}
 	return &cri.ExecSyncResponse{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), ExitCode: code}, nil
 }
