@@ -28,6 +28,7 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 		c.refuse("reference.bank", "%s is of bank %s, which was not quoted", c, s.boot.bank)
 	} else {
 		c.facts = facts
+		c.scripted()
 		c.secureBoot()
 		c.commandLine()
 		c.anyOf("kernel.initrd", "initrd", facts.Initrd, s.boot.initrd, 4, 9, 11)
@@ -118,6 +119,16 @@ func authorities(list []eventlog.Authority) string {
 		names[i] = fmt.Sprintf("%s entry %s", a.Variable, a.Digest)
 	}
 	return strings.Join(names, ", ")
+}
+
+// scripted refuses to believe what ran late on the word of a boot loader that takes commands, unless
+// its commands and the files that it read are pinned (see eventlog.Facts.Scripted).
+func (c *checker) scripted() {
+	b := c.set.boot
+	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
+	if late && c.facts.Scripted() && (b.pcrs[b.bank][8] == nil || b.pcrs[b.bank][9] == nil) {
+		c.refuse("bootloader.scripted", "a boot loader that takes commands (GRUB) ran, which can start a kernel that PCR 4 does not have; %s pins kernel, initrd or command line, but not PCR 8 and 9 of bank %s, which hold its commands and files", c, b.bank)
+	}
 }
 
 func (c *checker) commandLine() {

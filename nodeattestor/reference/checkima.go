@@ -32,10 +32,14 @@ func (c *checker) ima(ev Evidence) {
 			continue
 		}
 		if ima.IsBootAggregate(e) {
+			c.kexec(e, refused)
 			continue
 		}
-		measured[e.Path] = true
-		if policy.allows(e) || refused[e.Path+e.Digest] {
+		if policy.allows(e) {
+			measured[e.Path] = true
+			continue
+		}
+		if refused[e.Path+e.Digest] {
 			continue
 		}
 		refused[e.Path+e.Digest] = true
@@ -53,6 +57,15 @@ func (c *checker) ima(ev Evidence) {
 	}
 }
 
+// kexec refuses a second boot_aggregate: a kernel that another kernel started wrote it, and no PCR below 10
+// knows that kernel or its command line. The set's values are of the first one.
+func (c *checker) kexec(e ima.Entry, refused map[string]bool) {
+	if key := "kexec"; !refused[key] {
+		refused[key] = true
+		c.refuse("ima.kexec", "IMA entry %d is another boot_aggregate: the running kernel was started by kexec, so %s says nothing about it; boot through the firmware", e.Index, c)
+	}
+}
+
 func (c *checker) violation(e ima.Entry, refused map[string]bool) {
 	key := "violation " + e.Path
 	if c.set.ima.allowViolations || refused[key] {
@@ -65,8 +78,8 @@ func (c *checker) violation(e ima.Entry, refused map[string]bool) {
 }
 
 func (p *imaPolicy) allows(e ima.Entry) bool {
-	if slices.Contains(p.files[e.Path], e.Digest) {
-		return true
+	if digests, listed := p.files[e.Path]; listed { // also in an ignored directory
+		return slices.Contains(digests, e.Digest)
 	}
 	if path.Clean(e.Path) != e.Path { // "/var/../bin/x" is under no ignored directory
 		return false

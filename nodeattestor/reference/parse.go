@@ -155,6 +155,7 @@ func (p *parser) bootComplete(n *yaml.Node, b boot) {
 	if len(b.bootLoader) == 0 && pinned[4] == nil && pinned[7] == nil && b.secureBoot == nil {
 		p.at(n, "boot pins neither bootLoader, secureBoot, PCR 4 nor PCR 7 of bank %s: anything may have been started", b.bank)
 	}
+	p.beforeKernel(n, b)
 	for _, d := range slices.Concat(b.firmware, b.bootLoader, b.kernel, b.initrd) {
 		if !strings.HasPrefix(string(d), b.bank.String()+":") {
 			p.at(n, "digest %s is not of bank %s", d, b.bank)
@@ -164,6 +165,22 @@ func (p *parser) bootComplete(n *yaml.Node, b boot) {
 		if c.digest != "" && !strings.HasPrefix(string(c.digest), b.bank.String()+":") {
 			p.at(n, "command line digest %s is not of bank %s", c.digest, b.bank)
 		}
+	}
+}
+
+// beforeKernel demands of the drivers, the loader and the command line what the kernel's pins rest on.
+func (p *parser) beforeKernel(n *yaml.Node, b boot) {
+	pinned := b.pcrs[b.bank]
+	enforced := b.secureBoot != nil && b.secureBoot.State == eventlog.SecureBootEnabled
+	if pinned[2] == nil && !enforced {
+		p.at(n, "boot pins neither PCR 2 of bank %s nor secure boot as enabled: a driver that root installed (Driver####, option ROM) may have run before the boot loader and measured what it liked", b.bank)
+	}
+	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
+	if late && len(b.bootLoader) == 0 && pinned[4] == nil {
+		p.at(n, "boot pins kernel, initrd or commandLine, but neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", b.bank)
+	}
+	if len(b.initrd) > 0 && len(b.commandLine) == 0 && pinned[9] == nil && pinned[4] == nil {
+		p.at(n, "boot pins initrd, but neither commandLine nor PCR 4 or 9 of bank %s: \"initrd=\" on the command line loads another one, which is not measured", b.bank)
 	}
 }
 
@@ -236,6 +253,9 @@ func (p *parser) commandLines(n *yaml.Node) []commandLine {
 		}
 		out = append(out, c)
 	})
+	if n.Kind == yaml.SequenceNode && len(out) == 0 {
+		p.at(n, "commandLine is an empty list; leave the key out where it is not to be looked at")
+	}
 	return out
 }
 
@@ -286,6 +306,11 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 		}
 		return true
 	})
+	for _, file := range out.required {
+		if len(out.files[file]) == 0 {
+			p.at(n, "required %.200q has no digest under files, so anything of that name would do", file)
+		}
+	}
 	return out
 }
 

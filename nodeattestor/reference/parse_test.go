@@ -111,27 +111,51 @@ ima:
 	}
 }
 
+func TestSetsThatProveEnoughAreTaken(t *testing.T) {
+	zero := strings.Repeat("0", 64)
+	d := "['sha256:" + zero + "']"
+	for name, boot := range map[string]string{
+		"exact values":                           "pcrs: {sha256: {0: '" + zero + "', 2: '" + zero + "', 4: '" + zero + "'}}",
+		"firmware and enforced secure boot":      "firmware: " + d + ", secureBoot: {state: enabled}",
+		"every component, enforced secure boot":  "firmware: " + d + ", secureBoot: {state: enabled}, bootLoader: " + d + ", kernel: " + d + ", initrd: " + d + ", commandLine: [{text: quiet}]",
+		"every component and the drivers' value": "firmware: " + d + ", pcrs: {sha256: {2: '" + zero + "'}}, bootLoader: " + d + ", kernel: " + d + ", initrd: " + d + ", commandLine: [{text: quiet}]",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := reference.ParseSet([]byte("name: a\nboot: {" + boot + "}")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestSetsThatProveNothingAreRefused(t *testing.T) {
 	zero := strings.Repeat("0", 64)
 	cases := map[string]struct{ text, want string }{
-		"empty":                           {"", "it is empty"},
-		"not YAML":                        {"a: [", "reference: set:"},
-		"not a mapping":                   {"[]", "the set is not a mapping"},
-		"two documents":                   {"name: a\n---\nname: b\n", "only one YAML document"},
-		"no name":                         {"boot: {pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "the set has no name"},
-		"no boot":                         {"name: a", "would accept any machine"},
-		"an empty boot":                   {"name: a\nboot: {}", "neither firmware nor PCR 0"},
-		"a command line alone":            {"name: a\nboot: {commandLine: [{text: quiet}]}", "neither firmware nor PCR 0"},
-		"firmware alone":                  {"name: a\nboot: {firmware: ['sha256:" + zero + "']}", "anything may have been started"},
-		"PCR 0 of another bank":           {"name: a\nboot: {bank: sha384, pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "PCR 0 of bank sha384"},
-		"a digest of another bank":        {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha1:" + zero[:40] + "']}", "is not of bank sha256"},
-		"a line's digest of another bank": {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha256:" + zero + "'], commandLine: [{digest: 'sha1:" + zero[:40] + "'}]}", "command line digest"},
-		"a window that never opens":       {"name: a\nnotBefore: 2027-01-01T00:00:00Z\nnotAfter: 2026-01-01T00:00:00Z\nboot: {pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "notAfter is not after notBefore"},
-		"an alias":                        {"name: &a x\nboot: *a", "boot is not a mapping"},
-		"a merge":                         {"name: x\nboot:\n  <<: {bank: sha256}", "no plain text"},
-		"a null":                          {"name: ~\nboot: {}", "name is not a text"},
-		"too large":                       {strings.Repeat("#", reference.MaxSetSize+1), "more than the 16777216 allowed"},
-		"an endless command line":         {"name: a\nboot: {commandLine: [{text: " + strings.Repeat("x", eventlog.MaxCommandLine+1) + "}]}", "command line has 8193 bytes"},
+		"empty":                {"", "it is empty"},
+		"not YAML":             {"a: [", "reference: set:"},
+		"not a mapping":        {"[]", "the set is not a mapping"},
+		"two documents":        {"name: a\n---\nname: b\n", "only one YAML document"},
+		"no name":              {"boot: {pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "the set has no name"},
+		"no boot":              {"name: a", "would accept any machine"},
+		"an empty boot":        {"name: a\nboot: {}", "neither firmware nor PCR 0"},
+		"a command line alone": {"name: a\nboot: {commandLine: [{text: quiet}]}", "neither firmware nor PCR 0"},
+		"firmware alone":       {"name: a\nboot: {firmware: ['sha256:" + zero + "']}", "anything may have been started"},
+		"nothing of drivers":   {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha256:" + zero + "']}", "neither PCR 2 of bank sha256 nor secure boot as enabled"},
+		"nothing of drivers, secure boot disabled": {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: disabled}}", "neither PCR 2 of bank sha256 nor secure boot as enabled"},
+		"a kernel without what loads it":           {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, kernel: ['sha256:" + zero + "']}", "another kernel may have run"},
+		"a line without what loads it":             {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, commandLine: [{text: quiet}]}", "another kernel may have run"},
+		"an initrd without a line":                 {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, bootLoader: ['sha256:" + zero + "'], initrd: ['sha256:" + zero + "']}", "loads another one"},
+		"no command line in the list":              {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha256:" + zero + "'], pcrs: {sha256: {2: '" + zero + "'}}, commandLine: []}", "commandLine is an empty list"},
+		"a required file of any content":           {"name: a\nboot: {pcrs: {sha256: {0: '" + zero + "', 2: '" + zero + "', 4: '" + zero + "'}}}\nima: {files: {}, ignoreDirectories: [/usr], required: [/usr/bin/runc]}", "required \"/usr/bin/runc\" has no digest"},
+		"PCR 0 of another bank":                    {"name: a\nboot: {bank: sha384, pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "PCR 0 of bank sha384"},
+		"a digest of another bank":                 {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha1:" + zero[:40] + "']}", "is not of bank sha256"},
+		"a line's digest of another bank":          {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha256:" + zero + "'], commandLine: [{digest: 'sha1:" + zero[:40] + "'}]}", "command line digest"},
+		"a window that never opens":                {"name: a\nnotBefore: 2027-01-01T00:00:00Z\nnotAfter: 2026-01-01T00:00:00Z\nboot: {pcrs: {sha256: {0: '" + zero + "', 4: '" + zero + "'}}}", "notAfter is not after notBefore"},
+		"an alias":                                 {"name: &a x\nboot: *a", "boot is not a mapping"},
+		"a merge":                                  {"name: x\nboot:\n  <<: {bank: sha256}", "no plain text"},
+		"a null":                                   {"name: ~\nboot: {}", "name is not a text"},
+		"too large":                                {strings.Repeat("#", reference.MaxSetSize+1), "more than the 16777216 allowed"},
+		"an endless command line":                  {"name: a\nboot: {commandLine: [{text: " + strings.Repeat("x", eventlog.MaxCommandLine+1) + "}]}", "command line has 8193 bytes"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -151,7 +151,7 @@ func TestEveryPinIsCompared(t *testing.T) {
 		"a bank that was not quoted":  {[]string{"pcrs:\n", "pcrs:\n    sha1: {'4': '" + zero64[:40] + "'}\n"}, "PCR 4 (sha1) was not quoted", "pcr.unquoted"},
 		"a file with another digest":  {[]string{"sha256:3d9f2", "sha256:00000"}, "file /bin/busybox has digest sha256:3d9f2", "ima.file"},
 		"a kernel module that is new": {[]string{"/modules/virtio.ko:", "/modules/other.ko:"}, "kernel module /modules/virtio.ko has digest sha256:3e4e318d2a961f1bde18e2e404bb1ac0a8e83b65c28dd5290543bce6b96e3f47, reference set good does not have that path (a file with that digest is allowed as /modules/other.ko)", "ima.file"},
-		"a file that is required":     {[]string{"violations: deny", "required: [/usr/bin/containerd]\n  violations: deny"}, "file /usr/bin/containerd was not measured, reference set good requires it", "ima.required"},
+		"a file that is required":     {[]string{"  files:\n", "  files:\n    /usr/bin/containerd: ['sha256:" + zero64 + "']\n", "violations: deny", "required: [/usr/bin/containerd]\n  violations: deny"}, "file /usr/bin/containerd was not measured, reference set good requires it", "ima.required"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -194,6 +194,7 @@ func TestIMAEntriesThatNoListMayLetThrough(t *testing.T) {
 		return reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs, IMA: &res}
 	}
 	set := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/]\n  violations: deny")
+	listed := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/]\n  violations: deny", "  files:\n", "  files:\n    /var/lib/tool: ['sha256:"+strings.Repeat("0", 64)+"']\n")
 	var many []ima.Entry
 	for i := range 500 {
 		many = append(many, ima.Entry{Path: "/x" + strings.Repeat("y", i), Digest: "sha256:00"})
@@ -213,6 +214,9 @@ func TestIMAEntriesThatNoListMayLetThrough(t *testing.T) {
 		"a path with control characters":         {with(ima.Entry{Path: "/a\x1b[2Jb", Digest: "sha256:00"}), set, 1, `"/a\x1b[2Jb"`},
 		"five hundred files are not all told":    {with(many...), set, 21, "has digest"},
 		"the same file again is told once":       {with(many[0], many[0]), set, 1, "has digest"},
+		"a listed file in an ignored directory":  {with(ima.Entry{Path: "/var/lib/tool", Digest: "sha256:00"}), listed, 1, "file /var/lib/tool has digest sha256:00"},
+		"a kernel that kexec started":            {with(ev.IMA.Entries[0]), set, 1, "IMA entry 0 is another boot_aggregate: the running kernel was started by kexec"},
+		"two such kernels are told once":         {with(ev.IMA.Entries[0], ev.IMA.Entries[0]), set, 1, "kexec"},
 		"no list":                                {reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs}, set, 1, "no measured file is proven"},
 		"an empty list":                          {reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs, IMA: &ima.Result{}}, set, 1, "no measured file is proven"},
 		"an allowed violation, as a set says so": {with(ima.Entry{Path: "/etc/passwd", Violation: true}), edited(t, "good", "violations: deny", "violations: allow"), 0, ""},
@@ -224,6 +228,60 @@ func TestIMAEntriesThatNoListMayLetThrough(t *testing.T) {
 				t.Errorf("%d refusals, want %d with %q: %v", len(got), c.count, c.want, got)
 			}
 		})
+	}
+}
+
+// grubBoot is a machine that booted through shim and GRUB; commands and files are what GRUB measured.
+func grubBoot(t testing.TB, commands, files []string) reference.Evidence {
+	t.Helper()
+	l := vectors.NewLog(nodeclaim.SHA256).Measure(0, vectors.IPL, []byte("firmware")).Measure(2, vectors.IPL, []byte("driver"))
+	for _, image := range []string{"shim", "grub", "kernel"} {
+		l.Event(4, vectors.Image, []byte(image), nil)
+	}
+	for _, c := range commands {
+		l.Measure(8, vectors.IPL, []byte(c))
+	}
+	for _, f := range files {
+		l.Event(9, vectors.IPL, []byte(f), nil)
+	}
+	quoted := l.Quoted(t)
+	boot, err := eventlog.Replay(l.Raw(), quoted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reference.Evidence{Boot: boot, PCRs: quoted}
+}
+
+func TestThreat08_WhatGRUBMeasuredIsNotReplacedByWhatRootAppends(t *testing.T) {
+	good := grubBoot(t, []string{"linux /vmlinuz quiet", "/vmlinuz quiet"}, []string{"kernel"})
+	// The kernel was started in another way, with another line; the good one was appended after boot.
+	evil := grubBoot(t, []string{"chainloader /vmlinuz init=/evil", "linux /vmlinuz quiet", "/vmlinuz quiet"}, []string{"kernel"})
+	whole, err := reference.Capture("grub", good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(whole.Marshal())
+	if !strings.Contains(text, "text: /vmlinuz quiet") {
+		t.Fatalf("the command line is not proven:\n%s", text)
+	}
+	if got := whole.Check(good, now); len(got) > 0 {
+		t.Errorf("the good boot is refused: %v", got)
+	}
+	if got := whole.Check(evil, now); len(got) != 1 || !strings.Contains(got[0].Reason, "PCR 8") {
+		t.Errorf("got %v, want a refusal by PCR 8", got)
+	}
+	var components []string // without exact values, but for PCR 2
+	for line := range strings.Lines(text) {
+		if key := strings.TrimSpace(line); !strings.HasPrefix(key, `"`) || strings.HasPrefix(key, `"2":`) {
+			components = append(components, line)
+		}
+	}
+	set, err := reference.ParseSet([]byte(strings.Join(components, "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := set.Check(evil, now); len(got) != 1 || got[0].Check != "bootloader.scripted" {
+		t.Errorf("got %v, want a refusal by bootloader.scripted", got)
 	}
 }
 
