@@ -47,6 +47,7 @@ func TestTheWholeLoop(t *testing.T) {
 		{"TestThreat33_WithSPIREAwayAVerdictStillCloses", stepSilence},
 		{"a verdict that nobody renews closes on time", stepStale},
 		{"TestThreat16_ARecreatedNodeInheritsNothing", stepRecreated},
+		{"metrics and health are served", stepMetrics},
 		{"deleted policies leave nothing behind", stepDeleted},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {

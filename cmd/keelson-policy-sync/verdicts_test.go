@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -142,4 +145,29 @@ func stepDeleted(t *testing.T, w *world) {
 	})
 	w.must(w.api.Get(t.Context(), client.ObjectKeyFromObject(foreign), foreign))
 	t.Logf("what stays: %v", w.owned())
+}
+
+func (w *world) fetch(url string) (int, string) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, url, nil)
+	w.must(err)
+	resp, err := http.DefaultClient.Do(req)
+	w.must(err)
+	body, err := io.ReadAll(resp.Body)
+	w.must(errors.Join(err, resp.Body.Close()))
+	return resp.StatusCode, string(body)
+}
+
+func stepMetrics(t *testing.T, w *world) {
+	if code, body := w.fetch(w.health); code != http.StatusOK {
+		t.Errorf("readiness: %d %s", code, body)
+	}
+	_, body := w.fetch(w.metrics)
+	for _, want := range []string{`keelson_policy_sync_nodes{verdict="trusted"} 2`, `keelson_policy_sync_passes_total{result="ok"}`,
+		"keelson_policy_sync_last_success_timestamp_seconds", "keelson_policy_sync_verdict_to_applied_seconds_count",
+		`keelson_policy_sync_operations_total{action="patch",phase="tighten",result="ok"}`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s among the metrics", want)
+		}
+	}
 }

@@ -39,6 +39,9 @@ type world struct {
 	spire    *cluster.SpireServer
 	binary   string
 	config   string
+	text     string // of the configuration, listen addresses apart
+	metrics  string // URL of the last start
+	health   string
 	sync     *cluster.Process
 	starts   int
 	// imageID is what the kubelet would report of a good image.
@@ -104,7 +107,7 @@ func (w *world) build() {
 	kubeconfig, err := w.cluster.KubeconfigFor(policySyncUser, "system:authenticated")
 	w.must(err)
 	w.config = filepath.Join(w.dir, "policy-sync.yaml")
-	w.must(os.WriteFile(w.config, fmt.Appendf(nil, `
+	w.text = fmt.Sprintf(`
 kubeconfig: %s
 trustDomain: %s
 x509SVIDTTL: 20s
@@ -118,9 +121,8 @@ images:
   verifiers:
   - name: release
     manifests: ["%s"]
-listen: {metrics: "0", health: "0"}
 leaderElection: {leaseDuration: 4s}
-`, kubeconfig, trustDomain, w.spire.Socket, layout, manifest), 0o600))
+`, kubeconfig, trustDomain, w.spire.Socket, layout, manifest)
 }
 
 // install applies what the program says it needs, and gives it a user that has no other rights.
@@ -158,6 +160,14 @@ subjects: [{kind: User, name: "` + spireUser + `"}]
 func (w *world) start() {
 	w.t.Helper()
 	w.starts++
+	var ports [2]int
+	for i := range ports {
+		port, err := cluster.FreePort()
+		w.must(err)
+		ports[i] = port
+	}
+	w.metrics, w.health = fmt.Sprintf("http://127.0.0.1:%d/metrics", ports[0]), fmt.Sprintf("http://127.0.0.1:%d/readyz", ports[1])
+	w.must(os.WriteFile(w.config, fmt.Appendf(nil, "%slisten: {metrics: '127.0.0.1:%d', health: '127.0.0.1:%d'}\n", w.text, ports[0], ports[1]), 0o600))
 	var err error
 	w.sync, err = w.cluster.Group().Start(cluster.Command{Name: fmt.Sprintf("policy-sync-%d", w.starts), Path: w.binary,
 		Args: []string{"--config", w.config, "--log-level", "debug"}})

@@ -32,6 +32,7 @@ type fakeWorld struct {
 
 	readErr  error
 	applyErr func(plan.Operation) error
+	hangs    func(plan.Operation) bool
 	reports  []kube.Report
 
 	spire    snapshot.SPIRE
@@ -105,7 +106,11 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 	return s, nil
 }
 
-func (k fakeKube) Apply(_ context.Context, o plan.Operation) error {
+func (k fakeKube) Apply(ctx context.Context, o plan.Operation) error {
+	if k.hangs != nil && k.hangs(o) {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.applyErr != nil {

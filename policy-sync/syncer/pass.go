@@ -122,28 +122,64 @@ func (p *progress) err() error {
 // its hundred pods.
 const closers = 16
 
-// close does operations that only close, in order, each even when another one fails; runs of patches and runs of operations on
-// the SPIRE server go together. What the first half of the pass tried is not tried again: both halves plan from the same
-// objects.
+// headStart is how long labels wait for the revoked addresses to be written, which is the faster way to cut off.
+const headStart = 250 * time.Millisecond
+
+// close does operations that only close, each even when another one fails. They go in three lanes, so that a data plane's API
+// that hangs keeps no label on: objects of data planes, in order; patches of Nodes and Pods, once the revoked addresses are
+// written or have had their head start; the SPIRE server last. What the first half of the pass tried is not tried again: both
+// halves plan from the same objects.
 func (p *progress) close(ctx context.Context, operations []plan.Operation) {
-	operations = slices.DeleteFunc(slices.Clone(operations), func(o plan.Operation) bool { return p.tried[o.String()] })
-	for len(operations) > 0 {
-		n := 1
-		for n < len(operations) && operations[n].Phase == operations[0].Phase && together(operations[0], operations[n]) {
-			n++
+	var objects, patches, spire []plan.Operation
+	for _, o := range operations {
+		switch {
+		case p.tried[o.String()]:
+		case onSPIRE(o):
+			spire = append(spire, o)
+		case o.Action == plan.Patch:
+			patches = append(patches, o)
+		default:
+			objects = append(objects, o)
 		}
-		run := operations[:n]
-		operations = operations[n:]
-		if onSPIRE(run[0]) {
-			p.record(run, p.applySPIRE(ctx, run))
-			continue
-		}
-		p.record(run, p.applyAll(ctx, run))
 	}
+	revoked := make(chan struct{})
+	results := make(chan []error, 1)
+	go func() { results <- p.applyInOrder(ctx, objects, revoked) }()
+	wait := time.NewTimer(headStart)
+	defer wait.Stop()
+	select {
+	case <-revoked:
+	case <-wait.C:
+	}
+	p.record(patches, p.applyAll(ctx, patches))
+	p.record(spire, p.applySPIRE(ctx, spire))
+	p.record(objects, <-results)
 }
 
-func together(a, b plan.Operation) bool {
-	return a.Action == plan.Patch && b.Action == plan.Patch || onSPIRE(a) && onSPIRE(b)
+// applyInOrder applies data planes' objects one after the other and closes revoked when those that revoke are done. After one
+// that got no answer the rest is not tried: each would wait as long.
+func (p *progress) applyInOrder(ctx context.Context, operations []plan.Operation, revoked chan<- struct{}) []error {
+	results := make([]error, len(operations))
+	told := false
+	tell := func() {
+		if !told {
+			close(revoked)
+		}
+		told = true
+	}
+	defer tell()
+	for i, o := range operations {
+		if o.Phase > plan.Revoke {
+			tell()
+		}
+		if results[i] = p.apply(ctx, o); errors.Is(results[i], context.DeadlineExceeded) {
+			for j := i + 1; j < len(operations); j++ {
+				results[j] = fmt.Errorf("syncer: %s: not tried, since %s got no answer", operations[j].Target, o.Target)
+			}
+			break
+		}
+	}
+	return results
 }
 
 func (p *progress) applyAll(ctx context.Context, operations []plan.Operation) []error {
@@ -152,7 +188,7 @@ func (p *progress) applyAll(ctx context.Context, operations []plan.Operation) []
 	group.SetLimit(closers)
 	for i, o := range operations {
 		group.Go(func() error {
-			results[i] = p.o.Kubernetes.Apply(ctx, o)
+			results[i] = p.apply(ctx, o)
 			return nil
 		})
 	}
@@ -160,12 +196,18 @@ func (p *progress) applyAll(ctx context.Context, operations []plan.Operation) []
 	return results
 }
 
+func (p *progress) apply(ctx context.Context, o plan.Operation) error {
+	ctx, cancel := context.WithTimeout(ctx, p.o.Timeout)
+	defer cancel()
+	return p.o.Kubernetes.Apply(ctx, o)
+}
+
 // open does operations that open something, in order, and none when anything before it failed.
 func (p *progress) open(ctx context.Context, operations []plan.Operation) {
 	for len(operations) > 0 && len(p.failed) == 0 && ctx.Err() == nil {
 		n := 1
 		if !onSPIRE(operations[0]) {
-			p.record(operations[:1], []error{p.o.Kubernetes.Apply(ctx, operations[0])})
+			p.record(operations[:1], []error{p.apply(ctx, operations[0])})
 			operations = operations[1:]
 			continue
 		}

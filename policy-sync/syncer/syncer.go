@@ -50,7 +50,7 @@ type Options struct {
 	Resync time.Duration
 	// Debounce is how long to wait for more after the first trigger.
 	Debounce time.Duration
-	// Timeout bounds reading the SPIRE server, and each batch of writes to it.
+	// Timeout bounds reading the SPIRE server, each batch of writes to it, and each operation on Kubernetes.
 	Timeout time.Duration
 	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
 	Patience time.Duration

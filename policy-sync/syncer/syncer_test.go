@@ -137,6 +137,33 @@ func (w *fakeWorld) eventually(t *testing.T, s *Syncer) {
 	}
 }
 
+func TestADataPlaneThatHangsKeepsNoLabelOn(t *testing.T) {
+	w := newFake(t)
+	s := w.syncer()
+	w.sync(s)
+	w.proveBad()
+	w.hangs = func(o plan.Operation) bool { return strings.HasPrefix(o.Target.Group, "projectcalico") }
+	done := make(chan error)
+	begun := time.Now()
+	go func() {
+		_, err := s.Sync(t.Context())
+		done <- err
+	}()
+	within(t, "fra-1 is closed", func() bool { return w.node("fra-1").Labels[v1alpha1.NodeVerdictLabel] == "" })
+	if took := time.Since(begun); took > 800*time.Millisecond {
+		t.Errorf("closed after %s", took)
+	}
+	if err := <-done; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if took := time.Since(begun); took > 2500*time.Millisecond { // one timeout, not one for each object
+		t.Errorf("the pass took %s", took)
+	}
+	if len(w.reports) == 0 || len(w.reports[len(w.reports)-1].Changes) == 0 {
+		t.Error("what was done is not reported")
+	}
+}
+
 func TestAProvedBadNodeLosesItsAgentAfterItsLabels(t *testing.T) {
 	w := newFake(t)
 	s := w.syncer()
