@@ -169,7 +169,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	}
 	r := a.result()
 	r.Trusted, r.Reference, r.Tags = true, claims.Reference, claims.Tags
-	if serial := int64(claims.TagSerial); serial > 0 { //nolint:gosec // bounded above.
+	if serial := int64(claims.TagSerial); serial > 0 {
 		r.TagSerial = &serial
 	}
 	if err := a.sinks.submit(r); err != nil {

@@ -66,7 +66,7 @@ func loadPending(path string) (map[string]Result, error) {
 	if info.Size() > maxPending {
 		return nil, fmt.Errorf("verdict: pending verdicts: %s has %d bytes, more than %d; remove it if it is not Keelson's", path, info.Size(), maxPending)
 	}
-	data, err := os.ReadFile(path) //nolint:gosec // the path is the operator's, from the plugin's configuration.
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
