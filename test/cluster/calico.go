@@ -3,13 +3,16 @@ package cluster
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/restmapper"
 
 	"github.com/keelson-project/keelson/test/parts"
 )
@@ -62,18 +65,39 @@ func (c *Cluster) startCalico(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("cluster: %w", err)
 	}
+	disco, err := discovery.NewDiscoveryClientForConfig(c.RESTConfig())
+	if err != nil {
+		return fmt.Errorf("cluster: %w", err)
+	}
 	tiers := client.Resource(schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "tiers"})
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = p.Until(ctx, func(ctx context.Context) error {
-		_, err := tiers.Get(ctx, "default", metav1.GetOptions{})
-		return err
+		if _, err := tiers.Get(ctx, "default", metav1.GetOptions{}); err != nil {
+			return err
+		}
+		return discovered(disco)
 	})
 	if err != nil {
 		return err
 	}
 	say(c.opts.Log, "projectcalico.org/v3 is served by Calico's API server after %.1f s", time.Since(begun).Seconds())
 	return nil
+}
+
+// discovered tells whether clients that ask what there is are told of projectcalico.org/v3. kube-apiserver's answer to that is
+// some time behind what it serves.
+func discovered(disco *discovery.DiscoveryClient) error {
+	groups, err := restmapper.GetAPIGroupResources(disco)
+	if err != nil {
+		return fmt.Errorf("cluster: discovery: %w", err)
+	}
+	for _, g := range groups {
+		if g.Group.Name == "projectcalico.org" && len(g.VersionedResources["v3"]) > 0 {
+			return nil
+		}
+	}
+	return errors.New("cluster: discovery does not list projectcalico.org/v3 yet")
 }
 
 // calicoObjects are what Calico's installer makes: without them its API server is not reached, or refuses policies because the
