@@ -76,7 +76,7 @@ func (f *File) open() error {
 	if err == nil && info.Mode()&fs.ModeType != 0 {
 		err = errors.New("is not a regular file")
 	}
-	if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil { //nolint:gosec // a descriptor fits an int.
+	if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		err = errors.New("another process has it open; give each server a log of its own")
 	}
 	if err != nil {
