@@ -25,7 +25,7 @@ var capturedPCRs = []int{0, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14}
 // no validity window. It must accept the evidence that it came from, or Capture fails.
 func Capture(name string, ev Evidence) (Set, error) {
 	if !namePattern.MatchString(name) {
-		return Set{}, fmt.Errorf("reference: capture: name %.80q: use up to 63 lower-case letters, digits, '.', '_' and '-', a letter or digit at both ends", name)
+		return Set{}, errName("capture", name)
 	}
 	banks := ev.Boot.Banks()
 	if len(banks) == 0 {
@@ -52,6 +52,10 @@ func Capture(name string, ev Evidence) (Set, error) {
 	return written, nil
 }
 
+func errName(what, name string) error {
+	return fmt.Errorf("reference: %s: name %.80q: use up to 63 lower-case letters, digits, '.', '_' and '-', a letter or digit at both ends", what, name)
+}
+
 // writable refuses what a text file cannot hold.
 func (s Set) writable() error {
 	if s.ima == nil {
@@ -67,14 +71,20 @@ func (s Set) writable() error {
 
 func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 	f, _ := ev.Boot.Facts(bank)
-	b := boot{bank: bank, firmware: f.Firmware, bootLoader: f.BootLoader, pcrs: map[nodeclaim.HashAlg]map[int][]byte{bank: {}}}
+	b := boot{bank: bank, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{bank: {}}}
+	if len(f.Firmware) > 0 {
+		b.firmware = [][]eventlog.Digest{f.Firmware}
+	}
+	if len(f.BootLoader) > 0 {
+		b.bootLoader = [][]eventlog.Digest{f.BootLoader}
+	}
 	if f.SecureBoot.State.Tristate() != nodeclaim.Unknown {
 		secure := f.SecureBoot
 		secure.Others = nil // PCR 7 itself is pinned
 		if secure.Authorities == nil {
 			secure.Authorities = []eventlog.Authority{} // none may be added
 		}
-		b.secureBoot = &secure
+		b.secureBoot = []eventlog.SecureBoot{secure}
 	}
 	if f.Kernel != "" {
 		b.kernel = append(b.kernel, f.Kernel)
@@ -94,7 +104,7 @@ func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 			continue // it changes again with the next boot phase
 		}
 		if v, ok := ev.PCRs.Value(bank, i); ok && slices.Contains(replayed, i) {
-			b.pcrs[bank][i] = v
+			b.pcrs[bank][i] = [][]byte{v}
 		}
 	}
 	return b

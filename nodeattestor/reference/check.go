@@ -2,6 +2,7 @@ package reference
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -22,7 +23,7 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 		c.refuse("reference.none", "the reference set is empty and accepts nothing")
 		return c.refusals
 	}
-	c.validity(now)
+	c.refusals = s.Valid(now)
 	facts, ok := ev.Boot.Facts(s.boot.bank)
 	if !ok {
 		c.refuse("reference.bank", "%s is of bank %s, which was not quoted", c, s.boot.bank)
@@ -38,6 +39,9 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 	}
 	c.pcrs(ev)
 	c.ima(ev)
+	if ok {
+		c.conditions()
+	}
 	return c.refusals
 }
 
@@ -64,50 +68,84 @@ func (c *checker) component(check string, pcrs []int, format string, args ...any
 	}
 }
 
-func (c *checker) validity(now time.Time) {
+// Valid is why the set may not be used at a time: it is not yet valid, or no more.
+func (s Set) Valid(now time.Time) nodeclaim.Refusals {
+	c := &checker{set: s}
 	if now.IsZero() {
 		c.refuse("reference.time", "the time is unknown, so %s may be expired", c)
-		return
+		return c.refusals
 	}
-	if nb := c.set.notBefore; !nb.IsZero() && now.Before(nb) {
+	if nb := s.notBefore; !nb.IsZero() && now.Before(nb) {
 		c.refuse("reference.notyet", "%s is valid from %s on, and it is %s", c, nb.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
-	if na := c.set.notAfter; !na.IsZero() && !now.Before(na) {
+	if na := s.notAfter; !na.IsZero() && !now.Before(na) {
 		c.refuse("reference.expired", "%s expired at %s, and it is %s", c, na.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
+	return c.refusals
+}
+
+// finding is one difference from one alternative.
+type finding struct{ check, text string }
+
+// nearest runs every alternative and takes the differences from the nearest, none when one of them fits.
+func nearest[T any](alternatives []T, differences func(T) []finding) []finding {
+	var best []finding
+	for i, a := range alternatives {
+		found := differences(a)
+		if len(found) == 0 {
+			return nil
+		}
+		if i == 0 || len(found) < len(best) {
+			best = found
+		}
+	}
+	if n := len(alternatives); n > 1 {
+		for i := range best {
+			best[i].text += fmt.Sprintf(" (the nearest of the %d that it allows)", n)
+		}
+	}
+	return best
 }
 
 func (c *checker) secureBoot() {
-	want, have := c.set.boot.secureBoot, c.facts.SecureBoot
-	if want == nil {
-		return
+	for _, f := range nearest(c.set.boot.secureBoot, c.secureBootDifferences) {
+		c.component(f.check, []int{7}, "%s", f.text)
 	}
+}
+
+func (c *checker) secureBootDifferences(want eventlog.SecureBoot) []finding {
+	have := c.facts.SecureBoot
+	var out []finding
 	if have.State != want.State {
 		state := "is " + string(have.State)
 		if have.State == eventlog.SecureBootUnknown {
 			state = "is not proven by the evidence"
 		}
-		c.component("secureboot.state", []int{7}, "secure boot %s, %s has %s", state, c, want.State)
-	}
-	keys := []struct {
-		name       string
-		have, want eventlog.Digest
-	}{
-		{"platform key (PK)", have.PK, want.PK}, {"key exchange keys (KEK)", have.KEK, want.KEK},
-		{"allowed signers (db)", have.DB, want.DB}, {"forbidden signers and images (dbx)", have.DBX, want.DBX},
+		out = append(out, finding{"secureboot.state", fmt.Sprintf("secure boot %s, %s has %s", state, c, want.State)})
 	}
 	var changed []string
-	for _, k := range keys {
-		if k.want != "" && k.have != k.want {
+	for _, k := range secureBootKeys {
+		if w := k.of(want); w != "" && k.of(have) != w {
 			changed = append(changed, k.name)
 		}
 	}
 	if len(changed) > 0 {
-		c.component("secureboot.keys", []int{7}, "secure boot's %s differ from those in %s", strings.Join(changed, ", "), c)
+		out = append(out, finding{"secureboot.keys", fmt.Sprintf("secure boot's %s differ from those in %s", strings.Join(changed, ", "), c)})
 	}
 	if want.Authorities != nil && !slices.Equal(have.Authorities, want.Authorities) {
-		c.component("secureboot.authority", []int{7}, "images were let in by %s, %s has %s", authorities(have.Authorities), c, authorities(want.Authorities))
+		out = append(out, finding{"secureboot.authority", fmt.Sprintf("images were let in by %s, %s has %s", authorities(have.Authorities), c, authorities(want.Authorities))})
 	}
+	return out
+}
+
+var secureBootKeys = []struct {
+	name string
+	of   func(eventlog.SecureBoot) eventlog.Digest
+}{
+	{"platform key (PK)", func(s eventlog.SecureBoot) eventlog.Digest { return s.PK }},
+	{"key exchange keys (KEK)", func(s eventlog.SecureBoot) eventlog.Digest { return s.KEK }},
+	{"allowed signers (db)", func(s eventlog.SecureBoot) eventlog.Digest { return s.DB }},
+	{"forbidden signers and images (dbx)", func(s eventlog.SecureBoot) eventlog.Digest { return s.DBX }},
 }
 
 func authorities(list []eventlog.Authority) string {
@@ -206,26 +244,31 @@ func (c *checker) bootLoader() {
 // sequence is a component of which all measurements count, in order.
 type sequence struct {
 	check, what string
-	have, want  []eventlog.Digest
-	hint        string // for a person, where another component explains a difference
+	have        []eventlog.Digest
+	want        [][]eventlog.Digest // any of them
+	hint        string              // for a person, where another component explains a difference
 	pcr         int
 }
 
 func (c *checker) inOrder(q sequence) {
-	if len(q.want) == 0 || slices.Equal(q.have, q.want) {
-		return
+	for _, f := range nearest(q.want, func(want []eventlog.Digest) []finding { return c.sequenceDifferences(q, want) }) {
+		c.component(f.check, []int{q.pcr}, "%s", f.text)
 	}
-	pcrs := []int{q.pcr}
-	for i := range min(len(q.have), len(q.want)) {
-		if q.have[i] != q.want[i] {
-			c.component(q.check, pcrs, "%s %d of %d has digest %s, %s has %s%s", q.what, i+1, len(q.have), q.have[i], c, q.want[i], q.hint)
+}
+
+func (c *checker) sequenceDifferences(q sequence, want []eventlog.Digest) []finding {
+	var out []finding
+	for i := range min(len(q.have), len(want)) {
+		if q.have[i] != want[i] {
+			out = append(out, finding{q.check, fmt.Sprintf("%s %d of %d has digest %s, %s has %s%s", q.what, i+1, len(q.have), q.have[i], c, want[i], q.hint)})
 		}
 	}
 	if len(q.have) == 0 {
-		c.component(q.check, pcrs, "no %s is proven by the evidence, %s has %d", q.what, c, len(q.want))
-	} else if len(q.have) != len(q.want) {
-		c.component(q.check, pcrs, "the number of %ss is %d, %s has %d", q.what, len(q.have), c, len(q.want))
+		out = append(out, finding{q.check, fmt.Sprintf("no %s is proven by the evidence, %s has %d", q.what, c, len(want))})
+	} else if len(q.have) != len(want) {
+		out = append(out, finding{q.check, fmt.Sprintf("the number of %ss is %d, %s has %d", q.what, len(q.have), c, len(want))})
 	}
+	return out
 }
 
 func joinDigests(d []eventlog.Digest) string {
@@ -245,9 +288,18 @@ func (c *checker) pcrs(ev Evidence) {
 			switch {
 			case !quoted:
 				c.refuse("pcr.unquoted", "PCR %d (%s) was not quoted, %s pins it", i, bank, c)
-			case !bytes.Equal(have, want[i]) && !c.explained[i]:
-				c.refuse("pcr.value", "PCR %d (%s) is %x, %s has %x", i, bank, have, c, want[i])
+			case c.explained[i] || slices.ContainsFunc(want[i], func(w []byte) bool { return bytes.Equal(have, w) }):
+			default:
+				c.refuse("pcr.value", "PCR %d (%s) is %x, %s has %s", i, bank, have, c, joinHex(want[i]))
 			}
 		}
 	}
+}
+
+func joinHex(values [][]byte) string {
+	s := make([]string, len(values))
+	for i := range values {
+		s[i] = hex.EncodeToString(values[i])
+	}
+	return strings.Join(s, " or ")
 }

@@ -13,68 +13,34 @@ import (
 // how many it measures.
 const maxFileRefusals = 20
 
-// ima checks every proven entry: its path must be listed with its digest. What is not listed, is
-// listed with another digest or was violated is refused.
+// ima checks every proven entry, from the list itself or from what was learned while it streamed.
 func (c *checker) ima(ev Evidence) {
-	policy := c.set.ima
-	if policy == nil {
+	if c.set.ima == nil {
 		return
 	}
-	if ev.IMA == nil || len(ev.IMA.Entries) == 0 {
+	var t *tally
+	switch {
+	case ev.IMA == nil:
+	case ev.Measured != nil && ev.IMA.Count > 0:
+		t = ev.Measured.of(c.set, ev.IMA)
+	case len(ev.IMA.Entries) > 0:
+		t = tallyOf(c.set, ev.IMA.Entries)
+	}
+	if t == nil {
 		c.refuse("ima.absent", "no measured file is proven (no IMA list, or an empty one), %s wants one", c)
 		return
 	}
-	measured := map[string]bool{}
-	refused := map[string]bool{}
-	for _, e := range ev.IMA.Entries[1:] { // 0 is boot_aggregate, recomputed by the replay
-		if e.Violation {
-			c.violation(e, refused)
-			continue
-		}
-		if ima.IsBootAggregate(e) {
-			c.kexec(e, refused)
-			continue
-		}
-		if policy.allows(e) {
-			measured[e.Path] = true
-			continue
-		}
-		if refused[e.Path+e.Digest] {
-			continue
-		}
-		refused[e.Path+e.Digest] = true
-		if len(refused) <= maxFileRefusals {
-			c.file(e)
-		}
-	}
-	if n := len(refused) - maxFileRefusals; n > 0 {
-		c.refuse("ima.file", "%d more measured files are not in %s", n, c)
-	}
-	for _, p := range policy.required {
-		if !measured[p] {
-			c.refuse("ima.required", "%s %s was not measured, %s requires it", kind(p), p, c)
-		}
-	}
+	c.refusals = append(c.refusals, t.judgement()...)
 }
 
 // kexec refuses a second boot_aggregate: a kernel that another kernel started wrote it, and no PCR below 10
 // knows that kernel or its command line. The set's values are of the first one.
-func (c *checker) kexec(e ima.Entry, refused map[string]bool) {
-	if key := "kexec"; !refused[key] {
-		refused[key] = true
-		c.refuse("ima.kexec", "IMA entry %d is another boot_aggregate: the running kernel was started by kexec, so %s says nothing about it; boot through the firmware", e.Index, c)
-	}
+func (c *checker) kexec(e ima.Entry) {
+	c.refuse("ima.kexec", "IMA entry %d is another boot_aggregate: the running kernel was started by kexec, so %s says nothing about it; boot through the firmware", e.Index, c)
 }
 
-func (c *checker) violation(e ima.Entry, refused map[string]bool) {
-	key := "violation " + e.Path
-	if c.set.ima.allowViolations || refused[key] {
-		return
-	}
-	refused[key] = true
-	if len(refused) <= maxFileRefusals {
-		c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
-	}
+func (c *checker) violation(e ima.Entry) {
+	c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
 }
 
 func (p *imaPolicy) allows(e ima.Entry) bool {

@@ -16,13 +16,23 @@ import (
 // Marshal writes the set as YAML that ParseSet reads: the same set, the same bytes.
 func (s Set) Marshal() []byte {
 	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: "Reference values of a measured boot: what a machine must have measured to be trusted.\n" +
-		"Lists under kernel, initrd and commandLine are alternatives; firmware and bootLoader are\nwhole sequences. A key that is left out is not looked at."}
+		"Lists under kernel, initrd and commandLine are alternatives; firmware and bootLoader are\nwhole sequences, or lists of alternative ones. A key that is left out is not looked at."}
 	put(root, "name", scalar(s.name))
 	if !s.notBefore.IsZero() {
 		put(root, "notBefore", scalar(s.notBefore.UTC().Format(time.RFC3339)))
 	}
 	if !s.notAfter.IsZero() {
 		put(root, "notAfter", scalar(s.notAfter.UTC().Format(time.RFC3339)))
+	}
+	if len(s.conditions) > 0 {
+		all := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, c := range s.conditions {
+			one := &yaml.Node{Kind: yaml.MappingNode}
+			put(one, "expr", scalar(c.expr))
+			put(one, "message", scalar(c.message))
+			all.Content = append(all.Content, one)
+		}
+		put(root, "conditions", all)
 	}
 	put(root, "boot", s.boot.node())
 	if s.ima != nil {
@@ -40,16 +50,14 @@ func (s Set) Marshal() []byte {
 func (b boot) node() *yaml.Node {
 	n := &yaml.Node{Kind: yaml.MappingNode}
 	put(n, "bank", scalar(b.bank.String()))
-	if b.secureBoot != nil {
-		put(n, "secureBoot", secureBootNode(*b.secureBoot))
+	putAny(n, "secureBoot", b.secureBoot, secureBootNode)
+	putAny(n, "firmware", b.firmware, list[eventlog.Digest])
+	putAny(n, "bootLoader", b.bootLoader, list[eventlog.Digest])
+	if len(b.kernel) > 0 {
+		put(n, "kernel", list(b.kernel))
 	}
-	for _, l := range []struct {
-		key  string
-		list []eventlog.Digest
-	}{{"firmware", b.firmware}, {"bootLoader", b.bootLoader}, {"kernel", b.kernel}, {"initrd", b.initrd}} {
-		if len(l.list) > 0 {
-			put(n, l.key, list(l.list))
-		}
+	if len(b.initrd) > 0 {
+		put(n, "initrd", list(b.initrd))
 	}
 	if len(b.commandLine) > 0 {
 		lines := &yaml.Node{Kind: yaml.SequenceNode}
@@ -68,7 +76,7 @@ func (b boot) node() *yaml.Node {
 	for _, alg := range slices.Sorted(maps.Keys(b.pcrs)) {
 		values := &yaml.Node{Kind: yaml.MappingNode}
 		for _, i := range slices.Sorted(maps.Keys(b.pcrs[alg])) {
-			put(values, strconv.Itoa(i), scalar(hex.EncodeToString(b.pcrs[alg][i])))
+			putAny(values, strconv.Itoa(i), b.pcrs[alg][i], func(v []byte) *yaml.Node { return scalar(hex.EncodeToString(v)) })
 		}
 		if len(values.Content) > 0 {
 			put(banks, alg.String(), values)
@@ -128,6 +136,21 @@ func (p imaPolicy) node() *yaml.Node {
 
 func put(n *yaml.Node, key string, value *yaml.Node) {
 	n.Content = append(n.Content, scalar(key), value)
+}
+
+// putAny writes one alternative as it is, several as a list, none not at all.
+func putAny[T any](n *yaml.Node, key string, alternatives []T, node func(T) *yaml.Node) {
+	if len(alternatives) == 1 {
+		put(n, key, node(alternatives[0]))
+	}
+	if len(alternatives) < 2 {
+		return
+	}
+	all := &yaml.Node{Kind: yaml.SequenceNode}
+	for _, a := range alternatives {
+		all.Content = append(all.Content, node(a))
+	}
+	put(n, key, all)
 }
 
 // scalar is a text; the tag makes the encoder quote what would read as a number or a bool.

@@ -92,6 +92,10 @@ func (p *parser) set(n *yaml.Node) Set {
 			s.notBefore = p.time(v, key)
 		case "notAfter":
 			s.notAfter = p.time(v, key)
+		case "conditions":
+			s.conditions = p.conditions(v)
+		case "payloadType":
+			p.at(v, "this is a signed set: name who may sign it (reference_signers in the plugin, --signer in the command line)")
 		case "boot":
 			hasBoot = true
 			s.boot = p.boot(v)
@@ -115,17 +119,20 @@ func (p *parser) set(n *yaml.Node) Set {
 }
 
 func (p *parser) boot(n *yaml.Node) boot {
-	b := boot{bank: nodeclaim.SHA256, pcrs: map[nodeclaim.HashAlg]map[int][]byte{}}
+	b := boot{bank: nodeclaim.SHA256, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{}}
 	p.mapping(n, "boot", func(key string, v *yaml.Node) bool {
 		switch key {
 		case "bank":
 			b.bank = p.bank(v, p.text(v, key))
 		case "secureBoot":
-			b.secureBoot = p.secureBoot(v)
-		case "firmware":
-			b.firmware = p.digests(v, key)
-		case "bootLoader":
-			b.bootLoader = p.digests(v, key)
+			b.secureBoot = alternatives(p, v, key, false, p.secureBoot)
+		case "firmware", "bootLoader":
+			sequences := alternatives(p, v, key, true, func(item *yaml.Node) []eventlog.Digest { return p.digests(item, key) })
+			if key == "firmware" {
+				b.firmware = sequences
+			} else {
+				b.bootLoader = sequences
+			}
 		case "kernel":
 			b.kernel = p.digests(v, key)
 		case "initrd":
@@ -152,11 +159,21 @@ func (p *parser) bootComplete(n *yaml.Node, b boot) {
 	if len(b.firmware) == 0 && pinned[0] == nil {
 		p.at(n, "boot pins neither firmware nor PCR 0 of bank %s: who measured the rest is unknown", b.bank)
 	}
-	if len(b.bootLoader) == 0 && pinned[4] == nil && pinned[7] == nil && b.secureBoot == nil {
+	if len(b.bootLoader) == 0 && pinned[4] == nil && pinned[7] == nil && len(b.secureBoot) == 0 {
 		p.at(n, "boot pins neither bootLoader, secureBoot, PCR 4 nor PCR 7 of bank %s: anything may have been started", b.bank)
 	}
-	p.beforeKernel(n, b)
-	for _, d := range slices.Concat(b.firmware, b.bootLoader, b.kernel, b.initrd) {
+	enforced := len(b.secureBoot) > 0 && !slices.ContainsFunc(b.secureBoot, func(s eventlog.SecureBoot) bool { return s.State != eventlog.SecureBootEnabled })
+	if pinned[2] == nil && !enforced {
+		p.at(n, "boot pins neither PCR 2 of bank %s nor secure boot as enabled: a driver that root installed (Driver####, option ROM) may have run before the boot loader and measured what it liked", b.bank)
+	}
+	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
+	if late && len(b.bootLoader) == 0 && pinned[4] == nil {
+		p.at(n, "boot pins kernel, initrd or commandLine, but neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", b.bank)
+	}
+	if len(b.initrd) > 0 && len(b.commandLine) == 0 && pinned[9] == nil && pinned[4] == nil {
+		p.at(n, "boot pins initrd, but neither commandLine nor PCR 4 or 9 of bank %s: \"initrd=\" on the command line loads another one, which is not measured", b.bank)
+	}
+	for _, d := range slices.Concat(slices.Concat(b.firmware...), slices.Concat(b.bootLoader...), b.kernel, b.initrd) {
 		if !strings.HasPrefix(string(d), b.bank.String()+":") {
 			p.at(n, "digest %s is not of bank %s", d, b.bank)
 		}
@@ -168,24 +185,8 @@ func (p *parser) bootComplete(n *yaml.Node, b boot) {
 	}
 }
 
-// beforeKernel demands of the drivers, the loader and the command line what the kernel's pins rest on.
-func (p *parser) beforeKernel(n *yaml.Node, b boot) {
-	pinned := b.pcrs[b.bank]
-	enforced := b.secureBoot != nil && b.secureBoot.State == eventlog.SecureBootEnabled
-	if pinned[2] == nil && !enforced {
-		p.at(n, "boot pins neither PCR 2 of bank %s nor secure boot as enabled: a driver that root installed (Driver####, option ROM) may have run before the boot loader and measured what it liked", b.bank)
-	}
-	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
-	if late && len(b.bootLoader) == 0 && pinned[4] == nil {
-		p.at(n, "boot pins kernel, initrd or commandLine, but neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", b.bank)
-	}
-	if len(b.initrd) > 0 && len(b.commandLine) == 0 && pinned[9] == nil && pinned[4] == nil {
-		p.at(n, "boot pins initrd, but neither commandLine nor PCR 4 or 9 of bank %s: \"initrd=\" on the command line loads another one, which is not measured", b.bank)
-	}
-}
-
-func (p *parser) secureBoot(n *yaml.Node) *eventlog.SecureBoot {
-	s := &eventlog.SecureBoot{}
+func (p *parser) secureBoot(n *yaml.Node) eventlog.SecureBoot {
+	s := eventlog.SecureBoot{}
 	keys := map[string]*eventlog.Digest{"pk": &s.PK, "kek": &s.KEK, "db": &s.DB, "dbx": &s.DBX}
 	p.mapping(n, "secureBoot", func(key string, v *yaml.Node) bool {
 		to, ok := keys[key]
@@ -259,20 +260,21 @@ func (p *parser) commandLines(n *yaml.Node) []commandLine {
 	return out
 }
 
-func (p *parser) pcrs(n *yaml.Node, out map[nodeclaim.HashAlg]map[int][]byte) {
+func (p *parser) pcrs(n *yaml.Node, out map[nodeclaim.HashAlg]map[int][][]byte) {
 	p.mapping(n, "pcrs", func(name string, values *yaml.Node) bool {
 		alg, err := nodeclaim.ParseHashAlg(name)
 		if err != nil {
 			p.at(values, "pcrs: %v", err)
 			return true
 		}
-		out[alg] = map[int][]byte{}
+		out[alg] = map[int][][]byte{}
 		p.mapping(values, "pcrs of "+name, func(key string, v *yaml.Node) bool {
 			i, err := strconv.Atoi(key)
 			if err != nil || i < 0 || i > nodeclaim.MaxPCR || strconv.Itoa(i) != key {
 				return false
 			}
-			if out[alg][i] = p.hex(v, alg.Size()); i == 10 {
+			out[alg][i] = alternatives(p, v, "PCR "+key, false, func(item *yaml.Node) []byte { return p.hex(item, alg.Size()) })
+			if i == 10 {
 				p.at(v, "PCR 10 follows every measured file and cannot be pinned; use the ima section")
 			}
 			return true

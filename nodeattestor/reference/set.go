@@ -6,11 +6,12 @@
 // entries. What a set pins and the evidence does not prove is a refusal, never a pass; a set
 // that pins nothing cannot be built, and the zero Set accepts nothing.
 //
-// The operator controls sets, the node controls what they are compared with. Signatures over
-// sets are not this package's matter.
+// The operator controls sets, the node controls what they are compared with. Where a file's writer
+// is not to be trusted by itself, [ParseSigned] takes only sets that a trusted signer signed.
 package reference
 
 import (
+	"fmt"
 	"regexp"
 	"time"
 
@@ -27,6 +28,9 @@ type Set struct {
 	notAfter  time.Time // zero: open
 	boot      boot
 	ima       *imaPolicy // nil: IMA is not looked at
+	// conditions must all hold, besides everything else.
+	conditions []condition
+	signedBy   string // key ID of the verified signer, "" where nobody signed
 }
 
 // Name is the set's name, which becomes selector "ref:<name>".
@@ -35,19 +39,43 @@ func (s Set) Name() string { return s.name }
 // ChecksIMA tells whether the set says which files may have been measured.
 func (s Set) ChecksIMA() bool { return s.ima != nil }
 
+// SignedBy is the key ID (package dsse) of the trusted signer whose signature over the set verified, ""
+// where none was asked for.
+func (s Set) SignedBy() string { return s.signedBy }
+
+// Validity is from when and until when, exclusive, the set accepts anything; zero is open.
+func (s Set) Validity() (notBefore, notAfter time.Time) { return s.notBefore, s.notAfter }
+
+// WithValidity is the set with another validity, in whole seconds.
+func (s Set) WithValidity(notBefore, notAfter time.Time) (Set, error) {
+	s.signedBy = ""
+	s.notBefore, s.notAfter = wholeSecond(notBefore), wholeSecond(notAfter)
+	if !s.notAfter.IsZero() && !s.notBefore.Before(s.notAfter) {
+		return Set{}, fmt.Errorf("reference: validity: end %s is not after begin %s", s.notAfter.Format(time.RFC3339), s.notBefore.Format(time.RFC3339))
+	}
+	return s, nil
+}
+
+func wholeSecond(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.UTC().Truncate(time.Second)
+}
+
 // Bank is the PCR bank that the set's components are of.
 func (s Set) Bank() nodeclaim.HashAlg { return s.boot.bank }
 
 // boot has what a measured boot must have been. An empty component is not looked at.
 type boot struct {
 	bank        nodeclaim.HashAlg
-	secureBoot  *eventlog.SecureBoot
-	firmware    []eventlog.Digest // all of them, in order
-	bootLoader  []eventlog.Digest // all of them, in order
-	kernel      []eventlog.Digest // any of them
-	initrd      []eventlog.Digest // any of them
-	commandLine []commandLine     // any of them
-	pcrs        map[nodeclaim.HashAlg]map[int][]byte
+	secureBoot  []eventlog.SecureBoot // any of them
+	firmware    [][]eventlog.Digest   // any of them: all measurements, in order
+	bootLoader  [][]eventlog.Digest   // any of them: all images, in order
+	kernel      []eventlog.Digest     // any of them
+	initrd      []eventlog.Digest     // any of them
+	commandLine []commandLine         // any of them
+	pcrs        map[nodeclaim.HashAlg]map[int][][]byte
 }
 
 // commandLine is a text, or a digest where the text was never known.
@@ -83,6 +111,8 @@ type Evidence struct {
 	Boot eventlog.Boot
 	PCRs quote.PCRs
 	IMA  *ima.Result // nil: none was proven
+	// Measured is what was learned of the list while it streamed; nil where IMA has the entries.
+	Measured *Measured
 }
 
 // namePattern keeps a name usable as a selector and a label value: lower case, as SPIRE's are.

@@ -43,6 +43,26 @@ func (p *parser) sequence(n *yaml.Node, what string, each func(*yaml.Node)) {
 	}
 }
 
+// alternatives reads one value, or a list of several of which any will do. Where a value is
+// a list itself, the first item tells which of both it is.
+func alternatives[T any](p *parser, n *yaml.Node, what string, lists bool, read func(*yaml.Node) T) []T {
+	several := n.Kind == yaml.SequenceNode
+	if lists {
+		several = several && len(n.Content) > 0 && n.Content[0].Kind == yaml.SequenceNode
+	}
+	if !several {
+		return []T{read(n)}
+	}
+	if len(n.Content) == 0 {
+		p.at(n, "%s is an empty list; leave the key out where it is not to be looked at", what)
+	}
+	var out []T
+	for _, item := range n.Content {
+		out = append(out, read(item))
+	}
+	return out
+}
+
 func (p *parser) text(n *yaml.Node, what string) string {
 	if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
 		p.at(n, "%s is not a text", what)

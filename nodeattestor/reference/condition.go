@@ -1,0 +1,234 @@
+package reference
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	"github.com/google/cel-go/cel"
+	"github.com/google/cel-go/common/ast"
+	"github.com/google/cel-go/interpreter"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Limits of conditions.
+const (
+	MaxConditions      = 32
+	MaxConditionLength = 2048      // bytes of an expression
+	maxMessageLength   = 512       // bytes
+	conditionCost      = 1_000_000 // CEL cost units for one evaluation: some ten milliseconds
+)
+
+// condition is a CEL expression (github.com/google/cel-spec) over proven facts that must be true.
+// It only narrows what a set accepts.
+type condition struct {
+	expr    string
+	message string // for a person, when it is not true
+	program cel.Program
+	needs   []string // the facts that it reads, sorted
+}
+
+// String is the condition for a person.
+func (c condition) String() string { return c.expr + " (" + c.message + ")" }
+
+// fact is one thing that conditions may read, and how it comes from what was proven; false
+// where it was not.
+type fact struct {
+	name string
+	kind *cel.Type
+	of   func(f eventlog.Facts) (any, bool)
+}
+
+// facts are what conditions may read. A fact that the evidence does not prove is absent, which
+// makes an expression that depends on it an error, as CEL's logic has it, and an error is a
+// refusal: nothing is true for want of proof. There is no has() for the same reason.
+var facts = []fact{
+	{"bank", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.Bank, f.Bank != "" }},
+	{"secureBoot.enabled", cel.BoolType, func(f eventlog.Facts) (any, bool) {
+		return f.SecureBoot.State == eventlog.SecureBootEnabled, secureBootKnown(f)
+	}},
+	{"secureBoot.pk", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.PK) }},
+	{"secureBoot.kek", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.KEK) }},
+	{"secureBoot.db", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.DB) }},
+	{"secureBoot.dbx", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.DBX) }},
+	{"secureBoot.authorities", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) {
+		out := []string{}
+		for _, a := range f.SecureBoot.Authorities {
+			out = append(out, string(a.Digest))
+		}
+		return out, secureBootKnown(f)
+	}},
+	{"firmware.digests", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) { return digests(f.Firmware) }},
+	{"bootLoader.digests", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) { return digests(f.BootLoader) }},
+	{"kernel.digest", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.Kernel) }},
+	{"initrd.digest", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.Initrd) }},
+	{"kernel.cmdline", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.CommandLine.Text, cmdlineKnown(f) }},
+	{"kernel.args", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) {
+		return kernelArgs(f.CommandLine.Text), cmdlineKnown(f)
+	}},
+	{"kernel.params", cel.MapType(cel.StringType, cel.ListType(cel.StringType)), func(f eventlog.Facts) (any, bool) {
+		return kernelParams(f.CommandLine.Text), cmdlineKnown(f)
+	}},
+	{"uki.sections", cel.MapType(cel.StringType, cel.StringType), func(f eventlog.Facts) (any, bool) {
+		out := map[string]string{}
+		for name, d := range f.Sections {
+			out[name] = string(d)
+		}
+		return out, len(out) > 0
+	}},
+}
+
+func secureBootKnown(f eventlog.Facts) bool {
+	return f.SecureBoot.State.Tristate() != nodeclaim.Unknown
+}
+
+// cmdlineKnown wants a text: a line of which only the digest is proven has no words to look at.
+// CEL's texts are UTF-8 (langdef.md, "Values"); another line is unknown to it.
+func cmdlineKnown(f eventlog.Facts) bool {
+	return f.CommandLine.Text != "" && utf8.ValidString(f.CommandLine.Text)
+}
+
+func digest(d eventlog.Digest) (any, bool) { return string(d), d != "" }
+
+func digests(list []eventlog.Digest) (any, bool) {
+	out := []string{}
+	for _, d := range list {
+		out = append(out, string(d))
+	}
+	return out, len(out) > 0
+}
+
+// environment is the language of conditions: CEL's standard library without has(), and the facts.
+var environment = sync.OnceValues(func() (*cel.Env, error) {
+	opts := []cel.EnvOption{
+		cel.ClearMacros(), cel.Macros(cel.AllMacro, cel.ExistsMacro, cel.ExistsOneMacro, cel.MapMacro, cel.MapFilterMacro, cel.FilterMacro),
+		cel.ParserRecursionLimit(64), cel.ParserExpressionSizeLimit(MaxConditionLength),
+	}
+	for _, f := range facts {
+		opts = append(opts, cel.Variable(f.name, f.kind))
+	}
+	return cel.NewEnv(opts...)
+})
+
+// compile parses and type-checks an expression: a bool that reads a fact.
+func compile(expr, message string) (condition, error) {
+	env, err := environment()
+	if err != nil {
+		return condition{}, fmt.Errorf("language: %w", err)
+	}
+	tree, issues := env.Compile(expr)
+	if err := issues.Err(); err != nil {
+		return condition{}, err
+	}
+	if tree.OutputType() != cel.BoolType {
+		return condition{}, fmt.Errorf("it is a %s, not true or false", tree.OutputType())
+	}
+	c := condition{expr: expr, message: message, needs: reads(tree.NativeRep())}
+	if len(c.needs) == 0 {
+		return condition{}, fmt.Errorf("it reads no fact, so it says nothing about a machine")
+	}
+	c.program, err = env.Program(tree, cel.CostLimit(conditionCost), cel.OptimizeRegex(interpreter.MatchesRegexOptimization))
+	return c, err
+}
+
+// reads lists the facts in a checked expression.
+func reads(tree *ast.AST) []string {
+	var out []string
+	for _, ref := range tree.ReferenceMap() {
+		if slices.ContainsFunc(facts, func(f fact) bool { return f.name == ref.Name }) && !slices.Contains(out, ref.Name) {
+			out = append(out, ref.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// holds evaluates a condition over facts by name. Whatever is not true is false, with the reason.
+func (c condition) holds(known map[string]any) (bool, string) {
+	out, _, err := c.program.Eval(known)
+	if err == nil && out.Value() == true {
+		return true, ""
+	}
+	if err == nil {
+		return false, "does not hold"
+	}
+	var unproven []string
+	for _, name := range c.needs {
+		if _, ok := known[name]; !ok {
+			unproven = append(unproven, name)
+		}
+	}
+	if len(unproven) > 0 {
+		return false, "cannot be decided: the evidence does not prove " + strings.Join(unproven, ", ")
+	}
+	return false, fmt.Sprintf("cannot be decided (%v)", err)
+}
+
+// known are the facts that evidence proves, by name.
+func known(f eventlog.Facts) map[string]any {
+	out := map[string]any{}
+	for _, fact := range facts {
+		if v, ok := fact.of(f); ok {
+			out[fact.name] = v
+		}
+	}
+	return out
+}
+
+func (c *checker) conditions() {
+	if len(c.set.conditions) == 0 {
+		return
+	}
+	have := known(c.facts)
+	for i, cond := range c.set.conditions {
+		if ok, why := cond.holds(have); !ok {
+			c.refuse("reference.condition", "condition %d of %s %s: %s (%s)", i+1, c, why, cond.message, cond.expr)
+		}
+	}
+}
+
+func (p *parser) conditions(n *yaml.Node) []condition {
+	var out []condition
+	p.sequence(n, "conditions", func(item *yaml.Node) {
+		if len(out) == MaxConditions {
+			p.at(item, "more than the %d conditions allowed", MaxConditions)
+		}
+		if len(out) >= MaxConditions {
+			return
+		}
+		out = append(out, p.condition(item))
+	})
+	return out
+}
+
+func (p *parser) condition(n *yaml.Node) condition {
+	var expr, message string
+	p.mapping(n, "condition", func(key string, v *yaml.Node) bool {
+		switch key {
+		case "expr":
+			expr = p.text(v, key)
+		case "message":
+			message = p.text(v, key)
+		default:
+			return false
+		}
+		return true
+	})
+	if message == "" || len(message) > maxMessageLength {
+		p.at(n, "a condition needs a message of at most %d bytes, for the person who finds it broken", maxMessageLength)
+	}
+	if expr == "" || len(expr) > MaxConditionLength {
+		p.at(n, "a condition needs an expr of at most %d bytes", MaxConditionLength)
+		return condition{}
+	}
+	c, err := compile(expr, message)
+	if err != nil {
+		p.at(n, "condition %.200q: %v", expr, err)
+	}
+	return c
+}

@@ -1,0 +1,232 @@
+package reference
+
+import (
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// Diff says in a person's words what changes from one set to another: a line for every difference, in the
+// order of a boot. Names and signers are not compared. Sets without a difference accept the same
+// evidence at the same times.
+func Diff(from, to Set) []string {
+	d := &differ{}
+	d.alternatives("valid from", instant(from.notBefore), instant(to.notBefore))
+	d.alternatives("valid until", instant(from.notAfter), instant(to.notAfter))
+	d.alternatives("bank", []string{from.boot.bank.String()}, []string{to.boot.bank.String()})
+	d.secureBoot(from.boot.secureBoot, to.boot.secureBoot)
+	d.sequences("firmware measurement", from.boot.firmware, to.boot.firmware)
+	d.sequences("boot loader image", from.boot.bootLoader, to.boot.bootLoader)
+	d.alternatives("kernel", texts(from.boot.kernel), texts(to.boot.kernel))
+	d.alternatives("initrd", texts(from.boot.initrd), texts(to.boot.initrd))
+	d.commandLines(from.boot.commandLine, to.boot.commandLine)
+	d.pcrs(from.boot.pcrs, to.boot.pcrs)
+	d.conditions(from.conditions, to.conditions)
+	d.ima(from.ima, to.ima)
+	return d.lines
+}
+
+type differ struct{ lines []string }
+
+func (d *differ) add(format string, args ...any) {
+	d.lines = append(d.lines, fmt.Sprintf(format, args...))
+}
+
+// alternatives compares what a component may be, order aside.
+func (d *differ) alternatives(what string, from, to []string) {
+	more, fewer := without(to, from), without(from, to)
+	switch {
+	case len(more)+len(fewer) == 0:
+	case len(from) == 0:
+		d.add("%s: not looked at before, now %s", what, strings.Join(to, " or "))
+	case len(to) == 0:
+		d.add("%s: no longer looked at, before %s", what, strings.Join(from, " or "))
+	case len(from) == 1 && len(to) == 1:
+		d.add("%s: %s -> %s", what, from[0], to[0])
+	default:
+		d.each(what+": also ", more)
+		d.each(what+": no longer ", fewer)
+	}
+}
+
+func (d *differ) each(start string, items []string) {
+	for _, i := range items {
+		d.add("%s%s", start, i)
+	}
+}
+
+// without lists what is in a and not in b.
+func without(a, b []string) []string {
+	return slices.DeleteFunc(slices.Clone(a), func(s string) bool { return slices.Contains(b, s) })
+}
+
+func instant(t time.Time) []string {
+	if t.IsZero() {
+		return nil
+	}
+	return []string{t.UTC().Format(time.RFC3339)}
+}
+
+func texts(list []eventlog.Digest) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = string(list[i])
+	}
+	return out
+}
+
+func optional(d eventlog.Digest) []string {
+	if d == "" {
+		return nil
+	}
+	return []string{string(d)}
+}
+
+func (d *differ) secureBoot(from, to []eventlog.SecureBoot) {
+	if len(from) != 1 || len(to) != 1 {
+		d.alternatives("secure boot", described(from), described(to))
+		return
+	}
+	d.alternatives("secure boot", []string{string(from[0].State)}, []string{string(to[0].State)})
+	for _, k := range secureBootKeys {
+		d.alternatives("secure boot's "+k.name, optional(k.of(from[0])), optional(k.of(to[0])))
+	}
+	d.alternatives("secure boot lets images in by", letIn(from[0]), letIn(to[0]))
+}
+
+func letIn(s eventlog.SecureBoot) []string {
+	if s.Authorities == nil {
+		return nil
+	}
+	return []string{authorities(s.Authorities)}
+}
+
+func described(list []eventlog.SecureBoot) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		parts := []string{string(s.State)}
+		for _, k := range secureBootKeys {
+			if v := k.of(s); v != "" {
+				parts = append(parts, k.name+" "+string(v))
+			}
+		}
+		if s.Authorities != nil {
+			parts = append(parts, "images let in by "+authorities(s.Authorities))
+		}
+		out[i] = strings.Join(parts, ", ")
+	}
+	return out
+}
+
+func (d *differ) sequences(what string, from, to [][]eventlog.Digest) {
+	if len(from) == 1 && len(to) == 1 && len(from[0]) == len(to[0]) {
+		for i := range from[0] {
+			d.alternatives(fmt.Sprintf("%s %d of %d", what, i+1, len(from[0])), texts(from[0][i:i+1]), texts(to[0][i:i+1]))
+		}
+		return
+	}
+	d.alternatives(what+"s", sequenceTexts(from), sequenceTexts(to))
+}
+
+func sequenceTexts(list [][]eventlog.Digest) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = "[" + strings.Join(texts(list[i]), ", ") + "]"
+	}
+	return out
+}
+
+func (d *differ) commandLines(from, to []commandLine) {
+	const what = "kernel command line"
+	if len(from) == 1 && len(to) == 1 && from[0] != to[0] {
+		d.add("%s: %s -> %s%s", what, from[0], to[0], wordDiff(from[0].text, to[0].text))
+		return
+	}
+	d.alternatives(what, strs(from), strs(to))
+}
+
+func strs[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i := range list {
+		out[i] = list[i].String()
+	}
+	return out
+}
+
+func (d *differ) pcrs(from, to map[nodeclaim.HashAlg]map[int][][]byte) {
+	for _, bank := range union(from, to) {
+		for _, i := range union(from[bank], to[bank]) {
+			d.alternatives(fmt.Sprintf("PCR %d (%s)", i, bank), hexes(from[bank][i]), hexes(to[bank][i]))
+		}
+	}
+}
+
+func hexes(values [][]byte) []string {
+	out := make([]string, len(values))
+	for i := range values {
+		out[i] = hex.EncodeToString(values[i])
+	}
+	return out
+}
+
+// union has the keys of both maps, sorted.
+func union[K nodeclaim.HashAlg | int | string, V any](a, b map[K]V) []K {
+	keys := slices.AppendSeq(slices.Collect(maps.Keys(a)), maps.Keys(b))
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+func (d *differ) conditions(from, to []condition) {
+	more, fewer := without(strs(to), strs(from)), without(strs(from), strs(to))
+	d.each("condition: also ", more)
+	d.each("condition: no longer ", fewer)
+}
+
+func (d *differ) ima(from, to *imaPolicy) {
+	if from == nil && to == nil {
+		return
+	}
+	if from == nil || to == nil {
+		d.add("measured files: %s", map[bool]string{true: "not looked at before, now they are", false: "no longer looked at"}[from == nil])
+		return
+	}
+	for _, file := range union(from.files, to.files) {
+		was, is := from.files[file], to.files[file]
+		switch what := kind(file) + " " + printable(file); {
+		case len(was) == 0 && len(is) > 0:
+			d.add("%s: now allowed, %s", what, strings.Join(is, " or "))
+		case len(is) == 0 && len(was) > 0:
+			d.add("%s: no longer allowed, before %s", what, strings.Join(was, " or "))
+		case len(is) == 0:
+			d.alternatives(what, presence(from.files, file), presence(to.files, file))
+		default:
+			d.alternatives(what, was, is)
+		}
+	}
+	d.each("files under it are no longer looked at: ", without(to.ignore, from.ignore))
+	d.each("files under it are looked at now: ", without(from.ignore, to.ignore))
+	d.each("measured file now required: ", without(to.required, from.required))
+	d.each("measured file no longer required: ", without(from.required, to.required))
+	d.alternatives("violations", violations(from), violations(to))
+}
+
+// presence tells a file that is listed with no digest, so that nothing of that name is allowed, from one that is not.
+func presence(files map[string][]string, file string) []string {
+	if _, ok := files[file]; ok {
+		return []string{"never allowed"}
+	}
+	return nil
+}
+
+func violations(p *imaPolicy) []string {
+	if p.allowViolations {
+		return []string{"allowed"}
+	}
+	return []string{"denied"}
+}
