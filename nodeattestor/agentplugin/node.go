@@ -208,7 +208,7 @@ func (l *logReader) skip(n uint64) error {
 		return fmt.Errorf("the server asks for the %s at offset %d", l.kind, n)
 	}
 	skipped, err := io.CopyN(io.Discard, l.from, int64(n))
-	l.offset = uint64(skipped)
+	l.offset = uint64(skipped) //nolint:gosec // never negative
 	if err != nil {
 		return fmt.Errorf("the %s has only %d bytes, the server wants to go on at %d: %w", l.kind, skipped, n, err)
 	}
@@ -226,7 +226,7 @@ func (l *logReader) next() (*evidence.Chunk, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.offset += uint64(n)
+	l.offset += uint64(n) //nolint:gosec // never negative
 	return chunk, nil
 }
 
