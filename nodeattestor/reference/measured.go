@@ -38,30 +38,62 @@ func (m *Measured) Add(e ima.Entry) {
 	}
 }
 
-// Proven is what a later appraisal in the same boot, which reads the new entries only, must know of
-// those before. Sets that refuse the list so far refuse it then too, but give one reason only.
-func (m *Measured) Proven() *Measured {
-	out := &Measured{count: m.count}
+// Judged is what a later appraisal in the same boot, which reads the new entries only, must know of
+// those before. It is never changed.
+type Judged struct {
+	count int
+	sets  []judgedSet
+}
+
+type judgedSet struct {
+	name    string
+	policy  *imaPolicy
+	seen    []bool // of each required path, in the policy's order
+	refused bool
+}
+
+// Judged is what was learned so far. It stands for proven entries only if the replay has succeeded.
+func (m *Measured) Judged() Judged {
+	j := Judged{count: m.count}
 	for _, t := range m.tallies {
-		out.tallies = append(out.tallies, t.proven())
+		s := judgedSet{name: t.set.name, policy: t.set.ima, refused: t.before || t.more > 0 || len(t.refusals) > 0}
+		for _, p := range t.set.ima.required {
+			s.seen = append(s.seen, t.seen[p])
+		}
+		j.sets = append(j.sets, s)
 	}
-	return out
+	return j
 }
 
 // Size is about how many bytes of memory it takes.
-func (m *Measured) Size() int {
-	const fixed, each = 200, 64 // structs and maps; an entry of a map
+func (j Judged) Size() int {
+	const fixed, each = 64, 80 // the structs
 	n := fixed
-	for _, t := range m.tallies {
-		n += fixed + each*len(t.seen)
-		for _, r := range t.refusals {
-			n += each + len(r.Reason)
-		}
-		for key := range t.told {
-			n += each + len(key)
-		}
+	for _, s := range j.sets {
+		n += each + cap(s.seen)
 	}
 	return n
+}
+
+// Resume goes on from what was judged by the very same sets; it is false with any other. A set that
+// refused the list before refuses it still, but gives one reason only.
+func (s Sets) Resume(j Judged) (*Measured, bool) {
+	m := s.Measure()
+	if j.count == 0 || len(m.tallies) != len(j.sets) {
+		return nil, false
+	}
+	m.count = j.count
+	for i, t := range m.tallies {
+		old := j.sets[i]
+		if old.name != t.set.name || old.policy != t.set.ima {
+			return nil, false
+		}
+		t.before = old.refused
+		for k, p := range t.set.ima.required {
+			t.seen[p] = t.seen[p] || old.seen[k]
+		}
+	}
+	return m, true
 }
 
 // of is the tally of a set, nil when the set did not make it, or when it is not of the list.
@@ -133,18 +165,6 @@ func (t *tally) tell(key string) bool {
 	}
 	t.told[key] = true
 	return true
-}
-
-// proven is the tally without reasons.
-func (t *tally) proven() *tally {
-	out := newTally(t.set)
-	for _, p := range t.set.ima.required { // the set's own strings, not parts of entries
-		if t.seen[p] {
-			out.seen[p] = true
-		}
-	}
-	out.before = t.before || t.more > 0 || len(t.refusals) > 0
-	return out
 }
 
 // judgement is what the set refuses in the list, required files that are missing included.
