@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +33,7 @@ type Queue struct {
 
 	mu      sync.Mutex
 	pending map[string]Result
+	tried   map[string]time.Time // node -> when its result was last tried
 	closed  bool
 	wake    chan struct{}
 	cancel  context.CancelFunc
@@ -47,7 +50,7 @@ func StartQueue(w Writer, path string, log hclog.Logger, now func() time.Time) (
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	q := &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending,
+	q := &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending, tried: map[string]time.Time{},
 		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
 	q.trigger()
 	go q.run(ctx)
@@ -139,23 +142,50 @@ func (q *Queue) run(ctx context.Context) {
 		case <-q.wake:
 		case <-timer.C:
 		}
-		for _, r := range q.snapshot() {
-			if err := q.attempt(ctx, r); err != nil && ctx.Err() == nil {
-				q.log.Warn("verdict waits to be written", "node", r.Node, "trusted", r.Trusted, "error", err)
-			}
+		for q.round(ctx) {
 		}
 		timer.Reset(q.retry)
 	}
 }
 
+// round tries what is pending once. It is true when something was submitted meanwhile, for which the
+// rest of the round must not be waited for: a slow API and many pending trusted results must not hold up
+// an untrusted one.
+func (q *Queue) round(ctx context.Context) bool {
+	for _, r := range q.snapshot() {
+		if err := q.attempt(ctx, r); err != nil && ctx.Err() == nil {
+			q.log.Warn("verdict waits to be written", "node", r.Node, "trusted", r.Trusted, "error", err)
+		}
+		select {
+		case <-q.wake:
+			return ctx.Err() == nil
+		default:
+		}
+	}
+	return false
+}
+
+// snapshot is what is pending: untrusted results first, for they close doors, else the
+// oldest tried or received first.
 func (q *Queue) snapshot() []Result {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	out := make([]Result, 0, len(q.pending))
-	for _, r := range q.pending {
-		out = append(out, r)
-	}
+	out := slices.Collect(maps.Values(q.pending))
+	slices.SortFunc(out, func(a, b Result) int {
+		if a.Trusted != b.Trusted {
+			return map[bool]int{true: 1, false: -1}[a.Trusted]
+		}
+		return q.turn(a).Compare(q.turn(b))
+	})
 	return out
+}
+
+// turn is when a result was last tried or else received. The caller holds the lock.
+func (q *Queue) turn(r Result) time.Time {
+	if at, ok := q.tried[r.Node]; ok {
+		return at
+	}
+	return r.ReceivedAt
 }
 
 // writeTimeout bounds one try, so that one hanging request does not hold up the rest.
@@ -168,6 +198,9 @@ func (q *Queue) attempt(ctx context.Context, r Result) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	q.mu.Lock()
+	q.tried[r.Node] = q.now()
+	q.mu.Unlock()
 	err := q.writer.Write(ctx, r, q.now())
 	switch {
 	case err == nil:
@@ -197,6 +230,7 @@ func (q *Queue) drop(r Result, why string) {
 		return // the file may be another queue's by now; writing the result again changes nothing
 	}
 	delete(q.pending, r.Node)
+	delete(q.tried, r.Node)
 	if err := q.save(); err != nil {
 		q.log.Warn("pending verdicts not saved", "error", err)
 	}
@@ -219,6 +253,18 @@ func (q *Queue) save() error {
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(tmp.Name()))
+	}
+	return syncDir(filepath.Dir(q.path))
+}
+
+// syncDir makes a rename in a directory survive a loss of power.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
 	return nil
 }

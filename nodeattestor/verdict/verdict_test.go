@@ -3,8 +3,10 @@ package verdict_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -364,6 +366,43 @@ func TestThreat25_PendingVerdictsSurviveARestart(t *testing.T) {
 	defer q.Close()
 	if got := up.wait(t, 1); len(got) != 1 || got[0].Trusted {
 		t.Errorf("after the restart the queue wrote %+v, want the untrusted verdict alone", got)
+	}
+}
+
+// slow is an API that takes its time for every write.
+type slow struct{ writer }
+
+func (w *slow) Write(ctx context.Context, r verdict.Result, now time.Time) error {
+	time.Sleep(20 * time.Millisecond)
+	return w.writer.Write(ctx, r, now)
+}
+
+func TestThreat25_AnUntrustedVerdictOvertakesWhatWaits(t *testing.T) {
+	w := &slow{}
+	q, err := verdict.StartQueue(w, filepath.Join(t.TempDir(), "p.json"), hclog.NewNullLogger(), clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	const many = 50
+	for i := range many {
+		r := result(true, start)
+		r.Node = fmt.Sprintf("node-%d", i)
+		if err := q.Submit(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.wait(t, 1)
+	if err := q.Submit(result(false, start.Add(time.Second))); err != nil {
+		t.Fatal(err)
+	}
+	got := w.wait(t, many+1)
+	at := slices.IndexFunc(got, func(r verdict.Result) bool { return !r.Trusted })
+	if last := got[len(got)-1]; at < 0 || at == len(got)-1 || at > many/2 {
+		t.Errorf("the untrusted verdict was written as number %d of %d, after %s", at+1, len(got), last.Node)
+	}
+	if len(got) != many+1 {
+		t.Errorf("%d writes for %d results", len(got), many+1)
 	}
 }
 
