@@ -282,6 +282,26 @@ func TestWhatAnAgentControlsIsShortened(t *testing.T) {
 	}
 }
 
+func TestReasonsThatJSONMakesLongLoseNoLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	f := openLog(t, path, 0)
+	e := entry(0)
+	e.Refusals = nil
+	for range 64 {
+		e.Refusals = append(e.Refusals, nodeclaim.Refusal{Check: "ima.file", Reason: strings.Repeat("<", 1000)}) // \u003c
+	}
+	if err := errors.Join(f.Append(e), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := verifyAll(t, path); err != nil {
+		t.Error(err)
+	}
+	line, err := os.ReadFile(path)
+	if err != nil || bytes.Count(line, []byte("ima.file")) != 64 {
+		t.Errorf("the names of the checks are lost: %v", err)
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	f.Add([]byte("{\"seq\":1,\"prev\":\"" + strings.Repeat("0", 64) + "\"}\n"))
 	f.Add([]byte("\n\n"))
