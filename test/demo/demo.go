@@ -99,9 +99,14 @@ func (d *demo) open() error {
 	}
 	d.group = cluster.NewGroup(d.dir)
 	d.report.Containers = "containerd"
+	why := errors.New("-standin")
+	if !d.standin {
+		why = node.CanRun()
+		d.standin = why != nil
+	}
 	if d.standin {
 		d.report.Containers = "stand-in"
-		say(d.out, "Workloads run as plain processes under a stand-in runtime (not root, or -standin). All else is the same.")
+		say(d.out, "No real containers (%v): workloads run as plain processes under a stand-in runtime. All else is the same.", why)
 	}
 	d.janitor, err = d.startJanitor()
 	return err

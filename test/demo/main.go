@@ -41,7 +41,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	flags.StringVar(&s.out, "o", "out/demo.json", "where the report goes")
 	flags.BoolVar(&s.keep, "keep", false, "leave the run's folder, with every log, behind")
-	flags.BoolVar(&s.standin, "standin", os.Geteuid() != 0, "run workloads as plain processes in place of containers")
+	flags.BoolVar(&s.standin, "standin", false, "run workloads as plain processes in place of containers, even where containers can be had")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}

@@ -7,7 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/parts"
@@ -33,8 +37,8 @@ type ContainerdOptions struct {
 // StartContainerd starts a containerd that shares nothing with another on the machine: own folders, sockets, shims, cgroups.
 // It needs root, runc and the CNI plugins; where one is missing the error says what to do.
 func StartContainerd(ctx context.Context, g *cluster.Group, o ContainerdOptions) (*Runtime, error) {
-	if os.Geteuid() != 0 {
-		return nil, errors.New("node: containerd needs root")
+	if err := CanRun(); err != nil {
+		return nil, fmt.Errorf("node: containerd: %w", err)
 	}
 	if o.Log == nil {
 		o.Log = io.Discard
@@ -91,11 +95,48 @@ func (o ContainerdOptions) prepare(runc, cni, shim string) error {
 	if err := o.Registry.writeHosts(filepath.Join(o.Dir, "certs.d")); err != nil {
 		return err
 	}
-	content := fmt.Sprintf(containerdConfig, o.Dir, o.Pause.Reference(), cni, runc, shim, o.Sockets)
+	content := fmt.Sprintf(containerdConfig, o.Dir, o.Pause.Reference(), cni, runc, shim, o.Sockets, snapshotter(o.Dir))
 	if err := os.WriteFile(filepath.Join(o.Dir, "config.toml"), []byte(content), 0o600); err != nil {
 		return fmt.Errorf("node: containerd: %w", err)
 	}
 	return nil
+}
+
+// snapshotter is how images become root file systems: overlayfs, or plain copies where the folder is on an overlay already (in a
+// container), on which the kernel stacks no other.
+func snapshotter(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.OVERLAYFS_SUPER_MAGIC {
+		return "native"
+	}
+	return "overlayfs"
+}
+
+// CanRun tells whether this process may run real containers, and what it lacks when not.
+func CanRun() error {
+	if os.Geteuid() != 0 {
+		return errors.New("not running as root")
+	}
+	// proc_pid_status(5): the effective capabilities as a hexadecimal mask.
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		text, ok := strings.CutPrefix(line, "CapEff:")
+		if !ok {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
+		if err != nil {
+			return fmt.Errorf("node: capabilities: %w", err)
+		}
+		if mask&(1<<unix.CAP_SYS_ADMIN) == 0 || mask&(1<<unix.CAP_NET_ADMIN) == 0 {
+			return errors.New("root lacks CAP_SYS_ADMIN or CAP_NET_ADMIN here")
+		}
+		return nil
+	}
+	return errors.New("the kernel does not tell this process's capabilities")
 }
 
 // containerdConfig keeps every path under one folder (%[1]s). restrict_oom_score_adj is for machines whose root lacks
@@ -120,7 +161,7 @@ imports = []
 [plugins."io.containerd.metadata.v1.bolt"]
   no_sync = true
 [plugins."io.containerd.cri.v1.images"]
-  snapshotter = "overlayfs"
+  snapshotter = "%[7]s"
   [plugins."io.containerd.cri.v1.images".pinned_images]
     sandbox = "%[2]s"
   [plugins."io.containerd.cri.v1.images".registry]
