@@ -289,6 +289,7 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 		switch key {
 		case "files":
 			p.mapping(v, "files", func(file string, digests *yaml.Node) bool {
+				out.files[file] = nil // an empty list forbids the file, also in an ignored directory
 				p.sequence(digests, "digests of "+file, func(item *yaml.Node) {
 					out.files[file] = append(out.files[file], p.imaDigest(item))
 				})
