@@ -163,9 +163,8 @@ func authorities(list []eventlog.Authority) string {
 // its commands and the files that it read are pinned (see eventlog.Facts.Scripted).
 func (c *checker) scripted() {
 	b := c.set.boot
-	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
-	if late && c.facts.Scripted() && (b.pcrs[b.bank][8] == nil || b.pcrs[b.bank][9] == nil) {
-		c.refuse("bootloader.scripted", "a boot loader that takes commands (GRUB) ran, which can start a kernel that PCR 4 does not have; %s pins kernel, initrd or command line, but not PCR 8 and 9 of bank %s, which hold its commands and files", c, b.bank)
+	if c.set.late() && c.facts.Scripted() && (b.pcrs[b.bank][8] == nil || b.pcrs[b.bank][9] == nil) {
+		c.refuse("bootloader.scripted", "a boot loader that takes commands (GRUB) ran, which can start a kernel that PCR 4 does not have; %s looks at kernel, initrd or command line, but does not pin PCR 8 and 9 of bank %s, which hold its commands and files", c, b.bank)
 	}
 }
 

@@ -109,6 +109,9 @@ func (p *parser) set(n *yaml.Node) Set {
 	if s.name == "" {
 		p.at(n, "the set has no name")
 	}
+	if hasBoot && len(p.found) == 0 && s.late() && len(s.boot.bootLoader) == 0 && s.boot.pcrs[s.boot.bank][4] == nil {
+		p.at(n, "the set looks at kernel, initrd or command line, but boot pins neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", s.boot.bank)
+	}
 	if !hasBoot {
 		p.at(n, "the set has no boot values, so it would accept any machine")
 	}
@@ -165,10 +168,6 @@ func (p *parser) bootComplete(n *yaml.Node, b boot) {
 	enforced := len(b.secureBoot) > 0 && !slices.ContainsFunc(b.secureBoot, func(s eventlog.SecureBoot) bool { return s.State != eventlog.SecureBootEnabled })
 	if pinned[2] == nil && !enforced {
 		p.at(n, "boot pins neither PCR 2 of bank %s nor secure boot as enabled: a driver that root installed (Driver####, option ROM) may have run before the boot loader and measured what it liked", b.bank)
-	}
-	late := len(b.kernel) > 0 || len(b.initrd) > 0 || len(b.commandLine) > 0
-	if late && len(b.bootLoader) == 0 && pinned[4] == nil {
-		p.at(n, "boot pins kernel, initrd or commandLine, but neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", b.bank)
 	}
 	if len(b.initrd) > 0 && len(b.commandLine) == 0 && pinned[9] == nil && pinned[4] == nil {
 		p.at(n, "boot pins initrd, but neither commandLine nor PCR 4 or 9 of bank %s: \"initrd=\" on the command line loads another one, which is not measured", b.bank)

@@ -144,6 +144,7 @@ func TestSetsThatProveNothingAreRefused(t *testing.T) {
 		"nothing of drivers, secure boot disabled": {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: disabled}}", "neither PCR 2 of bank sha256 nor secure boot as enabled"},
 		"a kernel without what loads it":           {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, kernel: ['sha256:" + zero + "']}", "another kernel may have run"},
 		"a line without what loads it":             {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, commandLine: [{text: quiet}]}", "another kernel may have run"},
+		"a condition on what runs late":            {"name: a\nconditions: [{expr: '!(\"test\" in kernel.args)', message: m}]\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}}", "another kernel may have run"},
 		"an initrd without a line":                 {"name: a\nboot: {firmware: ['sha256:" + zero + "'], secureBoot: {state: enabled}, bootLoader: ['sha256:" + zero + "'], initrd: ['sha256:" + zero + "']}", "loads another one"},
 		"no command line in the list":              {"name: a\nboot: {firmware: ['sha256:" + zero + "'], bootLoader: ['sha256:" + zero + "'], pcrs: {sha256: {2: '" + zero + "'}}, commandLine: []}", "commandLine is an empty list"},
 		"a required file of any content":           {"name: a\nboot: {pcrs: {sha256: {0: '" + zero + "', 2: '" + zero + "', 4: '" + zero + "'}}}\nima: {files: {}, ignoreDirectories: [/usr], required: [/usr/bin/runc]}", "required \"/usr/bin/runc\" has no digest"},

@@ -283,6 +283,19 @@ func TestThreat08_WhatGRUBMeasuredIsNotReplacedByWhatRootAppends(t *testing.T) {
 	if got := set.Check(evil, now); len(got) != 1 || got[0].Check != "bootloader.scripted" {
 		t.Errorf("got %v, want a refusal by bootloader.scripted", got)
 	}
+	var condition []string
+	for _, line := range components {
+		if !strings.Contains(line, "commandLine:") && !strings.Contains(line, "- text:") {
+			condition = append(condition, line)
+		}
+	}
+	condition = append(condition, "conditions: [{expr: '\"quiet\" in kernel.args', message: it must be quiet}]\n")
+	if set, err = reference.ParseSet([]byte(strings.Join(condition, ""))); err != nil {
+		t.Fatal(err)
+	}
+	if got := set.Check(evil, now); len(got) != 1 || got[0].Check != "bootloader.scripted" {
+		t.Errorf("got %v for a condition, want a refusal by bootloader.scripted", got)
+	}
 }
 
 func TestMatchTakesTheFirstSetThatAcceptsAndElseTellsTheNearest(t *testing.T) {

@@ -13,6 +13,8 @@ package reference
 import (
 	"fmt"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -96,6 +98,15 @@ func (c commandLine) String() string {
 		return string(c.digest)
 	}
 	return quoteText(c.text)
+}
+
+// late tells whether the set looks at what runs after the boot loader: by a component or by a condition.
+func (s Set) late() bool {
+	of := func(fact string) bool {
+		return slices.ContainsFunc([]string{"kernel.", "initrd.", "uki."}, func(what string) bool { return strings.HasPrefix(fact, what) })
+	}
+	return len(s.boot.kernel) > 0 || len(s.boot.initrd) > 0 || len(s.boot.commandLine) > 0 ||
+		slices.ContainsFunc(s.conditions, func(c condition) bool { return slices.ContainsFunc(c.needs, of) })
 }
 
 // imaPolicy is an allow-list; what it does not name is refused.
