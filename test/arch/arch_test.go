@@ -83,7 +83,7 @@ type never struct {
 }
 
 var pureNode = own("nodeattestor/nodeclaim", "nodeattestor/evidence", "nodeattestor/ek", "nodeattestor/ak", "nodeattestor/quote",
-	"nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/dsse", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/appraise", "nodeattestor/verify")
+	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/dsse", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/appraise", "nodeattestor/verify")
 
 var purePolicy = own("policy-sync/snapshot", "policy-sync/trustgraph", "policy-sync/desired", "policy-sync/calico", "policy-sync/istio",
 	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard")
@@ -101,6 +101,8 @@ var rules = []never{
 		reason: "a node decides nothing about itself and carries no reference values"},
 	{from: own("nodeattestor/serverplugin", "cmd/keelson-nodeattestor-server"), to: own("nodeattestor/tpmdev", "nodeattestor/agentplugin"), deep: true,
 		reason: "a verifier opens no TPM: it judges what other machines send"},
+	{from: own("policy-sync/syncconfig"), to: own("policy-sync/kube", "policy-sync/spireapi", "policy-sync/syncer"), deep: true,
+		reason: "a configuration can be read and judged without reaching for anything"},
 	{from: own("nodeattestor/..."), to: own("workloadattestor/..."), deep: true,
 		reason: "node attestation knows no workloads"},
 	{from: own("nodeattestor/..."), to: own("policy-sync/..."), except: own("policy-sync/api/v1alpha1"), deep: true,
