@@ -154,12 +154,7 @@ func (n *node) firstChunks(c *evidence.Challenge) ([]evidence.Chunk, error) {
 	n.logs[evidence.EventLog] = &logReader{kind: evidence.EventLog, from: io.NopCloser(bytes.NewReader(log))}
 	wanted := []evidence.LogKind{evidence.EventLog}
 	if c.WantIMA {
-		f, err := os.Open(n.config.imaLog)
-		if err != nil {
-			return nil, err
-		}
-		n.logs[evidence.IMALog] = &logReader{kind: evidence.IMALog, from: f}
-		if err := n.logs[evidence.IMALog].skip(c.IMAOffset); err != nil {
+		if err := n.openIMA(c.IMAOffset); err != nil {
 			return nil, err
 		}
 		wanted = append(wanted, evidence.IMALog)
@@ -185,6 +180,13 @@ func (n *node) goOn(_ context.Context, data []byte) ([]byte, error) {
 	if l == nil {
 		return nil, fmt.Errorf("the server asks for the %s, which it did not ask for in its challenge", c.Log)
 	}
+	if c.Log == evidence.IMALog && c.Offset == 0 && l.offset != 0 {
+		// What the server knew of an earlier attestation is of another boot: it wants the whole list.
+		if err := n.openIMA(0); err != nil {
+			return nil, err
+		}
+		l = n.logs[c.Log]
+	}
 	if c.Offset != l.offset {
 		return nil, fmt.Errorf("the server asks for the %s at offset %d, next is %d", c.Log, c.Offset, l.offset)
 	}
@@ -195,6 +197,23 @@ func (n *node) goOn(_ context.Context, data []byte) ([]byte, error) {
 	return chunk.Marshal()
 }
 
+// openIMA opens the IMA list anew, at an offset in bytes.
+func (n *node) openIMA(offset uint64) error {
+	if old := n.logs[evidence.IMALog]; old != nil {
+		if err := old.close(); err != nil {
+			return err
+		}
+		delete(n.logs, evidence.IMALog)
+	}
+	f, err := os.Open(n.config.imaLog)
+	if err != nil {
+		return err
+	}
+	l := &logReader{kind: evidence.IMALog, from: f}
+	n.logs[evidence.IMALog] = l
+	return l.skip(offset)
+}
+
 // logReader reads one log from front to back. The kernel's log files have no size and
 // grow while they are read, so only the end of a read says where they end.
 type logReader struct {
@@ -203,14 +222,16 @@ type logReader struct {
 	offset uint64
 }
 
+// skip reads over what the server has seen before. A log that has less, after a reboot for example, is
+// then at its end, and the next chunk tells the server where that is.
 func (l *logReader) skip(n uint64) error {
 	if n > 1<<40 {
 		return fmt.Errorf("the server asks for the %s at offset %d", l.kind, n)
 	}
 	skipped, err := io.CopyN(io.Discard, l.from, int64(n))
 	l.offset = uint64(skipped) //nolint:gosec // never negative
-	if err != nil {
-		return fmt.Errorf("the %s has only %d bytes, the server wants to go on at %d: %w", l.kind, skipped, n, err)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read the %s: %w", l.kind, err)
 	}
 	return nil
 }

@@ -18,12 +18,13 @@ import (
 
 // Input is what the log half of an appraisal rests on.
 type Input struct {
-	PCRs        quote.PCRs     // proven by quote.Verify
-	EventLog    []byte         // the node's; raw TCG log
-	CommandLine string         // the node's /proc/cmdline or "": only an offer, which a digest must confirm
-	IMA         *ima.Result    // of an ima.Replayer over the same PCRs; nil when no list was replayed
-	Sets        reference.Sets // the operator's
-	Now         time.Time      // against the sets' validity
+	PCRs        quote.PCRs          // proven by quote.Verify
+	EventLog    []byte              // the node's; raw TCG log
+	CommandLine string              // the node's /proc/cmdline or "": only an offer, which a digest must confirm
+	IMA         *ima.Result         // of an ima.Replayer over the same PCRs; nil when no list was replayed
+	Measured    *reference.Measured // what Sets learned of a list that IMA does not hold; else nil
+	Sets        reference.Sets      // the operator's
+	Now         time.Time           // against the sets' validity
 }
 
 // Outcome is what was proven, also when no set accepts it: a refused machine's facts are
@@ -52,7 +53,7 @@ func Logs(in Input) (Outcome, nodeclaim.Refusals) {
 		return out, refusals(err)
 	}
 	out.Boot = boot.ConfirmCommandLine(in.CommandLine)
-	set, refused := in.Sets.Match(reference.Evidence{Boot: out.Boot, PCRs: in.PCRs, IMA: in.IMA}, in.Now)
+	set, refused := in.Sets.Match(reference.Evidence{Boot: out.Boot, PCRs: in.PCRs, IMA: in.IMA, Measured: in.Measured}, in.Now)
 	out.Reference = set.Name()
 	out.Bank = set.Bank()
 	if len(refused) > 0 {
@@ -98,7 +99,7 @@ func (o Outcome) Facts() *Facts {
 	}
 	out := &Facts{Facts: f, Unreplayed: o.Boot.Unreplayed(o.Bank), Weak: o.Weak}
 	if o.IMA != nil {
-		out.IMA = &IMAFacts{len(o.IMA.Entries), o.IMA.Violations}
+		out.IMA = &IMAFacts{o.IMA.Count, o.IMA.Violations}
 		out.Unreplayed = slices.DeleteFunc(out.Unreplayed, func(i int) bool { return i == imaPCR })
 	}
 	return out

@@ -47,7 +47,7 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 		return nodeclaim.Claims{}, err
 	}
 	outcome, refusals := appraise.Logs(appraise.Input{
-		PCRs: p.pcrs, EventLog: p.logs.eventLog, IMA: list, CommandLine: p.line, Sets: p.policy.References, Now: now,
+		PCRs: p.pcrs, EventLog: p.logs.eventLog, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.policy.References, Now: now,
 	})
 	claims := nodeclaim.Claims{
 		EK: p.EK(), EKCertified: p.identity.Certified(), Manufacturer: p.identity.Manufacturer(), Node: p.Node(),
@@ -65,6 +65,7 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	if !tag.IsZero() {
 		claims.Tags, claims.TagSerial = tag.Tags(), tag.Serial()
 	}
+	p.accepted = true
 	return claims, nil
 }
 

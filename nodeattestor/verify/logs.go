@@ -6,6 +6,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
 // logs collects the two logs chunk by chunk. Memory is bounded by the policy, not by
@@ -17,15 +18,25 @@ type logs struct {
 	eventLog  []byte
 	eventDone bool
 	ima       *ima.Replayer // nil when no IMA log is demanded
+	measured  *reference.Measured
 	imaOffset uint64
 	imaDone   bool
+	resumed   bool // ima goes on from an earlier appraisal
+	astray    bool // an IMA chunk was asked for that is of no use now
 }
 
 func newLogs(p *Pending) logs {
 	l := logs{maxEvent: p.policy.maxEventLog(), maxRounds: p.policy.maxRounds(), imaDone: true}
-	if p.policy.IMA {
-		l.ima, l.imaDone = ima.NewReplayer(p.pcrs, p.policy.IMAOptions), false
+	if !p.policy.IMA {
+		return l
 	}
+	l.imaDone = false
+	if l.resume(p) {
+		return l
+	}
+	l.measured = p.policy.References.Measure()
+	l.ima = ima.NewStream(p.pcrs, p.policy.IMAOptions, l.measured.Add)
+	l.astray = p.earlier.list.Offset() > 0
 	return l
 }
 
@@ -34,6 +45,7 @@ func newLogs(p *Pending) logs {
 // reached quoted PCR 10 or ended.
 func (p *Pending) Next() (*evidence.Continue, error) {
 	l := &p.logs
+	l.astray = false
 	if l.eventDone && l.imaDone {
 		return nil, nil
 	}
@@ -54,6 +66,9 @@ func (p *Pending) Add(c *evidence.Chunk) error {
 	}
 	l := &p.logs
 	switch {
+	case c.Log == evidence.IMALog && l.astray:
+		l.astray = false
+		return nil
 	case c.Log == evidence.EventLog && !l.eventDone:
 		return l.addEvent(c)
 	case c.Log == evidence.IMALog && !l.imaDone:
@@ -76,6 +91,9 @@ func (l *logs) addEvent(c *evidence.Chunk) error {
 }
 
 func (l *logs) addIMA(c *evidence.Chunk) error {
+	if l.resumed && c.Final && c.Offset < l.imaOffset {
+		return nodeclaim.Refuse("ima.shorter", fmt.Sprintf("the IMA list has %d bytes, and had %d before in this boot: it was trimmed or rewound", c.Offset, l.imaOffset))
+	}
 	raw, err := rawAt(c, l.imaOffset)
 	if err != nil {
 		return err
@@ -107,7 +125,7 @@ func (l *logs) finish() (*ima.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(res.Entries) == 0 {
+	if res.Count == 0 {
 		// PCR 10 never extended: IMA is off, and its silence must not pass for cleanness.
 		return nil, nodeclaim.Refuse("ima.empty", "the IMA log is empty, as is PCR 10: the kernel measures nothing; boot it with an ima_policy")
 	}

@@ -37,11 +37,22 @@ type Pending struct {
 	known  Known
 	bound  bool
 	logs   logs
+	// earlier is where an earlier appraisal ended, the zero State without one; accepted is set when
+	// this one found nothing to refuse.
+	earlier  State
+	accepted bool
 }
 
 // Begin checks who the payload claims to be and makes the challenge for it. rand is the
 // source of secret, seed and nonce; the nonce is drawn for this call alone.
 func Begin(p *evidence.Payload, policy *Policy, now time.Time, rand io.Reader) (*Pending, *evidence.Challenge, error) {
+	return BeginAgain(p, policy, nil, now, rand)
+}
+
+// BeginAgain is Begin where the EK may have been accepted before: if earlier knows that appraisal's
+// State, the node is asked for what its IMA log holds since. Whether the state fits shows once the
+// quotes have been verified; if it does not, the whole log is asked for.
+func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.Time, rand io.Reader) (*Pending, *evidence.Challenge, error) {
 	id, err := ek.Verify(p.EKCertificates, p.EKPublic, policy.Anchors, now)
 	if err != nil {
 		return nil, nil, err
@@ -71,6 +82,8 @@ func Begin(p *evidence.Payload, policy *Policy, now time.Time, rand io.Reader) (
 	if len(policy.Tag.Signers) > 0 && p.HasTag {
 		c.TagIndex = policy.Tag.Index
 	}
+	pending.recall(earlier)
+	c.IMAOffset = pending.earlier.list.Offset()
 	return pending, c, nil
 }
 

@@ -54,6 +54,7 @@ type bench struct {
 	values  [][]byte
 	log     []byte
 	list    []byte
+	reboots uint32 // TPM resets so far
 }
 
 func must[T any](v T, err error) func(testing.TB) T {
@@ -117,6 +118,7 @@ func (b *bench) quoteIn(t testing.TB, nonce []byte, hierarchy uint32) evidence.Q
 	t.Helper()
 	composite := sha256.Sum256(bytes.Join(b.values, nil))
 	a := tpmtest.QuoteAttest(nonce, composite[:], tpmtest.Select(nodeclaim.SHA256, selection.PCRs...))
+	a.ClockInfo.ResetCount += b.reboots
 	name := must(ak.Parse(b.ak.Public()))(t).Name()
 	qn := sha256.Sum256(append(binary.BigEndian.AppendUint32(nil, hierarchy), name...))
 	a.QualifiedSigner = tpm2.TPM2BName{Buffer: append([]byte{0, 0x0b}, qn[:]...)}
