@@ -1,6 +1,7 @@
 package reference
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"sort"
@@ -55,7 +56,7 @@ func (p *imaPolicy) allows(e ima.Entry) bool {
 
 func (c *checker) file(e ima.Entry) {
 	if allowed, ok := c.set.ima.files[e.Path]; ok {
-		c.refuse("ima.file", "%s %s has digest %s, %s allows %s", kind(e.Path), printable(e.Path), e.Digest, c, strings.Join(allowed, " or "))
+		c.refuse("ima.file", "%s %s has digest %s, %s allows %s", kind(e.Path), printable(e.Path), e.Digest, c, cmp.Or(strings.Join(allowed, " or "), "nothing under that path"))
 		return
 	}
 	known := ""

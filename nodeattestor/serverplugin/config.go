@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
+	"github.com/keelson-project/keelson/nodeattestor/dsse"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
@@ -33,6 +34,7 @@ type hclConfig struct {
 	Inventory       string           `hcl:"inventory"`
 	Revoked         string           `hcl:"revoked"`
 	References      []string         `hcl:"references"`
+	RefSigners      []string         `hcl:"reference_signers"`
 	PCRs            map[string][]int `hcl:"pcrs"`
 	RequireIMA      *bool            `hcl:"require_ima"`
 	Tag             *hclTag          `hcl:"tag"`
@@ -102,7 +104,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.trustDomain = td
 	b.anchors(&raw, &c.policy.Anchors)
 	c.policy.Revoked = b.revoked(raw.Revoked)
-	c.policy.References = b.references(raw.References)
+	c.policy.References = b.references(&raw)
 	c.policy.Selections = b.selections("pcrs", raw.PCRs)
 	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
 	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
@@ -234,14 +236,19 @@ func (b *builder) certificates(key string, paths []string) []*x509.Certificate {
 	return out
 }
 
-func (b *builder) references(paths []string) reference.Sets {
+func (b *builder) references(raw *hclConfig) reference.Sets {
+	parse := reference.ParseSet
+	if b.problems.Has("reference_signers") { // without a single key in it, nothing is trusted
+		signers := b.signers("reference_signers", raw.RefSigners)
+		parse = func(data []byte) (reference.Set, error) { return reference.ParseSigned(data, signers) }
+	}
 	var sets []reference.Set
-	for _, path := range b.expand("references", paths, ".yaml", ".yml", ".json") {
+	for _, path := range b.expand("references", raw.References, ".yaml", ".yml", ".json") {
 		data, ok := b.read("references", path)
 		if !ok {
 			continue
 		}
-		set, err := reference.ParseSet(data)
+		set, err := parse(data)
 		if err != nil {
 			b.problems.Add("references", "%s: %v", path, err)
 			continue
@@ -295,21 +302,27 @@ func (b *builder) tag(raw *hclTag, out *verify.TagPolicy) {
 		}
 		out.Index = uint32(n)
 	}
-	for _, path := range b.expand("tag.signers", raw.Signers, ".pem", ".pub") {
-		data, ok := b.read("tag.signers", path)
+	out.Signers = b.signers("tag.signers", raw.Signers)
+}
+
+// signers reads the public keys that may sign; none is a problem.
+func (b *builder) signers(key string, paths []string) []crypto.PublicKey {
+	var out []crypto.PublicKey
+	for _, path := range b.expand(key, paths, ".pem", ".pub") {
+		data, ok := b.read(key, path)
 		if !ok {
 			continue
 		}
-		var keys []crypto.PublicKey
-		keys, err := assettag.ParseSigners(data)
+		keys, err := dsse.ParseSigners(data)
 		if err != nil {
-			b.problems.Add("tag.signers", "%s: %v", path, err)
+			b.problems.Add(key, "%s: %v", path, err)
 		}
-		out.Signers = append(out.Signers, keys...)
+		out = append(out, keys...)
 	}
-	if len(out.Signers) == 0 {
-		b.problems.Add("tag.signers", "missing; name the public keys that may sign asset tags")
+	if len(out) == 0 {
+		b.problems.Add(key, "missing; name the PEM files of the public keys that may sign")
 	}
+	return out
 }
 
 func (b *builder) kubernetes(raw *hclKubernetes) *rest.Config {

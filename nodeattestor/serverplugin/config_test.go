@@ -1,6 +1,12 @@
 package serverplugin_test
 
 import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +14,7 @@ import (
 
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
+	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/nodeattestor/serverplugin"
 )
 
@@ -65,6 +72,67 @@ func TestEveryProblemOfAConfigurationIsToldAtOnceWithItsLine(t *testing.T) {
 				if !strings.Contains(all, want) {
 					t.Errorf("no note contains %q; the notes are:\n%s", want, all)
 				}
+			}
+		})
+	}
+}
+
+func TestThreat22_WithSignersOnlySignedReferenceSetsAreLoaded(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, content []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	stranger := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{1}, ed25519.SeedSize))
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	zero := strings.Repeat("0", 64)
+	text := []byte("name: prod\nnotAfter: 2099-01-01T00:00:00Z\nboot: {pcrs: {sha256: {0: '" + zero + "', 2: '" + zero + "', 4: '" + zero + "'}}}\n")
+	set, err := reference.ParseSet(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(name string, key ed25519.PrivateKey) string {
+		signed, err := reference.Sign(set, key, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(name, signed)
+	}
+	signer := write("signer.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	plain, good, forged := write("plain.yaml", text), sign("good.json", key), sign("forged.json", stranger)
+	config := func(set, signers string) string {
+		return fmt.Sprintf("references = [%q]\n%s\n", set, signers)
+	}
+	trusted := fmt.Sprintf("reference_signers = [%q]", signer)
+	for name, c := range map[string]struct{ text, want string }{
+		"a signed set":                        {config(good, trusted), ""},
+		"an unsigned set, and nobody asks":    {config(plain, ""), ""},
+		"an unsigned set":                     {config(plain, trusted), "references: " + plain + ": reference.envelope: "},
+		"a stranger's set":                    {config(forged, trusted), "references: " + forged + ": reference.signer: "},
+		"one that is signed and one not":      {"references = [\"" + good + "\", \"" + plain + "\"]\n" + trusted, "reference.envelope"},
+		"a signed set, and nobody is asked":   {config(good, ""), "this is a signed set: name who may sign it"},
+		"no signer in the list":               {config(plain, "reference_signers = []"), "reference_signers: missing"},
+		"a signed set, no signer in the list": {config(good, "reference_signers = []"), "reference_signers: missing"},
+		"a signer that is not there":          {config(good, `reference_signers = ["/does/not/exist.pem"]`), "reference_signers: "},
+		"a signer that is no key":             {config(good, fmt.Sprintf("reference_signers = [%q]", plain)), "reference_signers: " + plain},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var about []string
+			for _, n := range notes(t, c.text) {
+				if strings.Contains(n, "reference") {
+					about = append(about, n)
+				}
+			}
+			all := strings.Join(about, "\n")
+			if !strings.Contains(all, c.want) || c.want == "" && all != "" {
+				t.Errorf("got %q, want %q", all, c.want)
 			}
 		})
 	}
