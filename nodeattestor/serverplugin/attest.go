@@ -55,7 +55,7 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err != nil {
 		return none, malformed{err}
 	}
-	pending, challenge, err := verify.Begin(payload, a.policy, a.now(), a.rand)
+	pending, challenge, err := verify.BeginAgain(payload, a.policy, a.states.get, a.now(), a.rand)
 	if err != nil {
 		return none, err
 	}
@@ -176,7 +176,10 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 		a.log.Error("attestation refused: verdict not kept", "error", err)
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
 	}
-	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference)
+	if state, ok := a.pending.State(); ok {
+		a.states.put(claims.EK, state)
+	}
+	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference, "resumed", a.pending.Resumed())
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
 		AgentAttributes: &nodeattestorv1.AgentAttributes{
 			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,
@@ -209,6 +212,7 @@ func (a *attempt) refuse(err error) error {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
 	if proved {
+		a.states.drop(a.pending.EK()) // the next one reads the whole IMA log and names all that is wrong
 		r := a.result()
 		r.Refusals = refusals
 		if err := a.sinks.submit(r); err != nil {

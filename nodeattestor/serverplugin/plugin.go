@@ -49,6 +49,8 @@ type running struct {
 	queue *verdict.Queue // nil without kubernetes
 	gate  *gate
 	watch *watcher // of the files that the configuration names
+	// states are of this configuration's reference sets; a new configuration begins with none.
+	states *states
 }
 
 // New makes a plugin that still has to be configured.
@@ -95,7 +97,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 // open opens what a configuration names. An audit log that is open already goes on, for
 // it has one writer and attestations under way still need it.
 func open(c *config, old *running, log hclog.Logger) (*running, error) {
-	r := &running{config: c, gate: newGate(c.maxParallel)}
+	r := &running{config: c, gate: newGate(c.maxParallel), states: newStates(maxStateBytes)}
 	var err error
 	if old != nil && old.auditLog == c.auditLog {
 		r.audit = old.audit

@@ -101,7 +101,7 @@ func (p *Plugin) reload() {
 		return
 	}
 	next := *p.run
-	next.config = c
+	next.config, next.states = c, newStates(maxStateBytes)
 	p.run = &next
 	p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
 		"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked))

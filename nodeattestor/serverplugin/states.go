@@ -1,0 +1,76 @@
+package serverplugin
+
+import (
+	"container/list"
+	"sync"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+)
+
+// maxStateBytes bounds the states that are kept: some ten thousand nodes, with a few reference
+// sets each, fit several times.
+const maxStateBytes = 64 << 20
+
+// stateOverhead is about what the store itself takes for one state, in bytes.
+const stateOverhead = 300
+
+// states keeps where the last accepted appraisal of each EK ended. It is a memory of one server and one
+// configuration: whoever has none of it, and who was evicted, reads the whole IMA log.
+type states struct {
+	limit int
+
+	mu    sync.Mutex
+	size  int
+	byEK  map[nodeclaim.EKHash]*list.Element
+	order *list.List // of keptState, the latest first
+}
+
+type keptState struct {
+	ek    nodeclaim.EKHash
+	state verify.State
+	size  int
+}
+
+func newStates(limit int) *states {
+	return &states{limit: limit, byEK: map[nodeclaim.EKHash]*list.Element{}, order: list.New()}
+}
+
+// get is the state of an EK's last accepted appraisal.
+func (s *states) get(ek nodeclaim.EKHash) (verify.State, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.byEK[ek]
+	if e == nil {
+		return verify.State{}, false
+	}
+	return e.Value.(keptState).state, true //nolint:forcetypeassert // nothing else is put in.
+}
+
+// put keeps a state, and forgets those that were put longest ago when they do not all fit.
+func (s *states) put(ek nodeclaim.EKHash, state verify.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remove(ek)
+	k := keptState{ek: ek, state: state, size: state.Size() + stateOverhead}
+	s.byEK[ek] = s.order.PushFront(k)
+	for s.size += k.size; s.size > s.limit; {
+		s.remove(s.order.Back().Value.(keptState).ek) //nolint:forcetypeassert // as above.
+	}
+}
+
+// drop forgets an EK: what was refused is read as a whole the next time.
+func (s *states) drop(ek nodeclaim.EKHash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remove(ek)
+}
+
+func (s *states) remove(ek nodeclaim.EKHash) {
+	e := s.byEK[ek]
+	if e == nil {
+		return
+	}
+	s.size -= s.order.Remove(e).(keptState).size //nolint:forcetypeassert // as above.
+	delete(s.byEK, ek)
+}

@@ -1,0 +1,64 @@
+package serverplugin
+
+import (
+	"encoding/binary"
+	"runtime"
+	"testing"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+)
+
+func ekOf(i int) (ek nodeclaim.EKHash) {
+	binary.BigEndian.PutUint64(ek[:], uint64(i)+1)
+	return ek
+}
+
+func TestStatesForgetThoseThatWerePutLongestAgo(t *testing.T) {
+	each := verify.State{}.Size() + stateOverhead
+	s := newStates(3 * each)
+	for i := range 3 {
+		s.put(ekOf(i), verify.State{})
+	}
+	s.put(ekOf(0), verify.State{})
+	s.put(ekOf(3), verify.State{})
+	for i, want := range []bool{true, false, true, true} {
+		if _, ok := s.get(ekOf(i)); ok != want {
+			t.Errorf("state %d: kept %v, want %v", i, ok, want)
+		}
+	}
+	s.drop(ekOf(2))
+	s.drop(ekOf(99))
+	if _, ok := s.get(ekOf(2)); ok || s.size != 2*each || len(s.byEK) != 2 || s.order.Len() != 2 {
+		t.Errorf("after a drop: %d bytes, %d states", s.size, len(s.byEK))
+	}
+}
+
+func TestAStateThatIsTooLargeIsNotKept(t *testing.T) {
+	s := newStates(10)
+	s.put(ekOf(0), verify.State{})
+	if _, ok := s.get(ekOf(0)); ok || s.size != 0 {
+		t.Errorf("kept, %d bytes", s.size)
+	}
+}
+
+func TestThreat09_TheStoreTakesNoMoreThanItCounts(t *testing.T) {
+	const nodes = 10_000
+	before := heapInUse()
+	s := newStates(maxStateBytes)
+	for i := range nodes {
+		s.put(ekOf(i), verify.State{})
+	}
+	used := heapInUse() - before
+	if len(s.byEK) != nodes || used > uint64(s.size) {
+		t.Errorf("%d states take %d bytes, counted are %d", len(s.byEK), used, s.size)
+	}
+	runtime.KeepAlive(s)
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
