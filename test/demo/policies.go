@@ -41,6 +41,9 @@ func (d *demo) showPolicies(ctx context.Context, s *Step) error {
 	if err := d.showLabels(ctx, s); err != nil {
 		return err
 	}
+	if err := d.showForgeries(ctx, s); err != nil {
+		return err
+	}
 	return d.showPlan(ctx, s)
 }
 
