@@ -59,6 +59,7 @@ type evidenceFlags struct {
 	nonce      string
 	ekRoots    string
 	references []string
+	signers    []string
 	output     string
 	padded     bool
 }
@@ -75,6 +76,7 @@ func addEvidence(root *cobra.Command) {
 	flags.StringVar(&f.nonce, "nonce", "", "nonce that the quote must answer, as text (required)")
 	flags.StringVar(&f.ekRoots, "ek-roots", "", "folder with PEM certificates of TPM makers; every ek-*.pem must verify under them")
 	flags.StringArrayVar(&f.references, "reference", nil, "file with a reference set; may be repeated")
+	flags.StringArrayVar(&f.signers, "signer", nil, signerHelp)
 	flags.StringVarP(&f.output, "output", "o", "text", "text for people or json for programs")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
 	evidence.AddCommand(verify)
@@ -90,7 +92,11 @@ func verifyEvidence(out io.Writer, f evidenceFlags, now time.Time) error {
 	case f.output != "text" && f.output != "json":
 		return fmt.Errorf("--output %q: use text or json", f.output)
 	}
-	sets, err := readSets(f.references)
+	read, err := readSets(f.references, f.signers)
+	if err != nil {
+		return err
+	}
+	sets, err := reference.NewSets(read...)
 	if err != nil {
 		return err
 	}
@@ -162,29 +168,6 @@ func readLimited(path string, limit int64) (data []byte, err error) {
 		return nil, fmt.Errorf("%s has more than the %d bytes allowed", path, limit)
 	}
 	return data, nil
-}
-
-// readSets reads reference sets; all that is wrong in any of them is told at once.
-func readSets(files []string) (reference.Sets, error) {
-	var sets []reference.Set
-	var errs []error
-	for _, name := range files {
-		data, err := readLimited(name, reference.MaxSetSize)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		set, err := reference.ParseSet(data)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
-			continue
-		}
-		sets = append(sets, set)
-	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-	return reference.NewSets(sets...)
 }
 
 // Verdicts of a report.

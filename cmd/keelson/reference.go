@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -36,11 +35,7 @@ func addReference(root *cobra.Command) {
 			if err != nil {
 				return err
 			}
-			if f.out == "-" {
-				_, err = c.OutOrStdout().Write(set)
-				return err
-			}
-			return os.WriteFile(f.out, set, 0o644) //nolint:gosec // reference values are no secret
+			return writeOut(c.OutOrStdout(), f.out, set)
 		},
 	}
 	flags := capture.Flags()
@@ -48,7 +43,7 @@ func addReference(root *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "name of the set, as in \"prod-2026-10\" (required)")
 	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
-	ref.AddCommand(capture)
+	ref.AddCommand(capture, mergeCommand(), diffCommand(), signCommand(), verifySetCommand(), showCommand())
 	root.AddCommand(ref)
 }
 
