@@ -76,32 +76,65 @@ func (d *Device) endorsementAuth(e *Endorsement) tpm2.Session {
 
 // Quote reads and quotes each selection over the nonce. A quote carries only a digest,
 // so both are repeated, at most 16 times each, until the values read are the ones
-// quoted; ErrUnsteady otherwise.
+// quoted; ErrUnsteady otherwise. So is the whole, until no PCR changed between the first
+// bank's quote and the last one's: no log leads to values of two moments, and a server
+// would have to take that for tampering.
 func (d *Device) Quote(ctx context.Context, k AK, nonce []byte, selections []nodeclaim.Selection) ([]BankQuote, error) {
 	for _, sel := range selections {
 		if err := sel.Validate(); err != nil {
 			return nil, fmt.Errorf("tpmdev: quote: %w", err)
 		}
 	}
-	out := make([]BankQuote, 0, len(selections))
+	var out []BankQuote
 	err := d.do(ctx, func() error {
 		loaded, session, err := d.attestation(k)
 		if err != nil {
 			return err
 		}
-		for _, sel := range selections {
-			q, err := d.quoteBank(loaded, session, nonce, sel)
-			if err != nil {
-				return err
-			}
-			out = append(out, q)
-		}
-		return nil
+		out, err = d.quoteBanks(loaded, session, nonce, selections)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return out, nil
+}
+
+func (d *Device) quoteBanks(k *loadedKey, session tpm2.Session, nonce []byte, selections []nodeclaim.Selection) ([]BankQuote, error) {
+	if len(selections) == 0 {
+		return nil, errors.New("tpmdev: quote: no PCRs are asked for")
+	}
+	for range quoteAttempts {
+		before, err := d.pcrUpdates(selections[0])
+		if err != nil {
+			return nil, err
+		}
+		out := make([]BankQuote, 0, len(selections))
+		for _, sel := range selections {
+			q, err := d.quoteBank(k, session, nonce, sel)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, q)
+		}
+		after, err := d.pcrUpdates(selections[0])
+		if err != nil {
+			return nil, err
+		}
+		if len(selections) == 1 || before == after {
+			return out, nil
+		}
+	}
+	return nil, fmt.Errorf("%w (%d banks, %d attempts); quote fewer banks or try again", ErrUnsteady, len(selections), quoteAttempts)
+}
+
+// pcrUpdates is how often PCRs were changed since the TPM's reset (TPM 2.0 Part 1, 17.9 pcrUpdateCounter).
+func (d *Device) pcrUpdates(sel nodeclaim.Selection) (uint32, error) {
+	rsp, err := tpm2.PCRRead{PCRSelectionIn: pcrSelection(sel.Bank, sel.PCRs[:1])}.Execute(d.now.tpm)
+	if err != nil {
+		return 0, fmt.Errorf("tpmdev: read the PCR update counter: %w", err)
+	}
+	return rsp.PCRUpdateCounter, nil
 }
 
 func (d *Device) quoteBank(k *loadedKey, session tpm2.Session, nonce []byte, sel nodeclaim.Selection) (BankQuote, error) {

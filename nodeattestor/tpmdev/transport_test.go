@@ -1,6 +1,7 @@
 package tpmdev_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -137,6 +138,63 @@ func TestBusyTPMIsAskedAgain(t *testing.T) {
 	}
 	if len(banks) == 0 || busy == 0 {
 		t.Errorf("banks %v after %d busy answers", banks, busy)
+	}
+}
+
+// A file that runs while the second bank is quoted must not make the quotes ones of two moments.
+func TestBanksAreQuotedAtOneMoment(t *testing.T) {
+	const quoteCode, always = 0x158, 1 << 30
+	selections := []nodeclaim.Selection{{Bank: nodeclaim.SHA1, PCRs: []int{10}}, {Bank: nodeclaim.SHA256, PCRs: []int{10}}}
+	for name, times := range map[string]int{"a file runs once": 1, "files run all the time": always} {
+		t.Run(name, func(t *testing.T) {
+			real := tpmtest.Start(t)
+			extended := 0
+			path := broken(t, func(_ int, command []byte) []byte {
+				tpm, err := linuxudstpm.Open(real)
+				if err != nil {
+					return []byte{0}
+				}
+				defer func() { _ = tpm.Close() }()
+				out, err := tpm.Send(command)
+				if err != nil {
+					return []byte{0}
+				}
+				if binary.BigEndian.Uint32(command[6:]) == quoteCode && extended < times {
+					extended++
+					_, err = tpm2.PCRExtend{
+						PCRHandle: tpm2.AuthHandle{Handle: 10, Auth: tpm2.PasswordAuth(nil)},
+						Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
+							{HashAlg: tpm2.TPMAlgSHA1, Digest: make([]byte, 20)}, {HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}},
+					}.Execute(tpm)
+				}
+				if err != nil {
+					return []byte{0}
+				}
+				return out
+			})
+			dev := open(t, path, tpmdev.Options{})
+			k, err := dev.AK(t.Context(), t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			quotes, err := dev.Quote(t.Context(), k, []byte("n"), selections)
+			if times == always {
+				if !errors.Is(err, tpmdev.ErrUnsteady) {
+					t.Fatalf("got %v, want ErrUnsteady", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, q := range quotes {
+				h := selections[i].Bank.New()
+				h.Write(make([]byte, 2*h.Size()))
+				if want := h.Sum(nil); !bytes.Equal(q.Values[10], want) {
+					t.Errorf("bank %s was quoted at %x, before the file ran; the other after", q.Bank, q.Values[10])
+				}
+			}
+		})
 	}
 }
 
