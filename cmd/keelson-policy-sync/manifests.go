@@ -33,6 +33,7 @@ func manifestsCommand() *cobra.Command {
 	f.StringVar(&m.serviceAccount, "service-account", "keelson-policy-sync", "service account that policy-sync runs as")
 	f.StringSliceVar(&m.guards.SPIREServers, "spire-server", []string{"system:serviceaccount:spire:spire-server"}, "users that write NodeTrusts")
 	f.StringSliceVar(&m.guards.Admins, "admin-group", []string{"system:masters"}, "groups that enrol namespaces and release TPMs")
+	f.StringSliceVar(&m.guards.Kubelets, "kubelet-group", []string{"system:nodes"}, "groups that report the addresses and images of pods")
 	f.StringVar(&m.guards.CalicoAPIServer, "calico-apiserver", "system:serviceaccount:calico-apiserver:calico-apiserver", "user of Calico's API server")
 	f.BoolVar(&m.guards.Taint, "taint", true, "guard the taint of untrusted nodes, and put it on new ones")
 	return c

@@ -35,6 +35,9 @@ type Params struct {
 	SPIREServers []string
 	// Admins are groups that may enrol namespaces and delete NodeTrusts; system:masters if empty.
 	Admins []string
+	// Kubelets are groups that report what runs in a pod; system:nodes if empty. The API server's NodeRestriction keeps
+	// each of them to the pods of its own node.
+	Kubelets []string
 	// CalicoAPIServer is the user of Calico's API server, which writes
 	// crd.projectcalico.org on behalf of those who write projectcalico.org. Empty when there is none.
 	CalicoAPIServer string
@@ -60,6 +63,9 @@ func (p Params) Validate() error {
 	for _, g := range p.Admins {
 		check("admin group", g)
 	}
+	for _, g := range p.Kubelets {
+		check("group of kubelets", g)
+	}
 	if p.CalicoAPIServer != "" {
 		check("user of Calico's API server", p.CalicoAPIServer)
 	}
@@ -69,6 +75,9 @@ func (p Params) Validate() error {
 func (p Params) withDefaults() Params {
 	if len(p.Admins) == 0 {
 		p.Admins = []string{"system:masters"}
+	}
+	if len(p.Kubelets) == 0 {
+		p.Kubelets = []string{"system:nodes"}
 	}
 	return p
 }
@@ -189,6 +198,17 @@ func notGroups(name string, groups []string) admissionv1.MatchCondition {
 func keys(name, object, condition string) admissionv1.Variable {
 	return admissionv1.Variable{Name: name, Expression: fmt.Sprintf(
 		`%[1]s != null && has(%[1]s.metadata) && has(%[1]s.metadata.labels) ? %[1]s.metadata.labels.map(k, %[2]s, k + "=" + %[1]s.metadata.labels[k]) : []`, object, condition)}
+}
+
+// facts is a variable that holds what the status of one pod (by its CEL path) says of its addresses and images, as a list of
+// texts. Felix takes a pod's addresses from there (libcalico-go, conversion.go: getPodIPs), policy-sync its images.
+func facts(name, object string) admissionv1.Variable {
+	parts := []string{fmt.Sprintf(`(has(%[1]s.status.podIP) ? ["ip " + %[1]s.status.podIP] : [])`, object),
+		fmt.Sprintf(`(has(%[1]s.status.podIPs) ? %[1]s.status.podIPs.map(i, "of all " + i.ip) : [])`, object)}
+	for _, list := range []string{"initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"} {
+		parts = append(parts, fmt.Sprintf(`(has(%[1]s.status.%[2]s) ? %[1]s.status.%[2]s.map(c, "%[2]s " + c.name + " " + c.image + " " + c.imageID) : [])`, object, list))
+	}
+	return admissionv1.Variable{Name: name, Expression: fmt.Sprintf("%[1]s != null && has(%[1]s.status) ? %[2]s : []", object, strings.Join(parts, " + "))}
 }
 
 // unchanged demands that two such variables hold the same.

@@ -231,6 +231,41 @@ func TestThreat17_OnlyPolicySyncWritesPodTrustLabels(t *testing.T) {
 	run(t, cases)
 }
 
+// TestThreat17_OnlyKubeletsReportAddressesAndImages: a pod's status decides which addresses Felix takes for the pod and which
+// images policy-sync takes for running. An app team with every right in its namespace may write it, and so may Calico's CNI
+// plugin, whose token lies on every node, the bad ones included.
+func TestThreat17_OnlyKubeletsReportAddressesAndImages(t *testing.T) {
+	const (
+		running = `{metadata: {name: x}, status: {podIP: 10.1.0.10, podIPs: [{ip: 10.1.0.10}], initContainerStatuses: [{name: s, image: i, imageID: r@a}],
+  containerStatuses: [{name: m, image: i, imageID: r@b}], ephemeralContainerStatuses: [{name: e, image: i, imageID: r@c}]}}`
+		cni = "system:serviceaccount:calico-system:calico-cni-plugin"
+	)
+	nodes := []string{"system:nodes"}
+	by := func(user string, groups []string, mode, after string) request {
+		return request{update, "", "pods/status", user, groups, mode, after, running}
+	}
+	changed := func(from, to string) string { return strings.Replace(running, from, to, 1) }
+	cases := map[string]attempt{
+		"a kubelet reports a new address":                 {by(kubelet, nodes, "enforce", strings.ReplaceAll(running, "10.1.0.10", "10.1.0.11")), true},
+		"a kubelet reports the first status":              {request{update, "", "pods/status", kubelet, nodes, "enforce", running, plainPod}, true},
+		"an admin writes a status":                        {by("admin", []string{"system:masters"}, "enforce", changed("r@b", "r@x")), true},
+		"Calico's plugin annotates the pod":               {by(cni, nil, "enforce", changed("name: x", "name: x, annotations: {cni.projectcalico.org/podIP: 10.1.0.10/32}")), true},
+		"a controller sets a condition and the phase":     {by("system:serviceaccount:kube-system:pod-garbage-collector", nil, "enforce", changed("status: {", "status: {phase: Failed, conditions: [{type: DisruptionTarget}], ")), true},
+		"an app team where nobody asked Keelson":          {by(dev, nil, "", changed("r@b", "r@x")), true},
+		"an app team writes the first status":             {request{update, "", "pods/status", dev, nil, "enforce", running, plainPod}, false},
+		"an app team takes the whole status away":         {by(dev, nil, "enforce", plainPod), false},
+		"a kubelet's name without its group":              {by(kubelet, nil, "enforce", changed("r@b", "r@x")), false},
+		"Calico's plugin adds an address":                 {by(cni, nil, "enforce", changed("podIPs: [", "podIPs: [{ip: 10.3.0.9}, ")), false},
+		"an app team takes addresses away":                {by(dev, nil, "enforce", changed("podIPs: [{ip: 10.1.0.10}], ", "")), false},
+		"an app team writes an address of another node":   {by(dev, nil, "audit", changed("podIP: 10.1.0.10", "podIP: 10.3.0.9")), false},
+		"an app team names a signed image":                {by(dev, nil, "enforce", changed("r@b", "r@x")), false},
+		"an app team names a signed init image":           {by(dev, nil, "enforce", changed("r@a", "r@x")), false},
+		"an app team names a signed debugger":             {by(dev, nil, "enforce", changed("r@c", "r@x")), false},
+		"an app team moves a status to another container": {by(dev, nil, "enforce", changed("name: m", "name: z")), false},
+	}
+	run(t, cases)
+}
+
 func TestThreat27_ABindingCarriesNoTrustLabels(t *testing.T) {
 	cases := map[string]attempt{}
 	for _, resource := range []string{"pods/binding", "bindings"} {

@@ -67,12 +67,13 @@ func TestRenderingIsStable(t *testing.T) {
 
 func TestWrongParams(t *testing.T) {
 	cases := map[string]func(p *guard.Params){
-		"no user of policy-sync":    func(p *guard.Params) { p.PolicySync = "" },
-		"no SPIRE server":           func(p *guard.Params) { p.SPIREServers = nil },
-		"a user that breaks out":    func(p *guard.Params) { p.PolicySync = `x" || true || "` },
-		"an empty SPIRE server":     func(p *guard.Params) { p.SPIREServers = []string{""} },
-		"an admin group with quote": func(p *guard.Params) { p.Admins = []string{"a'b"} },
-		"a Calico user with a line": func(p *guard.Params) { p.CalicoAPIServer = "a\nb" },
+		"no user of policy-sync":     func(p *guard.Params) { p.PolicySync = "" },
+		"no SPIRE server":            func(p *guard.Params) { p.SPIREServers = nil },
+		"a user that breaks out":     func(p *guard.Params) { p.PolicySync = `x" || true || "` },
+		"an empty SPIRE server":      func(p *guard.Params) { p.SPIREServers = []string{""} },
+		"an admin group with quote":  func(p *guard.Params) { p.Admins = []string{"a'b"} },
+		"a kubelet group with quote": func(p *guard.Params) { p.Kubelets = []string{`a"b`} },
+		"a Calico user with a line":  func(p *guard.Params) { p.CalicoAPIServer = "a\nb" },
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {

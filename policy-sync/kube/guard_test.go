@@ -230,6 +230,27 @@ func TestThreat17_APodAuthorWritesNoTrustLabel(t *testing.T) {
 	})
 }
 
+// TestThreat17_AnAppTeamReportsNoAddressAndNoImage: Felix and policy-sync take both from the pod's status.
+func TestThreat17_AnAppTeamReportsNoAddressAndNoImage(t *testing.T) {
+	someone, kubelet := as(t, alice), as(t, "system:node:"+objectName(t), "system:nodes")
+	own := pod(objectName(t), nil)
+	own.Spec.NodeName = objectName(t)
+	if err := someone.Create(t.Context(), own.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	const address = `{"status":{"podIP":"10.9.0.9","podIPs":[{"ip":"10.9.0.9"}]}}`
+	const image = `{"status":{"containerStatuses":[{"name":"main","image":"registry.test/app:1","imageID":"registry.test/app@sha256:%s","ready":true,"restartCount":0}]}}`
+	condition := `{"status":{"conditions":[{"type":"example.org/Ready","status":"True"}]}}`
+	testAttempts(t, map[string]attempt{
+		"if an app team writes an address, refuse":        {do: patchOf(someone, own, address, "status")},
+		"if an app team writes an image, refuse":          {do: patchOf(someone, own, fmt.Sprintf(image, strings.Repeat("a", 64)), "status")},
+		"if a controller writes a condition, let it be":   {do: patchOf(someone, own, condition, "status"), allowed: true},
+		"if a controller annotates the pod, let it be":    {do: patchOf(someone, own, `{"metadata":{"annotations":{"cni.projectcalico.org/podIP":"10.9.0.9/32"}}}`, "status"), allowed: true},
+		"if the pod's kubelet reports both, let it be":    {do: patchOf(kubelet, own, fmt.Sprintf(image, strings.Repeat("b", 64)), "status"), allowed: true},
+		"if another node's kubelet reports it, refuse it": {do: patchOf(as(t, "system:node:other", "system:nodes"), own, address, "status")},
+	})
+}
+
 func TestThreat27_ABindingCarriesNoTrustLabel(t *testing.T) {
 	someone := as(t, alice)
 	free := pod(objectName(t), nil)
