@@ -100,13 +100,14 @@ func (d *demo) startSpire(ctx context.Context) error {
       ek_roots = [%q]
       inventory = %q
       references = [%q]
+      reference_signers = [%q]
       pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }
       tag { signers = [%q] }
       audit_log = %q
       state_dir = %q
       kubernetes { kubeconfig = %q }
       verdict_valid_for = %q`,
-				d.path("ek-root.pem"), d.path("inventory.yaml"), d.path("references"), d.path("tag-signer.pub"),
+				d.path("ek-root.pem"), d.path("inventory.yaml"), d.path("references"), d.path("reference-signer.pub"), d.path("tag-signer.pub"),
 				d.path("audit.jsonl"), d.path("verdicts"), kubeconfig, verdictValid),
 		}},
 	})

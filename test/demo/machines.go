@@ -100,10 +100,17 @@ func (d *demo) captureReference(ctx context.Context, s *Step) error {
 		return fmt.Errorf("demo: %w", err)
 	}
 	golden := filepath.Join(d.root, "test", "vectors", "measured-boots", "good")
-	if _, err := d.keelson(ctx, "reference", "capture", "--dir", golden, "--name", "prod", "-o", d.path("references", "prod.yaml")); err != nil {
+	if _, err := d.keelson(ctx, "reference", "capture", "--dir", golden, "--name", "prod", "-o", d.path("prod.yaml")); err != nil {
 		return err
 	}
-	s.expect(true, "reference set", "prod, captured from the recorded good boot")
+	if err := writeSigningKey(d.path("reference-signer.key"), d.path("reference-signer.pub")); err != nil {
+		return err
+	}
+	if _, err := d.keelson(ctx, "reference", "sign", "--key", d.path("reference-signer.key"), "--valid-for", "24h",
+		"-o", d.path("references", "prod.json"), d.path("prod.yaml")); err != nil {
+		return err
+	}
+	s.expect(true, "reference set", "prod, captured from the recorded good boot and signed")
 	return nil
 }
 
@@ -154,7 +161,7 @@ func (d *demo) provisionTag(ctx context.Context, m *machine) error {
 	return err
 }
 
-// writeSigningKey makes the key pair of whoever issues asset tags.
+// writeSigningKey makes the key pair of whoever signs asset tags or reference sets.
 func writeSigningKey(private, public string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
