@@ -1,10 +1,12 @@
 package plan_test
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
@@ -288,25 +290,85 @@ func proxyDenies(w *world, src, dst string, port int) bool {
 	return r.principal != "" && !proxyAllows(w.Snapshot, w.podNamed(dst), r)
 }
 
-// TestThreat34_ABadNodeCannotCutOffAddressesOfOthers: only addresses of its own blocks
-// are revoked.
+// TestThreat34_ABadNodeCannotCutOffAddressesOfOthers: all that says which addresses are a
+// bad node's comes from that node.
 func TestThreat34_ABadNodeCannotCutOffAddressesOfOthers(t *testing.T) {
-	for _, blocks := range []bool{true, false} {
-		s := snapshottest.Demo()
-		liar := snapshottest.Pod("other", "liar", "default", "evil-1", "10.1.0.10") // payments/api-fra-1's
-		s.Pods = append(s.Pods, liar)
-		if !blocks {
-			s.Nodes[2].Spec.PodCIDR, s.Nodes[2].Spec.PodCIDRs = "", nil
-		}
-		g := mustMake(t, s).Graph
-		for _, r := range g.Revoked {
-			if strings.HasPrefix(r.Address, "10.1.") {
-				t.Errorf("blocks known %v: address %s of another node is revoked", blocks, r.Address)
+	own := []string{"10.3.0.10", "10.3.0.11", "10.3.0.12"}
+	cases := map[string]struct {
+		change func(s *snapshot.Snapshot)
+		want   []string
+	}{
+		"its pod claims the address of another node's pod": {func(*snapshot.Snapshot) {}, own},
+		"none of its blocks is known":                      {func(s *snapshot.Snapshot) { s.Nodes[2].Spec.PodCIDR, s.Nodes[2].Spec.PodCIDRs = "", nil }, nil},
+		"it registered with a range that holds everybody's": {func(s *snapshot.Snapshot) {
+			s.Nodes[2].Spec.PodCIDR, s.Nodes[2].Spec.PodCIDRs = "10.0.0.0/8", []string{"10.0.0.0/8"}
+		}, own},
+		"it claims a block of another node's": {func(s *snapshot.Snapshot) {
+			s.Blocks = map[string][]netip.Prefix{"evil-1": {netip.MustParsePrefix("10.1.0.0/24")}}
+		}, own},
+		"a trusted node's pod borrowed an address of its block": {func(s *snapshot.Snapshot) {
+			s.Pods = append(s.Pods, snapshottest.Pod("other", "borrower", "default", "fra-1", "10.3.0.10"))
+		}, own[1:]},
+		"a never proved node's pod claims to have one": {func(s *snapshot.Snapshot) {
+			s.Nodes = append(s.Nodes, snapshottest.Node("new-1", "10.4.0.0/24"))
+			s.Pods = append(s.Pods, snapshottest.Pod("other", "accomplice", "default", "new-1", "10.3.0.10"))
+		}, own},
+		"a machine has one": {func(s *snapshot.Snapshot) {
+			s.Nodes[0].Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.3.0.12"}}
+		}, own[:2]},
+		"it says that its pods have ended": {func(s *snapshot.Snapshot) {
+			for i := range s.Pods {
+				if s.Pods[i].Spec.NodeName == "evil-1" {
+					s.Pods[i].Status.Phase = corev1.PodFailed
+				}
 			}
-		}
-		if len(g.Revoked) != 3 || !strings.Contains(strings.Join(g.Reports, "; "), "which is not its own to give") {
-			t.Errorf("blocks known %v: revoked %v, reports %q", blocks, g.Revoked, g.Reports)
-		}
+		}, own},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			s.Pods = append(s.Pods, snapshottest.Pod("other", "liar", "default", "evil-1", "10.1.0.10")) // payments/api-fra-1's
+			c.change(&s)
+			g := mustMake(t, s).Graph
+			var got []string
+			for _, r := range g.Revoked {
+				got = append(got, r.Address)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("revoked %v, want %v", got, c.want)
+			}
+			if !strings.Contains(strings.Join(g.Reports, "; "), "its pod other/liar has address 10.1.0.10, which is not its own to give") {
+				t.Errorf("reports %q", g.Reports)
+			}
+		})
+	}
+}
+
+// TestThreat16_AMachineProvedBadStaysBadWhateverBecomesOfItsNode: deleting the Node, or
+// making it anew, must not lift the revocation of pods that run on.
+func TestThreat16_AMachineProvedBadStaysBadWhateverBecomesOfItsNode(t *testing.T) {
+	cases := map[string]func(s *snapshot.Snapshot){
+		"its Node is another one": func(s *snapshot.Snapshot) { s.Nodes[2].UID = "another" },
+		"its Node is younger and the proof names no UID": func(s *snapshot.Snapshot) {
+			s.Nodes[2].CreationTimestamp, s.NodeTrusts[2].Spec.NodeUID = metav1.NewTime(s.At), ""
+		},
+		"its Node is gone": func(s *snapshot.Snapshot) {
+			s.Nodes = s.Nodes[:2]
+			s.Blocks = map[string][]netip.Prefix{"evil-1": {netip.MustParsePrefix("10.3.0.0/24")}}
+		},
+	}
+	for name, change := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			change(&s)
+			g := mustMake(t, s).Graph
+			if n, ok := g.Node("evil-1"); ok && n.Verdict != v1alpha1.VerdictUntrusted {
+				t.Errorf("the node is %s: %v", n.Verdict, n.Why)
+			}
+			if len(g.Revoked) != 3 || len(g.Evict) != 1 {
+				t.Errorf("revoked %v, evicted %v", g.Revoked, g.Evict)
+			}
+		})
 	}
 }
 

@@ -139,6 +139,8 @@ type builder struct {
 	// shared are service accounts that pods outside of every policy use too, with the
 	// sentence that says so, by namespace/name.
 	shared map[string]string
+	// claims are who says which addresses are whose; see revoke.go.
+	claims *claims
 }
 
 // Build works out the graph. It fails only when no plan may be made from the snapshot.

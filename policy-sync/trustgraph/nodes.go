@@ -46,7 +46,9 @@ func (b *builder) buildNodes() {
 }
 
 // judge turns a NodeTrust into a node's verdict. In order:
-//   - the verdict must be about this very Node object, not an earlier one of its name;
+//   - trust must be about this very Node object, not an earlier one of its name. A proof of
+//     the contrary is about the machine, whose EK holds the name until an administrator
+//     deletes the NodeTrust: it outlasts the Node object, whoever deleted that;
 //   - what it says must be well formed and not of the future;
 //   - untrusted stands until a newer verdict replaces it;
 //   - trusted stands until validUntil, then it is stale.
@@ -76,10 +78,11 @@ func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
 func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 	ek, err := nodeclaim.ParseEKHash(t.EKHash)
 	agent := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
+	bad := t.Verdict == v1alpha1.VerdictUntrusted
 	switch {
-	case t.NodeUID != "" && t.NodeUID != string(n.UID):
+	case !bad && t.NodeUID != "" && t.NodeUID != string(n.UID):
 		return fmt.Sprintf("node %s: the proof is about an earlier Node of this name (UID %s, now %s)", n.Name, t.NodeUID, n.UID)
-	case t.NodeUID == "" && n.CreationTimestamp.After(t.AttestedAt.Time):
+	case !bad && t.NodeUID == "" && n.CreationTimestamp.After(t.AttestedAt.Time):
 		return fmt.Sprintf("node %s: the Node was created after the proof was given, and a recreated Node inherits nothing", n.Name)
 	case err != nil:
 		return fmt.Sprintf("node %s: its NodeTrust is not readable: %v", n.Name, err)

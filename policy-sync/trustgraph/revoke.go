@@ -12,62 +12,121 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// buildRevocations collects the addresses of pods on nodes that are proved bad, and
-// their agents. A pod's addresses are its kubelet's word, here a bad one's: an address
-// outside of the node's own blocks, or (where no block is known) one that a pod on
-// another node has too, is not believed, so that a bad node cannot cut off others.
+// buildRevocations collects the addresses of pods on machines that are proved bad, and
+// their agents. All that says which addresses those are comes from the bad machine: its
+// kubelet reports the pods' addresses (and whether they have ended, so that is not asked),
+// may have registered the Node with a range of its choice, and its CNI plugin claims
+// blocks. So an address is believed only if it lies in the node's own blocks, in no other
+// node's, and no pod or node that is not proved bad has it: a bad machine cannot cut off
+// others.
 func (b *builder) buildRevocations() {
-	for i := range b.s.Nodes {
-		n := &b.s.Nodes[i]
-		node := b.nodes[n.Name]
-		if node.Verdict != v1alpha1.VerdictUntrusted {
-			continue
-		}
-		blocks := b.blocks(n)
+	for _, name := range b.badMachines() {
 		for j := range b.s.Pods {
 			pod := &b.s.Pods[j]
-			if pod.Spec.NodeName != n.Name || pod.Spec.HostNetwork || snapshot.Ended(pod) {
+			if pod.Spec.NodeName != name || pod.Spec.HostNetwork {
 				continue
 			}
 			for _, addr := range podAddresses(pod) {
-				b.revoke(pod, addr, blocks)
+				b.revoke(pod, addr)
 			}
 		}
 	}
 	b.evictions()
 }
 
-func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr, blocks []netip.Prefix) {
-	node := pod.Spec.NodeName
-	own := slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return p.Contains(addr) })
-	if len(blocks) == 0 {
-		own = !b.usedElsewhere(addr, node)
+// badMachines are the names of nodes that are proved bad, and those that are proved bad
+// and whose Node object is gone: their pods may run on.
+func (b *builder) badMachines() []string {
+	var out []string
+	for name, n := range b.nodes {
+		if n.Verdict == v1alpha1.VerdictUntrusted {
+			out = append(out, name)
+		}
 	}
-	if !own {
-		b.report("node %s is proved bad and says that its pod %s has address %s, which is not its own to give: not revoked", node, snapshot.Key(pod), addr)
+	for i := range b.s.NodeTrusts {
+		t := &b.s.NodeTrusts[i]
+		if _, ok := b.nodes[t.Name]; !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted {
+			out = append(out, t.Name)
+		}
+	}
+	return sorted(out)
+}
+
+func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr) {
+	node := pod.Spec.NodeName
+	why := b.notItsOwn(node, addr)
+	if why != "" {
+		b.report("node %s is proved bad and says that its pod %s has address %s, which is not its own to give (%s): not revoked", node, snapshot.Key(pod), addr, why)
 		return
 	}
 	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: fmt.Sprintf("node %s is proved bad", node)})
 }
 
-func (b *builder) blocks(n *corev1.Node) []netip.Prefix {
-	out := slices.Clone(b.s.Blocks[n.Name])
-	for _, text := range append(slices.Clone(n.Spec.PodCIDRs), n.Spec.PodCIDR) {
-		if p, err := netip.ParsePrefix(text); err == nil {
-			out = append(out, p)
+// notItsOwn says why a bad machine's address is not believed, or nothing.
+func (b *builder) notItsOwn(node string, addr netip.Addr) string {
+	if b.claims == nil {
+		b.collectClaims()
+	}
+	within := func(p netip.Prefix) bool { return p.Contains(addr) }
+	if !slices.ContainsFunc(b.claims.blocks[node], within) {
+		return "it is in none of the node's address blocks"
+	}
+	if owner, ok := b.claims.used[addr]; ok {
+		return owner + " has it"
+	}
+	for _, other := range sortedKeys(b.claims.blocks) {
+		if b.nodes[other].Verdict != v1alpha1.VerdictUntrusted && other != node && slices.ContainsFunc(b.claims.blocks[other], within) {
+			return "it is in a block of node " + other
 		}
 	}
-	return out
+	return ""
 }
 
-func (b *builder) usedElsewhere(addr netip.Addr, node string) bool {
-	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
-		if pod.Spec.NodeName != node && !snapshot.Ended(pod) && slices.Contains(podAddresses(pod), addr) {
-			return true
+// claims are the address blocks of each node, and who that is not proved bad has an address.
+type claims struct {
+	blocks map[string][]netip.Prefix
+	used   map[netip.Addr]string
+}
+
+// use notes who has an address; of several, always the same one is named.
+func (c *claims) use(addr netip.Addr, owner string) {
+	if have, ok := c.used[addr]; !ok || owner < have {
+		c.used[addr] = owner
+	}
+}
+
+func (b *builder) collectClaims() {
+	c := &claims{blocks: map[string][]netip.Prefix{}, used: map[netip.Addr]string{}}
+	for name, blocks := range b.s.Blocks {
+		c.blocks[name] = slices.Clone(blocks)
+	}
+	for i := range b.s.Nodes {
+		n := &b.s.Nodes[i]
+		for _, text := range append(slices.Clone(n.Spec.PodCIDRs), n.Spec.PodCIDR) {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				c.blocks[n.Name] = append(c.blocks[n.Name], p)
+			}
+		}
+		if b.nodes[n.Name].Verdict == v1alpha1.VerdictUntrusted {
+			continue
+		}
+		for _, a := range n.Status.Addresses {
+			if addr, err := netip.ParseAddr(a.Address); err == nil {
+				c.use(addr.Unmap(), "node "+n.Name)
+			}
 		}
 	}
-	return false
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		// Only a trusted node's word shields an address: any other could spare a bad one's.
+		if n := b.nodes[pod.Spec.NodeName]; n.Verdict != v1alpha1.VerdictTrusted && !n.Held || snapshot.Ended(pod) {
+			continue
+		}
+		for _, addr := range podAddresses(pod) {
+			c.use(addr, "a pod of node "+pod.Spec.NodeName)
+		}
+	}
+	b.claims = c
 }
 
 // podAddresses are the addresses that the pod's status reports, as far as they can be read.
