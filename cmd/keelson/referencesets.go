@@ -159,7 +159,7 @@ func readAnySet(file string, signers []string) (reference.Set, string, error) {
 		}
 		return sets[0], "by key " + sets[0].SignedBy() + ", verified", nil
 	}
-	data, err := readLimited(file, int64(reference.MaxSignedSize))
+	data, err := readLimited(file, reference.MaxSignedSize)
 	if err != nil {
 		return reference.Set{}, "", err
 	}
@@ -186,7 +186,7 @@ func readSets(files, signers []string) ([]reference.Set, error) {
 	var sets []reference.Set
 	var errs, refusals []error
 	for _, name := range files {
-		data, err := readLimited(name, int64(reference.MaxSignedSize))
+		data, err := readLimited(name, reference.MaxSignedSize)
 		if err != nil {
 			errs = append(errs, err)
 			continue

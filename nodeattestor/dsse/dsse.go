@@ -20,6 +20,9 @@ import (
 	"strconv"
 )
 
+// Overhead is how many bytes an envelope has at most beyond its payload in base64.
+const Overhead = 1024
+
 // envelope is the JSON of a signed payload.
 type envelope struct {
 	PayloadType string      `json:"payloadType"`
@@ -82,9 +85,6 @@ func Sign(payloadType string, payload []byte, signer crypto.Signer, rand io.Read
 	}
 	return out, nil
 }
-
-// Size is the size in bytes of an envelope of a payload of at most so many bytes, or a little more.
-func Size(payload int) int { return (payload+2)/3*4 + 1024 }
 
 // Open verifies an envelope of a payload type and gives what was signed, and the [KeyID] of
 // the signer whose signature verified. The caller bounds data. Errors are *Error.

@@ -14,8 +14,8 @@ import (
 // covers it, so that a signature made for anything else is none for a set.
 const PayloadType = "application/vnd.keelson.reference-set.v1+yaml"
 
-// MaxSignedSize bounds a signed set in bytes.
-var MaxSignedSize = dsse.Size(MaxSetSize)
+// MaxSignedSize bounds a signed set in bytes: the largest set in base64, and its envelope.
+const MaxSignedSize = (MaxSetSize+2)/3*4 + dsse.Overhead
 
 // Sign puts a set in a signed envelope (package dsse). The signer's key is ed25519 or ECDSA P-256. A
 // set without an end is not signed: who can write the file could put an old one back forever.
