@@ -84,7 +84,7 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 
 .PHONY: bench
 bench: ## measure speed as ratios within one run
-	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/...
+	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/... ./test/bench
 
 .PHONY: cover
 cover: setup ## print test coverage by package

@@ -2,12 +2,10 @@ package ima
 
 import (
 	"bytes"
+	"crypto/sha1" // what the list's format has; a stronger bank is what proves
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"hash"
-
-	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
 // rawEntry is one entry as it stands in the list; its slices are parts of the list.
@@ -88,12 +86,10 @@ func (raw rawEntry) violation() bool { return [20]byte(raw.sha1) == [20]byte{} }
 
 // entryReader reads one entry after the other with the same buffers.
 type entryReader struct {
-	hash hash.Hash // SHA-1
-	sum  []byte
 	text []byte
 }
 
-func newEntryReader() *entryReader { return &entryReader{hash: nodeclaim.SHA1.New()} }
+func newEntryReader() *entryReader { return &entryReader{} }
 
 // parse reads the entry's fields and checks them against the recorded hash. The Entry keeps
 // nothing of the list.
@@ -103,10 +99,8 @@ func (r *entryReader) parse(raw rawEntry, i int) (Entry, error) {
 		return e, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, pcrIndex)
 	}
 	if !e.Violation {
-		r.hash.Reset()
-		r.hash.Write(raw.data)
-		if r.sum = r.hash.Sum(r.sum[:0]); !bytes.Equal(r.sum, raw.sha1) {
-			return e, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, r.sum, raw.sha1)
+		if sum := sha1.Sum(raw.data); sum != [sha1.Size]byte(raw.sha1) {
+			return e, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
 		}
 	}
 	var f fieldValues
@@ -143,7 +137,8 @@ func (r *entryReader) fill(e *Entry, f fieldValues) {
 		r.text = append(r.text, "verity:"...)
 	}
 	r.text = append(append(r.text, f.alg...), ':')
-	text := string(hex.AppendEncode(r.text, f.sum))
+	r.text = hex.AppendEncode(r.text, f.sum)
+	text := string(r.text)
 	e.Path, e.Digest = text[:len(f.path)], text[len(f.path):]
 	if f.hasExtra {
 		e.Signature = bytes.Clone(f.extra)

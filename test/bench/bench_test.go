@@ -1,0 +1,301 @@
+// Package bench measures what the project promises about speed and memory, each as a ratio of
+// two figures of one run, so that it holds on any machine. Run it with `make bench`.
+package bench
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha1" // IMA's first field is SHA-1 whatever the bank
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
+)
+
+// figure is one line of the table. Value and AtMost are ratios, or MiB where Unit says so.
+type figure struct {
+	What   string  `json:"what"`
+	Value  float64 `json:"value"`
+	AtMost float64 `json:"atMost,omitempty"` // 0: for information
+	Unit   string  `json:"unit"`
+	Detail string  `json:"detail"`
+}
+
+// cpu is the processor time that this process has used, its garbage collector included.
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+// repeat is the median of several runs; each begins with a clean heap.
+func repeat(n int, f func() time.Duration) time.Duration {
+	var all []time.Duration
+	for range n {
+		runtime.GC()
+		all = append(all, f())
+	}
+	return median(all)
+}
+
+const (
+	entries = 100_000
+	more    = 100
+)
+
+// BenchmarkPromises prints a table, and writes the same as JSON into the file that KEELSON_BENCH_JSON names.
+func BenchmarkPromises(b *testing.B) {
+	var table []figure
+	table = append(table, whole(b)...)
+	table = append(table, incremental(b))
+	table = append(table, manyStates(b), longList(b), atOnce(b))
+	var text strings.Builder
+	fmt.Fprintf(&text, "\n%-66s %8s %8s  %s\n", "what", "value", "at most", "detail")
+	for _, f := range table {
+		limit := "-"
+		if f.AtMost > 0 {
+			limit = fmt.Sprintf("%.1f", f.AtMost)
+		}
+		fmt.Fprintf(&text, "%-66s %6.2f%-3s %7s  %s\n", f.What, f.Value, f.Unit, limit, f.Detail)
+	}
+	b.Log(text.String())
+	if file := os.Getenv("KEELSON_BENCH_JSON"); file != "" {
+		data := must(json.MarshalIndent(table, "", "  "))(b)
+		if err := os.WriteFile(filepath.Clean(file), append(data, '\n'), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() { // everything was measured above
+	}
+}
+
+// whole is an appraisal of all that a machine has against what no appraisal can do without.
+func whole(b *testing.B) []figure {
+	m := newMachine(b)
+	m.run(0, entries)
+	m.accept(b)
+	took := repeat(5, func() time.Duration { _, d := m.appraise(b, nil); return d })
+	signatures := repeat(5, func() time.Duration { return verifySignatures(b, 3) })
+	hashes := repeat(5, func() time.Duration { return hashAsIMADoes(b, m) })
+	once := repeat(5, func() time.Duration {
+		start := cpu(b)
+		sha256.Sum256(m.log)
+		sha256.Sum256(m.list)
+		return cpu(b) - start
+	})
+	detail := fmt.Sprintf("%d entries, %.1f MB: appraisal %v, its 3 signature checks %v, hashes %v", m.entries, float64(len(m.list))/1e6, took, signatures, hashes)
+	return []figure{
+		{"appraisal / (signature checks + the hashes that IMA's format asks for)", float64(took) / float64(signatures+hashes), 1.5, "x", detail},
+		{"appraisal / (signature checks + one SHA-256 pass over the same bytes)", float64(took) / float64(signatures+once), 0, "x", fmt.Sprintf("one pass %v", once)},
+	}
+}
+
+// verifySignatures checks as many signatures as an appraisal has: EK certificate, its issuer, quote.
+func verifySignatures(b *testing.B, n int) time.Duration {
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(b)
+	sum := sha256.Sum256(nil)
+	sig := must(ecdsa.SignASN1(rand.Reader, key, sum[:]))(b)
+	start := cpu(b)
+	for range n {
+		if !ecdsa.VerifyASN1(&key.PublicKey, sum[:], sig) {
+			b.Fatal("signature")
+		}
+	}
+	return cpu(b) - start
+}
+
+// hashAsIMADoes hashes each entry as its format asks for: SHA-1 over the template data (the recorded
+// hash), SHA-256 over the same (the bank's), SHA-256 over PCR and digest (the extension).
+func hashAsIMADoes(b *testing.B, m *machine) time.Duration {
+	start := cpu(b)
+	sha256.Sum256(m.log)
+	var pcr [64]byte
+	for rest := m.list; len(rest) > 0; {
+		const head = 4 + 20 + 4 + len("ima-sig") + 4
+		size := int(rest[head-4]) | int(rest[head-3])<<8
+		data := rest[head : head+size]
+		sha1.Sum(data)
+		d := sha256.Sum256(data)
+		copy(pcr[32:], d[:])
+		v := sha256.Sum256(pcr[:])
+		copy(pcr[:], v[:])
+		rest = rest[head+size:]
+	}
+	return cpu(b) - start
+}
+
+// incremental compares new entries after many with as many after none.
+func incremental(b *testing.B) figure {
+	long, short := newMachine(b), newMachine(b)
+	long.run(0, entries+more)
+	short.run(0, more)
+	long.accept(b)
+	short.accept(b)
+	sets := long.policy.References
+	reset := func() *machine {
+		m := *long
+		m.list, m.size, m.entries = nil, 0, 0
+		m.values = map[int][]byte{}
+		for i, v := range short.values {
+			m.values[i] = v
+		}
+		return &m
+	}
+	start := reset()
+	start.values[10] = make([]byte, sha256.Size)
+	h := sha256.New()
+	for i := range 10 {
+		h.Write(start.values[i])
+	}
+	start.measure(entry("boot_aggregate", h.Sum(nil)))
+	start.run(0, entries)
+	start.trust(b, sets)
+	p, _ := start.appraise(b, nil)
+	state, ok := p.State()
+	if !ok {
+		b.Fatal("no state")
+	}
+	start.run(entries, entries+more)
+	again := repeat(21, func() time.Duration {
+		p, d := start.appraise(b, func(nodeclaim.EKHash) (verify.State, bool) { return state, true })
+		if !p.Resumed() {
+			b.Fatal("not resumed")
+		}
+		return d
+	})
+	first := repeat(21, func() time.Duration { _, d := short.appraise(b, nil); return d })
+	return figure{fmt.Sprintf("appraisal of %d entries after %d / of %d after none", more, entries, more), float64(again) / float64(first), 2, "x",
+		fmt.Sprintf("%v, %v", again, first)}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+const mib = 1 << 20
+
+// manyStates is the memory of what a server keeps for ten thousand nodes.
+func manyStates(b *testing.B) figure {
+	m := newMachine(b)
+	m.run(0, 1000)
+	m.accept(b)
+	p, _ := m.appraise(b, nil)
+	before := heap()
+	const nodes = 10_000
+	kept := make([]verify.State, nodes)
+	for i := range kept {
+		kept[i], _ = p.State()
+	}
+	used := heap() - before
+	counted := kept[0].Size() * nodes
+	runtime.KeepAlive(kept)
+	return figure{fmt.Sprintf("state for %d nodes", nodes), float64(used) / mib, 64, "MiB", fmt.Sprintf("the store counts %.1f MiB for them, and bounds that", float64(counted)/mib)}
+}
+
+// longList is the peak of the heap while a server takes a list of a million entries that are all different.
+func longList(b *testing.B) figure {
+	const million = 1_000_000
+	m := newMachine(b)
+	m.run(0, 10)
+	m.accept(b)
+	text := strings.Replace(string(m.policy.References[0].Marshal()), "violations: deny", "ignoreDirectories: [/usr/lib/]\n  violations: deny", 1)
+	m.trust(b, must(reference.NewSets(must(reference.ParseSet([]byte(text)))(b)))(b))
+	m.spill(b)
+	m.run(10, million)
+	before := heap()
+	peak := before
+	done := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(2 * time.Millisecond):
+				var s runtime.MemStats
+				runtime.ReadMemStats(&s)
+				peak = max(peak, s.HeapAlloc)
+			}
+		}
+	})
+	start := time.Now()
+	_, took := m.appraiseStreamed(b)
+	wall := time.Since(start)
+	close(done)
+	wait.Wait()
+	return figure{fmt.Sprintf("peak memory above start, IMA list of %d entries", million), float64(peak-before) / mib, 64, "MiB",
+		fmt.Sprintf("%.0f MB of list, %v of CPU, %v", float64(m.size)/1e6, took, wall.Round(time.Millisecond))}
+}
+
+// atOnce compares 64 appraisals at once with 64 in turn.
+func atOnce(b *testing.B) figure {
+	const n, size = 64, 5000
+	m := newMachine(b)
+	m.run(0, size)
+	m.accept(b)
+	start := time.Now()
+	for range n {
+		m.appraise(b, nil)
+	}
+	inTurn := time.Since(start)
+	start = time.Now()
+	var wait sync.WaitGroup
+	for range n {
+		wait.Go(func() { m.appraise(b, nil) })
+	}
+	wait.Wait()
+	together := time.Since(start)
+	cores := runtime.GOMAXPROCS(0)
+	return figure{fmt.Sprintf("%d appraisals at once / (in turn / %d cores)", n, cores), float64(together) / (float64(inTurn) / float64(cores)), 1.2, "x",
+		fmt.Sprintf("%v at once, %v in turn; other load on the machine shows here", together.Round(time.Millisecond), inTurn.Round(time.Millisecond))}
+}
+
+// BenchmarkIMAReplay is the replay alone, for profiles.
+func BenchmarkIMAReplay(b *testing.B) {
+	m := newMachine(b)
+	m.run(0, entries)
+	m.accept(b)
+	pcrs := m.quoted(b)
+	b.SetBytes(int64(len(m.list)))
+	for b.Loop() {
+		learned := m.policy.References.Measure()
+		r := ima.NewStream(pcrs, ima.Options{}, learned.Add)
+		must(r.Write(m.list))(b)
+		must(r.Finish())(b)
+	}
+}
+
+// BenchmarkHashesOfIMAReplay is its floor.
+func BenchmarkHashesOfIMAReplay(b *testing.B) {
+	m := newMachine(b)
+	m.run(0, entries)
+	b.SetBytes(int64(len(m.list)))
+	for b.Loop() {
+		hashAsIMADoes(b, m)
+	}
+}
