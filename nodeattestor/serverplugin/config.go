@@ -4,10 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -84,9 +81,6 @@ const (
 	defaultTimeout     = 2 * time.Minute
 	defaultMaxParallel = 64
 )
-
-// maxFile bounds every file that the configuration names, in bytes.
-const maxFile = 32 << 20
 
 // buildConfig reads the plugin's configuration and every file that it names. It has no
 // other effect, so Configure and Validate share it; the problems are all of them.
@@ -357,57 +351,4 @@ func (b *builder) duration(key, text string, otherwise time.Duration) time.Durat
 		b.problems.Add(key, "%q is not a positive duration such as 10m", text)
 	}
 	return d
-}
-
-// expand replaces a directory by its files that have one of the suffixes, sorted.
-func (b *builder) expand(key string, paths []string, suffixes ...string) []string {
-	var out []string
-	for _, path := range paths {
-		if !isFolder(path) {
-			out = append(out, path) // read reports what is wrong with it
-			continue
-		}
-		b.files = append(b.files, path)
-		entries, err := os.ReadDir(path)
-		if err != nil {
-			b.problems.Add(key, "%v", err)
-		}
-		n := len(out)
-		for _, e := range entries {
-			if !e.IsDir() && slices.Contains(suffixes, filepath.Ext(e.Name())) {
-				out = append(out, filepath.Join(path, e.Name()))
-			}
-		}
-		if len(out) == n {
-			b.problems.Add(key, "directory %s has no file that ends in %s", path, strings.Join(suffixes, " or "))
-		}
-	}
-	return out
-}
-
-func isFolder(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
-}
-
-// read reads a file that the configuration names, within maxFile.
-func (b *builder) read(key, path string) ([]byte, bool) {
-	b.files = append(b.files, path)
-	data, err := readBounded(path)
-	if err != nil {
-		b.problems.Add(key, "%v", err)
-		return nil, false
-	}
-	return data, true
-}
-
-func readBounded(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Mode()&fs.ModeType != 0 || info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxFile)
-	}
-	return os.ReadFile(path)
 }

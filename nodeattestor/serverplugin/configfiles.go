@@ -1,0 +1,66 @@
+package serverplugin
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// maxFile bounds every file that the configuration names, in bytes.
+const maxFile = 32 << 20
+
+// expand replaces a directory by its files that have one of the suffixes, sorted.
+func (b *builder) expand(key string, paths []string, suffixes ...string) []string {
+	var out []string
+	for _, path := range paths {
+		if !isFolder(path) {
+			out = append(out, path) // read reports what is wrong with it
+			continue
+		}
+		b.files = append(b.files, path)
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			b.problems.Add(key, "%v", err)
+		}
+		n := len(out)
+		for _, e := range entries {
+			if !e.IsDir() && slices.Contains(suffixes, filepath.Ext(e.Name())) {
+				out = append(out, filepath.Join(path, e.Name()))
+			}
+		}
+		if len(out) == n {
+			b.problems.Add(key, "directory %s has no file that ends in %s", path, strings.Join(suffixes, " or "))
+		}
+	}
+	return out
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// read reads a file that the configuration names, within maxFile.
+func (b *builder) read(key, path string) ([]byte, bool) {
+	b.files = append(b.files, path)
+	data, err := readBounded(path)
+	if err != nil {
+		b.problems.Add(key, "%v", err)
+		return nil, false
+	}
+	return data, true
+}
+
+func readBounded(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode()&fs.ModeType != 0 || info.Size() > maxFile {
+		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxFile)
+	}
+	return os.ReadFile(path)
+}
