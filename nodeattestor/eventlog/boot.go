@@ -99,7 +99,7 @@ type Facts struct {
 	// that there is none, the Authenticode digest of the last image in PCR 4 that is not the boot loader.
 	Kernel Digest `json:"kernel,omitempty"`
 	// Initrd is what the kernel's EFI stub measured into PCR 9 after the command line, else
-	// the .initrd section of a unified kernel image.
+	// the .initrd section of a unified kernel image where nothing was added to it.
 	Initrd      Digest      `json:"initrd,omitempty"`
 	CommandLine CommandLine `json:"commandLine"`
 	// Sections are those of a unified kernel image by name (".osrel"), as

@@ -86,16 +86,27 @@ func (m measured) stubEvents() []event {
 	return m.byPCR[9]
 }
 
-// initrd is the stub's second measurement of exactly two, else the unified image's section.
-// The stub's counts first: it is what the kernel was given.
+// initrd is the kernel's stub's second measurement of exactly two: what the kernel was given. The unified image's
+// section is a part of that only, for systemd-stub adds credentials and extensions from the boot partition, which
+// root writes; so it counts where the kernel measured just that, or where there is no such measurement and PCRs 12
+// and 13 prove that nothing was added. A third measurement, which root can append, leaves it open.
 func (m measured) initrd(f Facts) Digest {
 	section := f.Sections[".initrd"]
 	e := m.stubEvents()
-	if len(e) == 2 && m.digest(e[0]) != section {
+	switch {
+	case len(e) > 0 && m.digest(e[0]) == section:
+		return section
+	case len(e) == 2:
 		return m.digest(e[1])
+	case len(e) == 0 && m.empty(12) && m.empty(13):
+		return section
+	default:
+		return ""
 	}
-	return section
 }
+
+// empty tells whether a PCR is proven to hold nothing.
+func (m measured) empty(pcr int) bool { return m.replayed(pcr) && len(m.byPCR[pcr]) == 0 }
 
 // commandLine is the stub's first measurement: SHA over the UTF-16LE load options with their
 // final NUL (Linux drivers/firmware/efi/libstub/efi-stub-helper.c, since 5.18). Older kernels
@@ -111,7 +122,7 @@ func (m measured) commandLine(f Facts) (CommandLine, Digest) {
 	e := m.stubEvents()
 	switch {
 	case len(e) == 0 || m.digest(e[0]) == initrd:
-		if sectioned && m.replayed(9) && m.replayed(12) && len(m.byPCR[12]) == 0 {
+		if sectioned && m.replayed(9) && m.empty(12) {
 			return CommandLine{Digest: section}, ""
 		}
 		return CommandLine{}, ""
