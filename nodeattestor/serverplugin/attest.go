@@ -216,7 +216,7 @@ func (a *attempt) refuse(err error) error {
 		r := a.result()
 		r.Refusals = refusals
 		if err := a.sinks.submit(r); err != nil {
-			a.log.Error("verdict kept in memory only", "node", r.Node, "error", err)
+			a.log.Error("verdict not safe: it is lost if the server ends before it is written", "node", r.Node, "error", err)
 		}
 	}
 	a.log.Warn("node refused", "outcome", string(outcome), "node", entry.Node, "ek", entry.EKHash, "error", err)

@@ -71,6 +71,9 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
+	if sets := c.weak(); len(sets) > 0 {
+		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
+	}
 	defer p.unwatch(p.swapWatcher(nil)) // a reload under way needs the lock that is held below
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,6 +95,17 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
 	return &configv1.ConfigureResponse{}, nil
+}
+
+// weak lists the reference sets whose bank is a broken hash.
+func (c *config) weak() []string {
+	var out []string
+	for _, s := range c.policy.References {
+		if s.Bank().Weak() {
+			out = append(out, s.Name())
+		}
+	}
+	return out
 }
 
 // open opens what a configuration names. An audit log that is open already goes on, for
