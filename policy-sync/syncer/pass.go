@@ -54,6 +54,8 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	switch {
 	case len(held) > 0:
 		next = s.warmUntil()
+	case p.unfinished && len(p.failed) == 0:
+		next = snap.At
 	case decision.Plan.Again && len(p.failed) == 0:
 		next = snap.At // an object had to close first and opens in a plan of its own
 	}
@@ -102,6 +104,8 @@ type progress struct {
 	// changes and failed are what was carried out and what was not, in order.
 	changes []plan.Operation
 	failed  []Failure
+	// unfinished is true when opening took too long for one pass.
+	unfinished bool
 }
 
 // Failure is an operation that did not succeed.
@@ -202,21 +206,51 @@ func (p *progress) apply(ctx context.Context, o plan.Operation) error {
 	return p.o.Kubernetes.Apply(ctx, o)
 }
 
-// open does operations that open something, in order, and none when anything before it failed.
+// openFor is how long one pass opens at most. What is left opens in the next pass, which begins by reading the verdicts again:
+// giving ten thousand pods their labels must not keep a revocation waiting.
+const openFor = 500 * time.Millisecond
+
+// open does operations that open something, in order, and none when anything before it failed. Labels of pods are the last to
+// be given and do not depend on each other, so they go side by side, and one pod that nobody can label keeps no other waiting.
 func (p *progress) open(ctx context.Context, operations []plan.Operation) {
-	for len(operations) > 0 && len(p.failed) == 0 && ctx.Err() == nil {
-		n := 1
-		if !onSPIRE(operations[0]) {
-			p.record(operations[:1], []error{p.apply(ctx, operations[0])})
-			operations = operations[1:]
-			continue
+	until := p.o.Now().Add(openFor)
+	for len(operations) > 0 && ctx.Err() == nil && p.mayOpen(operations[0]) {
+		if p.unfinished = !p.o.Now().Before(until); p.unfinished {
+			return
 		}
-		for n < len(operations) && onSPIRE(operations[n]) {
-			n++
+		n := run(operations)
+		if onSPIRE(operations[0]) {
+			p.record(operations[:n], p.applySPIRE(ctx, operations[:n]))
+		} else {
+			p.record(operations[:n], p.applyAll(ctx, operations[:n]))
 		}
-		p.record(operations[:n], p.applySPIRE(ctx, operations[:n]))
 		operations = operations[n:]
 	}
+}
+
+// mayOpen tells whether all that the operation rests on succeeded: everything before it, but for a pod's label other pods' labels.
+func (p *progress) mayOpen(o plan.Operation) bool {
+	return !slices.ContainsFunc(p.failed, func(f Failure) bool { return !onPod(f.Operation) || !onPod(o) })
+}
+
+func onPod(o plan.Operation) bool {
+	return o.Action == plan.Patch && o.Phase == plan.Trust && o.Target.Kind == "Pod"
+}
+
+// run is how many operations from the first on go together.
+func run(operations []plan.Operation) int {
+	most, same := 1, func(plan.Operation) bool { return false }
+	switch {
+	case onSPIRE(operations[0]):
+		most, same = len(operations), onSPIRE
+	case onPod(operations[0]):
+		most, same = 4*closers, onPod
+	}
+	n := 1
+	for n < min(most, len(operations)) && same(operations[n]) {
+		n++
+	}
+	return n
 }
 
 func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) []error {

@@ -1,0 +1,99 @@
+package syncer
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/plan"
+)
+
+func TestOpeningDoesNotKeepARevocationWaiting(t *testing.T) {
+	w := newFake(t)
+	w.applyErr = func(o plan.Operation) error { // under the fake's lock
+		if !o.Phase.Closing() {
+			w.now = w.now.Add(openFor / 2)
+		}
+		return nil
+	}
+	s := w.syncer()
+	next, err := s.Sync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := func() (n int) {
+		for _, o := range w.ops {
+			if !o.Phase.Closing() && !onSPIRE(o) {
+				n++
+			}
+		}
+		return n
+	}
+	if n := opened(); n > 3 || next.After(w.clock()) {
+		t.Errorf("%d objects opened in one pass; the next one is due at %s, now is %s", n, next, w.clock())
+	}
+	w.proveBad()
+	if _, err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != "" {
+		t.Error("fra-1 was opened after it was proved bad")
+	}
+	if !slices.ContainsFunc(w.ops, func(o plan.Operation) bool { return o.Phase == plan.Revoke && o.AgentID != "" }) {
+		t.Error("the agent of fra-1 was not evicted while opening was under way")
+	}
+	for range 100 { // and in the end everything is open that should be
+		before := len(w.ops)
+		if _, err := s.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(w.ops) == before {
+			break
+		}
+	}
+	if !slices.Contains(w.attestedPods(), "shop/frontend-par-1") {
+		t.Errorf("attested: %v", w.attestedPods())
+	}
+}
+
+func TestAPodThatNobodyCanLabelKeepsNoOtherWaiting(t *testing.T) {
+	w := newFake(t)
+	refused := errors.New("admission webhook of a team denied the request")
+	w.applyErr = func(o plan.Operation) error {
+		if o.Target.Kind == "Pod" && o.Target.Namespace == "payments" {
+			return refused
+		}
+		return nil
+	}
+	s := w.syncer()
+	var err error
+	for range 3 {
+		w.now = w.now.Add(time.Millisecond)
+		_, err = s.Sync(t.Context())
+	}
+	if !errors.Is(err, refused) {
+		t.Errorf("got %v", err)
+	}
+	pods := strings.Join(w.attestedPods(), " ")
+	if pods != "shop/frontend-fra-1 shop/frontend-par-1" {
+		t.Errorf("attested: %s", pods)
+	}
+}
+
+func TestNothingElseOpensAfterAPodThatNobodyCanLabel(t *testing.T) {
+	pod := plan.Operation{Action: plan.Patch, Phase: plan.Trust, Target: plan.Target{Name: "p"}}
+	pod.Target.Kind = "Pod"
+	retire := plan.Operation{Action: plan.Delete, Phase: plan.Retire}
+	entry := plan.Operation{Action: plan.CreateEntry, Phase: plan.Program}
+	p := &progress{failed: []Failure{{Operation: pod}}}
+	if !p.mayOpen(pod) || p.mayOpen(retire) || p.mayOpen(entry) {
+		t.Error("a pod's label is what other pods' labels alone do not rest on")
+	}
+	p.failed = append(p.failed, Failure{Operation: entry})
+	if p.mayOpen(pod) {
+		t.Error("labelled after an entry failed")
+	}
+}
