@@ -95,6 +95,8 @@ type Pod struct {
 	KeepOnly bool
 	// Proved is true when the pod's node is proved bad.
 	Proved bool
+	// Failed is true when a policy selects the pod and it does not meet what is asked.
+	Failed bool
 	Reason string
 }
 
@@ -246,6 +248,7 @@ func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
 		out.Proved, out.KeepOnly = n.Verdict == v1alpha1.VerdictUntrusted, n.Held
 	}
 	if !p.Attested {
+		out.Failed = len(p.Matches) > 0
 		out.Reason = strings.Join(p.Why, "; ")
 		return out
 	}

@@ -51,7 +51,7 @@ func Make(s snapshot.Snapshot) (Result, error) {
 // Diff compares the snapshot with what should be. An object appears in at most one
 // operation, so that no operation of a plan invalidates the resourceVersion of another.
 func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry) (Plan, error) {
-	d := &differ{s: s}
+	d := &differ{s: s, sure: map[string]bool{}}
 	if err := d.objects(objects); err != nil {
 		return Plan{}, err
 	}
@@ -79,6 +79,8 @@ type differ struct {
 	p Plan
 	// owned counts our policies and entries, deletes those that would go.
 	owned, deletes int
+	// sure are pods that a policy selects and that do not meet it, by subject: no list that came back empty says so.
+	sure map[string]bool
 }
 
 func (d *differ) add(o Operation) { d.p.Operations = append(d.p.Operations, o) }
@@ -127,15 +129,17 @@ const minDeletes = 5
 
 // guardDeletes is a rail against a reading that is wrong without saying so: a list that
 // came back empty makes everything look superfluous. Then nothing is done but what
-// follows from proof.
+// follows from proof, and what takes trust from a pod that a policy selects and that does
+// not meet it: else whoever may make and delete many TrustPolicies could keep pods
+// trusted whose image has changed or whose node's proof has ended.
 func (d *differ) guardDeletes() {
 	limit := d.s.Config.MaxDeletePercent
 	if limit == 0 || d.deletes <= minDeletes || d.deletes*100 <= limit*d.owned {
 		return
 	}
-	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Proved })
+	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Proved && (!o.Phase.Closing() || !d.sure[subject(o)]) })
 	d.p.Again = false
-	d.withhold("the plan would delete %d of our %d policies and entries, more than %d%%: nothing is done but what follows from proof; check the reading, or raise the limit", d.deletes, d.owned, limit)
+	d.withhold("the plan would delete %d of our %d policies and entries, more than %d%%: nothing is done but what follows from proof or takes trust from single pods; check the reading, or raise the limit", d.deletes, d.owned, limit)
 }
 
 // withoutSPIRE opens nothing while the SPIRE server cannot be read.

@@ -147,6 +147,7 @@ func (d *differ) pod(p *corev1.Pod, w desired.Pod) error {
 	default:
 		return nil
 	}
+	d.sure[subject(op)] = w.Failed
 	d.add(op)
 	return err
 }

@@ -1,15 +1,20 @@
 package plan_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 func TestAuditModeDeniesNothingAndShowsWhatItWould(t *testing.T) {
@@ -81,6 +86,62 @@ func TestTheRailStopsASuspiciousPlan(t *testing.T) {
 	}
 	if !strings.Contains(p.String(), snapshottest.AgentID("fra-1")) {
 		t.Errorf("the proof does not act:\n%s", p)
+	}
+}
+
+// TestTheRailKeepsNoPodTrusted: an app team that deletes many policies of its own stops the plan, and must not thereby keep
+// trusted what has lost its proof elsewhere.
+func TestTheRailKeepsNoPodTrusted(t *testing.T) {
+	w := demo()
+	for i := range 30 {
+		p := snapshottest.Frontend()
+		p.Name, p.UID = fmt.Sprintf("many-%d", i), types.UID(fmt.Sprint(i))
+		w.Policies = append(w.Policies, p)
+	}
+	w.settle(t, nil)
+	w.Policies = w.Policies[:2]
+	w.podNamed("payments/api-fra-1").Status.ContainerStatuses[0].ImageID = "registry.example/api@" + snapshottest.Digest("other")
+	w.NodeTrusts[1].Spec.ValidUntil = metav1.NewMicroTime(w.At) // par-1's proof has ended
+	p := mustMake(t, w.Snapshot).Plan
+	if len(p.Withheld) == 0 {
+		t.Fatalf("no rail:\n%s", p)
+	}
+	for _, o := range p.Operations {
+		if o.Action != plan.Patch || !o.Phase.Closing() {
+			t.Errorf("done all the same: %s", o)
+		}
+		if err := w.apply(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"payments/api-fra-1", "shop/frontend-par-1"} {
+		if trustgraph.BearsTrust(w.podNamed(key).Labels) {
+			t.Errorf("%s keeps its label", key)
+		}
+	}
+	if !trustgraph.BearsTrust(w.podNamed("shop/frontend-fra-1").Labels) {
+		t.Error("the rail did not hold a pod whose policies alone are gone")
+	}
+}
+
+// TestANamespaceThatIsBeingDeletedHoldsUpNobody: it takes no new objects, for as long as somebody's finalizer keeps it.
+func TestANamespaceThatIsBeingDeletedHoldsUpNobody(t *testing.T) {
+	w := settled(t)
+	now := metav1.NewTime(w.At)
+	for i := range w.Namespaces {
+		if w.Namespaces[i].Name == "shop" {
+			w.Namespaces[i].DeletionTimestamp = &now
+		}
+	}
+	w.Objects = slices.DeleteFunc(w.Objects, func(o *unstructured.Unstructured) bool { return o.GetNamespace() == "shop" })
+	p := mustMake(t, w.Snapshot).Plan
+	for _, o := range p.Operations {
+		if o.Action == plan.Create {
+			t.Errorf("would be refused: %s", o)
+		}
+	}
+	if !strings.Contains(strings.Join(p.Withheld, "; "), "its namespace is being deleted") {
+		t.Errorf("withheld %q", p.Withheld)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
@@ -68,6 +69,11 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 	closing := [...]Phase{desired.Barrier: DefaultDeny, desired.Gate: Tighten, desired.Blacklist: Revoke}[want.Class]
 	opening := [...]Phase{desired.Barrier: Retire, desired.Gate: Program, desired.Blacklist: Retire}[want.Class]
 	proved := want.Class == desired.Blacklist
+	if live == nil && d.terminating(want.GetNamespace()) {
+		// The API server would refuse it, and a refused closing operation holds up every opening one, of all namespaces.
+		d.withhold("%s: its namespace is being deleted and takes no new objects", target(want.Unstructured))
+		return nil
+	}
 	if live == nil {
 		op := Operation{Phase: closing, Action: Create, Target: target(want.Unstructured), Object: want.DeepCopy(), Proved: proved, Reason: want.Reason}
 		if want.Class == desired.Gate {
@@ -93,6 +99,14 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 		d.p.Again = d.p.Again || !same(middle, want.Unstructured)
 	}
 	return nil
+}
+
+// terminating tells whether a namespace is being deleted. What closes it is still there in part: the global default deny is by
+// its label, and it lets no pod in any more.
+func (d *differ) terminating(namespace string) bool {
+	return slices.ContainsFunc(d.s.Namespaces, func(n corev1.Namespace) bool {
+		return n.Name == namespace && n.DeletionTimestamp != nil
+	})
 }
 
 // plain brings numbers into one form, whatever decoded the live object.
