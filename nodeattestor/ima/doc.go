@@ -3,6 +3,8 @@
 // A [Replayer] takes the list's binary form (securityfs binary_runtime_measurements, little-endian) in
 // chunks of any size and stops at the entry whose replay is quoted PCR 10. What follows is
 // unproven and ignored: the list grows while the TPM quotes. A list that never gets there is refused.
+// A stream ([NewStream]) keeps no entry, so that a list's length costs no memory. The [State] that
+// it ends in lets [Resume] go on from there in the same boot of the same TPM, under the same AK.
 //
 // What it does not do: it does not decide which files are good (package reference does), check
 // IMA signatures, or read anything that no quoted PCR covers. The node controls every byte
