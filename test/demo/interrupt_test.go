@@ -40,14 +40,15 @@ func TestHoweverTheDemoEndsItLeavesNothing(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			endAt(t, tmp, c.at, c.signal, append([]string{binary, "-o", filepath.Join(t.TempDir(), "demo.json")}, c.args...))
-			nothingLeft(t, tmp)
+			bridge := endAt(t, tmp, c.at, c.signal, append([]string{binary, "-o", filepath.Join(t.TempDir(), "demo.json")}, c.args...))
+			nothingLeft(t, tmp, bridge)
 		})
 	}
 }
 
-// endAt runs the demo and sends it a signal once it has said a line.
-func endAt(t *testing.T, tmp, line string, signal syscall.Signal, command []string) {
+// endAt runs the demo and sends it a signal once it has said a line. It returns the name of the run's bridge, which is that of
+// its cgroups too.
+func endAt(t *testing.T, tmp, line string, signal syscall.Signal, command []string) (bridge string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
@@ -65,6 +66,7 @@ func endAt(t *testing.T, tmp, line string, signal syscall.Signal, command []stri
 	for lines.Scan() {
 		if !said && strings.Contains(lines.Text(), line) {
 			said = true
+			bridge = bridgeOf(t, tmp)
 			if err := cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
@@ -77,14 +79,33 @@ func endAt(t *testing.T, tmp, line string, signal syscall.Signal, command []stri
 	if err == nil {
 		t.Error("it ended with success")
 	}
+	return bridge
+}
+
+// bridgeOf asks the janitor's command line.
+func bridgeOf(t *testing.T, tmp string) string {
+	t.Helper()
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		cmdline, _ := os.ReadFile(p) // it may be gone by now
+		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		if len(args) == 4 && args[1] == janitorCommand && strings.HasPrefix(args[2], tmp) {
+			return args[3]
+		}
+	}
+	t.Fatal("no janitor runs")
+	return ""
 }
 
 // nothingLeft looks for files, processes, interfaces, mounts and cgroups. The janitor of a killed demo takes a moment.
-func nothingLeft(t *testing.T, tmp string) {
+func nothingLeft(t *testing.T, tmp, bridge string) {
 	t.Helper()
 	var left []string
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		left = remains(t, tmp)
+		left = remains(t, tmp, bridge)
 		if len(left) == 0 || time.Now().After(deadline) {
 			break
 		}
@@ -94,10 +115,10 @@ func nothingLeft(t *testing.T, tmp string) {
 	}
 }
 
-func remains(t *testing.T, tmp string) []string {
+func remains(t *testing.T, tmp, bridge string) []string {
 	t.Helper()
 	var left []string
-	for _, pattern := range []string{tmp + "/*", "/sys/class/net/klsn*", "/sys/fs/cgroup/klsn*", "/sys/fs/cgroup/*/klsn*"} {
+	for _, pattern := range []string{tmp + "/*", "/sys/class/net/" + bridge, "/sys/fs/cgroup/" + bridge, "/sys/fs/cgroup/*/" + bridge} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
