@@ -7,8 +7,11 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 )
 
 func TestOpeningDoesNotKeepARevocationWaiting(t *testing.T) {
@@ -95,5 +98,48 @@ func TestNothingElseOpensAfterAPodThatNobodyCanLabel(t *testing.T) {
 	p.failed = append(p.failed, Failure{Operation: entry})
 	if p.mayOpen(pod) {
 		t.Error("labelled after an entry failed")
+	}
+}
+
+// TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer: a restart must not spare labels that are wrong whatever the registry says.
+func TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer(t *testing.T) {
+	const key = "payments/api-fra-1"
+	cases := map[string]struct {
+		change func(w *fakeWorld)
+		spared bool
+	}{
+		"if nothing else has changed, keep it": {func(*fakeWorld) {}, true},
+		"if its policy asks for another place, take it away": {func(w *fakeWorld) {
+			w.s.Policies = slices.Clone(w.s.Policies)
+			w.s.Policies[0].Spec.Require.Node.Tags = map[string][]string{"country": {"FR"}}
+		}, false},
+		"if its policy is gone, take it away": {func(w *fakeWorld) { w.s.Policies = w.s.Policies[1:] }, false},
+		"if it bears a label of a policy that never selected it, take it away": {func(w *fakeWorld) {
+			w.s.Pods[0].Labels[v1alpha1.PolicyLabel("other")] = v1alpha1.True
+		}, false},
+		"if a container was added that reports no image, take it away": {func(w *fakeWorld) {
+			w.s.Pods[0].Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
+		}, false},
+		"if the digest is one that its policy lists, keep it": {func(w *fakeWorld) {
+			w.s.Policies = slices.Clone(w.s.Policies)
+			w.s.Policies[0].Spec.Require.Image.Digests = []string{snapshottest.Digest("api")}
+		}, true},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newFake(t)
+			w.sync(w.syncer())
+			if !slices.Contains(w.attestedPods(), key) {
+				t.Fatal("not attested to begin with")
+			}
+			w.s.Images = nil // a new replica knows no image yet
+			tc.change(w)
+			if _, err := w.syncer().Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := slices.Contains(w.attestedPods(), key); got != tc.spared {
+				t.Errorf("attested %t, want %t", got, tc.spared)
+			}
+		})
 	}
 }

@@ -1,12 +1,15 @@
 package syncer
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/desired"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
@@ -31,13 +34,57 @@ func (s *Syncer) warming(snap snapshot.Snapshot, g trustgraph.Graph) map[string]
 		s.warm = true
 		return nil
 	}
+	best, err := trustgraph.Build(withAnswers(snap))
+	if err != nil {
+		return nil // the snapshot itself allows no plan
+	}
+	earned := map[string]map[string]string{}
+	for _, p := range desired.From(best).Pods {
+		earned[p.Namespace+"/"+p.Name] = p.Labels
+	}
 	held := map[string]bool{}
 	for _, p := range unanswered {
-		if n, ok := g.Node(p.Spec.NodeName); ok && n.Verdict == v1alpha1.VerdictTrusted {
+		n, ok := g.Node(p.Spec.NodeName)
+		if ok && n.Verdict == v1alpha1.VerdictTrusted && bearsOnly(p.Labels, earned[snapshot.Key(p)]) {
 			held[snapshot.Key(p)] = true
 		}
 	}
 	return held
+}
+
+// withAnswers is the snapshot as it would be if every image that was not asked about yet were accepted by everybody: what a
+// pod lacks even then is not for want of an answer.
+func withAnswers(snap snapshot.Snapshot) snapshot.Snapshot {
+	manifests := []string{"sha256:" + strings.Repeat("0", 64)}
+	for i := range snap.Policies {
+		manifests = append(manifests, snap.Policies[i].Spec.Require.Image.Digests...)
+	}
+	images := maps.Clone(snap.Images)
+	if images == nil {
+		images = map[snapshot.ImageKey]snapshot.Image{}
+	}
+	for _, q := range snapshot.ImageQuestions(snap.Pods, snap.Policies) {
+		if _, ok := images[q.ImageKey]; ok {
+			continue
+		}
+		image := snapshot.Image{Manifests: manifests, Verifiers: map[string]snapshot.Verification{}}
+		for _, name := range q.Verifiers {
+			image.Verifiers[name] = snapshot.Verification{Accepted: true}
+		}
+		images[q.ImageKey] = image
+	}
+	snap.Images = images
+	return snap
+}
+
+// bearsOnly tells whether every trust label among labels is in earned.
+func bearsOnly(labels, earned map[string]string) bool {
+	for k, v := range labels {
+		if have, ok := earned[k]; trustgraph.TrustKey(k) && (!ok || have != v) {
+			return false
+		}
+	}
+	return true
 }
 
 // unansweredPods lists the pods of which an image was not asked about yet.
