@@ -209,3 +209,28 @@ func TestWhatAnUpdateChangesInAPersonsWords(t *testing.T) {
 		t.Errorf("another name alone: %q", got)
 	}
 }
+
+func TestMistakesInAlternatives(t *testing.T) {
+	zero := strings.Repeat("0", 64)
+	d := "'sha256:" + zero + "'"
+	cases := map[string]struct{ boot, want string }{
+		"no state of secure boot":        {"secureBoot: []", "secureBoot is an empty list"},
+		"a state that is a text":         {"secureBoot: [enabled]", "secureBoot is not a mapping"},
+		"an empty sequence":              {"firmware: [[]]", "firmware is an empty list"},
+		"an empty sequence among others": {"firmware: [[" + d + "], []]", "firmware is an empty list"},
+		"lists and texts mixed":          {"firmware: [[" + d + "], " + d + "]", "firmware is not a list"},
+		"texts and lists mixed":          {"bootLoader: [" + d + ", [" + d + "]]", "bootLoader is not a text"},
+		"no value of a PCR":              {"pcrs: {sha256: {0: []}}", "PCR 0 is an empty list"},
+		"a short value of a PCR":         {"pcrs: {sha256: {0: ['" + zero + "', '00']}}", "is not 32 bytes"},
+		"another bank's sequence":        {"firmware: [[" + d + "], ['sha1:" + zero[:40] + "']], bootLoader: [" + d + "], pcrs: {sha256: {2: '" + zero + "'}}", "is not of bank sha256"},
+		"secure boot that may be off":    {"firmware: [" + d + "], secureBoot: [{state: enabled}, {state: disabled}]", "neither PCR 2 of bank sha256 nor secure boot as enabled"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := reference.ParseSet([]byte("name: a\nboot: {" + c.boot + "}\n"))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
