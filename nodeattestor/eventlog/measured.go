@@ -143,7 +143,9 @@ func (m measured) describe(e event) (text string, confirmed bool) {
 }
 
 // covers reports whether the measured digest is that of data.
-func (m measured) covers(e event, data []byte) bool { return hash(m.alg, data) == m.digest(e) }
+func (m measured) covers(e event, data []byte) bool {
+	return bytes.Equal(sum(m.alg, data), e.digests[m.alg])
+}
 
 // text is the string that an event measured, where its digest covers one: the data as they
 // stand, without the final NUL, or without the label that GRUB puts before the measured
@@ -151,7 +153,10 @@ func (m measured) covers(e event, data []byte) bool { return hash(m.alg, data) =
 func (m measured) text(e event) (string, bool) {
 	trimmed := bytes.TrimRight(e.data, "\x00")
 	_, labelled, _ := bytes.Cut(trimmed, []byte(": "))
-	for _, data := range [][]byte{e.data, trimmed, labelled} {
+	for i, data := range [][]byte{e.data, trimmed, labelled} {
+		if i == 1 && len(data) == len(e.data) {
+			continue // nothing was trimmed
+		}
 		if len(data) > 0 && m.covers(e, data) {
 			return decodeText(data)
 		}
