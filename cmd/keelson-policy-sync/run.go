@@ -44,7 +44,7 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	spire, err := spireapi.Dial(ctx, spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
+	spire, err := spireapi.Open(spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
 		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI})
 	if err != nil {
 		return err
@@ -56,7 +56,7 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 }
 
 // assemble adds the loop, the image results and the watches to the manager.
-func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Client, c syncconfig.Config, log *slog.Logger) error {
+func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, c syncconfig.Config, log *slog.Logger) error {
 	counters, err := syncer.NewMetrics(metrics.Registry)
 	if err != nil {
 		return err

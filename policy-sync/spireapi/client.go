@@ -36,6 +36,26 @@ type Options struct {
 	WorkloadAPI string
 }
 
+func (o Options) validate() error {
+	switch {
+	case o.TrustDomain.IsZero():
+		return errors.New("spireapi: no trust domain")
+	case (o.Socket == "") == (o.Address == ""):
+		return errors.New("spireapi: give either the server's socket or its address")
+	case o.Socket != "":
+		return nil
+	case o.WorkloadAPI == "":
+		return errors.New("spireapi: a server address needs the Workload API, from which our own SVID comes")
+	}
+	if _, _, err := net.SplitHostPort(o.Address); err != nil {
+		return fmt.Errorf("spireapi: server address: %w", err)
+	}
+	if err := workloadapi.ValidateAddress(o.WorkloadAPI); err != nil {
+		return fmt.Errorf("spireapi: Workload API: %w", err)
+	}
+	return nil
+}
+
 // Client talks to one SPIRE server. It is safe for use by several goroutines.
 type Client struct {
 	trustDomain spiffeid.TrustDomain
@@ -66,19 +86,12 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 }
 
 func (c *Client) endpoint(ctx context.Context, o Options) (string, credentials.TransportCredentials, error) {
-	switch {
-	case o.TrustDomain.IsZero():
-		return "", nil, errors.New("spireapi: no trust domain")
-	case (o.Socket == "") == (o.Address == ""):
-		return "", nil, errors.New("spireapi: give either the server's socket or its address")
-	case o.Socket != "":
+	if err := o.validate(); err != nil {
+		return "", nil, err
+	}
+	if o.Socket != "" {
 		// The socket's own permissions authenticate us; the server checks the peer's credentials.
 		return "unix://" + o.Socket, insecure.NewCredentials(), nil
-	case o.WorkloadAPI == "":
-		return "", nil, errors.New("spireapi: a server address needs the Workload API, from which our own SVID comes")
-	}
-	if _, _, err := net.SplitHostPort(o.Address); err != nil {
-		return "", nil, fmt.Errorf("spireapi: server address: %w", err)
 	}
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(o.WorkloadAPI)))
 	if err != nil {

@@ -243,14 +243,37 @@ func TestOverTCPWithOurOwnSVID(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := spireapi.Dial(ctx, spireapi.Options{TrustDomain: trustDomain, Address: fmt.Sprintf("%s:%d", s.Host, s.Port), WorkloadAPI: "unix://" + agent.Socket})
+	c, err := spireapi.Open(spireapi.Options{TrustDomain: trustDomain, Address: fmt.Sprintf("%s:%d", s.Host, s.Port), WorkloadAPI: "unix://" + agent.Socket})
 	must(t, err)
 	defer func() { must(t, c.Close()) }()
+	first, end := context.WithCancel(ctx)
+	_, err = c.Read(first)
+	must(t, err)
+	end() // the connection outlives the call that made it
 	must(t, errors.Join(c.Apply(ctx, []plan.Operation{operation(plan.CreateEntry, entry(1))})...))
 	state, err := c.Read(ctx)
 	must(t, err)
 	if len(state.Entries) != 2 || len(state.Agents) != 1 {
 		t.Errorf("read %d entries and %d agents, want 2 and 1", len(state.Entries), len(state.Agents))
+	}
+}
+
+// TestThreat33_AServerThatIsAwayKeepsNobodyFromStarting: over TCP there is no client before there is an SVID of our own.
+func TestThreat33_AServerThatIsAwayKeepsNobodyFromStarting(t *testing.T) {
+	s, err := spireapi.Open(spireapi.Options{TrustDomain: trustDomain, Address: "127.0.0.1:1",
+		WorkloadAPI: "unix://" + filepath.Join(t.TempDir(), "none.sock")})
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if state, err := s.Read(ctx); !errors.Is(err, context.DeadlineExceeded) || state != nil {
+		t.Errorf("got %v, %v; want nothing read within the time", state, err)
+	}
+	if errs := s.Apply(ctx, []plan.Operation{operation(plan.CreateEntry, entry(1))}); len(errs) != 1 || errs[0] == nil {
+		t.Errorf("got %v", errs)
+	}
+	must(t, s.Close())
+	if _, err := s.Read(t.Context()); err == nil {
+		t.Error("read after Close")
 	}
 }
 
@@ -279,6 +302,9 @@ func TestDialRefusesWrongOptions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if _, err := spireapi.Dial(t.Context(), o); err == nil {
 				t.Error("accepted")
+			}
+			if _, err := spireapi.Open(o); err == nil {
+				t.Error("accepted without connecting")
 			}
 		})
 	}

@@ -29,7 +29,7 @@ type Kubernetes interface {
 	Report(ctx context.Context, r kube.Report) error
 }
 
-// SPIRE is the server that issues identities; *spireapi.Client is one.
+// SPIRE is the server that issues identities; *spireapi.Server is one.
 type SPIRE interface {
 	Read(ctx context.Context) (*snapshot.SPIRE, error)
 	Apply(ctx context.Context, operations []plan.Operation) []error
