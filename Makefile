@@ -85,6 +85,7 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 .PHONY: bench
 bench: ## measure speed as ratios within one run
 	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/... ./test/bench
+	cd test/bench/peers && go test -run '^$$' -bench Replay .
 
 .PHONY: cover
 cover: setup ## print test coverage by package

@@ -157,15 +157,30 @@ func parseSpecID(data []byte) ([]algorithm, error) {
 
 // reader cuts fields off a log. Offsets in errors come from event numbers, which a person
 // can find again with any tool.
-type reader struct{ rest []byte }
+type reader struct {
+	rest  []byte
+	event int // being read, counted from 1; 0 in a header
+}
 
 func (r *reader) take(n int, what string) ([]byte, error) {
 	if n > len(r.rest) {
-		return nil, format("%s needs %d bytes and the log has %d left: it was cut", what, n, len(r.rest))
+		return nil, format("%s needs %d bytes and the log has %d left: it was cut", r.where(what), n, len(r.rest))
 	}
 	out := r.rest[:n:n]
 	r.rest = r.rest[n:]
 	return out, nil
+}
+
+// where names a part of what is read, for an error: of an event, or of the header before them.
+func (r *reader) where(what string) string {
+	switch {
+	case r.event == 0:
+		return what
+	case what == "":
+		return fmt.Sprintf("event %d", r.event-1)
+	default:
+		return fmt.Sprintf("event %d: %s", r.event-1, what)
+	}
 }
 
 func (r *reader) uint32(what string) (uint32, error) {
@@ -178,7 +193,8 @@ func (r *reader) uint32(what string) (uint32, error) {
 
 // head reads index and type, which both forms share.
 func (r *reader) head(i int) (event, error) {
-	b, err := r.take(8, fmt.Sprintf("event %d", i))
+	r.event = i + 1
+	b, err := r.take(8, "")
 	if err != nil {
 		return event{}, err
 	}
@@ -196,14 +212,14 @@ func (r *reader) head(i int) (event, error) {
 }
 
 func (r *reader) body(e *event) error {
-	n, err := r.uint32(fmt.Sprintf("event %d: size of its data", e.index))
+	n, err := r.uint32("size of its data")
 	if err != nil {
 		return err
 	}
 	if n > MaxEventSize {
 		return format("event %d: its data has %d bytes, more than the %d allowed", e.index, n, MaxEventSize)
 	}
-	e.data, err = r.take(int(n), fmt.Sprintf("event %d: its data", e.index))
+	e.data, err = r.take(int(n), "its data")
 	return err
 }
 
@@ -213,7 +229,7 @@ func (r *reader) legacyEvent(i int) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	sum, err := r.take(nodeclaim.SHA1.Size(), fmt.Sprintf("event %d: digest", i))
+	sum, err := r.take(nodeclaim.SHA1.Size(), "digest")
 	if err != nil {
 		return event{}, err
 	}
@@ -227,7 +243,7 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	n, err := r.uint32(fmt.Sprintf("event %d: number of digests", i))
+	n, err := r.uint32("number of digests")
 	if err != nil {
 		return event{}, err
 	}
@@ -236,7 +252,7 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 	}
 	e.digests = make(map[nodeclaim.HashAlg][]byte, len(algs))
 	for range algs {
-		b, err := r.take(2, fmt.Sprintf("event %d: digest algorithm", i))
+		b, err := r.take(2, "digest algorithm")
 		if err != nil {
 			return event{}, err
 		}
@@ -248,7 +264,7 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 		if _, twice := e.digests[alg]; twice {
 			return event{}, format("event %d has two %s digests", i, alg)
 		}
-		if e.digests[alg], err = r.take(algs[k].size, fmt.Sprintf("event %d: %s digest", i, alg)); err != nil {
+		if e.digests[alg], err = r.take(algs[k].size, "digest"); err != nil {
 			return event{}, err
 		}
 	}

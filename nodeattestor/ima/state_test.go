@@ -3,6 +3,7 @@ package ima_test
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -250,4 +251,35 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapInuse
+}
+
+// FuzzResume: no bytes lead a resumed replay to a later quote but the list's own.
+func FuzzResume(f *testing.F) {
+	l := newList(nodeclaim.SHA256).file("/a", "a")
+	s := stateOf(f, l)
+	quoted := l.file("/b", "b").violation("/v").quoted(f)
+	whole, err := replay(quoted, l.raw, ima.Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	want := whole.Entries[2:]
+	f.Add(l.raw[s.Offset():], uint16(7))
+	f.Add(l.raw, uint16(50))
+	f.Add([]byte{}, uint16(1))
+	f.Fuzz(func(t *testing.T, raw []byte, chunk uint16) {
+		var seen []ima.Entry
+		r, ok := ima.Resume(s, thisBoot, quoted, ima.Options{}, func(e ima.Entry) { seen = append(seen, e) })
+		if !ok {
+			t.Fatal("not resumed")
+		}
+		size := int(chunk) + 1
+		for rest := raw; len(rest) > 0; rest = rest[min(size, len(rest)):] {
+			if _, err := r.Write(rest[:min(size, len(rest))]); err != nil {
+				break
+			}
+		}
+		if _, err := r.Finish(); err == nil && !slices.EqualFunc(want, seen, func(a, b ima.Entry) bool { return a.Digest == b.Digest && (a.Violation || a.Path == b.Path) }) {
+			t.Errorf("other entries reach the quote: %+v", seen)
+		}
+	})
 }
