@@ -50,6 +50,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		}
 	}
 	s.tell(decision.Graph)
+	s.fight.round(p.changes)
 	next := nextExpiry(snap)
 	switch {
 	case len(held) > 0:

@@ -66,6 +66,7 @@ type Syncer struct {
 	said    map[string]bool // findings that were logged, so that each is said once
 	began   time.Time       // the first pass
 	warm    bool            // see warming
+	fight   fight
 }
 
 // New makes a syncer.
@@ -108,6 +109,10 @@ func (s *Syncer) Start(ctx context.Context) error {
 		switch {
 		case err == nil:
 			failures, stales = 0, 0
+			if s.fight.rounds > maxStale {
+				s.o.Log.Warn("written again and again; somebody undoes it", "what", s.fight.over)
+				wait, pause = max(wait, pauseFirst), max(pause, pauseFirst)
+			}
 		case IsStale(err) && stales < maxStale:
 			s.o.Log.Debug("planned from what has changed since; again", "reason", err)
 			wait = min(pauseStale<<min(stales, 10), pauseMost)
