@@ -211,10 +211,10 @@ func facts(name, object string) admissionv1.Variable {
 	return admissionv1.Variable{Name: name, Expression: fmt.Sprintf("%[1]s != null && has(%[1]s.status) ? %[2]s : []", object, strings.Join(parts, " + "))}
 }
 
-// unchanged demands that two such variables hold the same.
-func unchanged(before, after, message string) admissionv1.Validation {
+// unchanged demands that the variables before and after hold the same.
+func unchanged(message string) admissionv1.Validation {
 	return admissionv1.Validation{
-		Expression: fmt.Sprintf("variables.%[1]s.all(l, l in variables.%[2]s) && variables.%[2]s.all(l, l in variables.%[1]s)", before, after),
+		Expression: "variables.before.all(l, l in variables.after) && variables.after.all(l, l in variables.before)",
 		Message:    message, Reason: ptr(metav1.StatusReasonForbidden),
 	}
 }

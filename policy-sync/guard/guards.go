@@ -31,7 +31,7 @@ func podGuards(p Params) []check {
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "pods", "pods/status", "pods/ephemeralcontainers", "pods/resize", "pods/binding", "bindings")},
 			unless:      []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 			variables:   []admissionv1.Variable{keys("before", "oldObject", trustKey), keys("after", "object", trustKey)},
-			validations: []admissionv1.Validation{unchanged("before", "after", onlyPolicySync)},
+			validations: []admissionv1.Validation{unchanged(onlyPolicySync)},
 		},
 		{
 			name: "pod-calico-labels", why: "a pod's label of this form overrides what Calico knows of its namespace or service account",
@@ -50,7 +50,7 @@ func podGuards(p Params) []check {
 			unless:      []admissionv1.MatchCondition{notGroups("not-a-kubelet", slices.Concat(p.Kubelets, p.Admins))},
 			enrolled:    []string{v1alpha1.ModeEnforce, v1alpha1.ModeAudit},
 			variables:   []admissionv1.Variable{facts("before", "oldObject"), facts("after", "object")},
-			validations: []admissionv1.Validation{unchanged("before", "after", "a pod's addresses and the images of its containers are for its node's kubelet to report")},
+			validations: []admissionv1.Validation{unchanged("a pod's addresses and the images of its containers are for its node's kubelet to report")},
 		},
 		templateGuard("template-trust-labels", "object.spec.template",
 			on("apps", writes, "deployments", "daemonsets", "statefulsets", "replicasets"), on("batch", writes, "jobs"), on("", writes, "replicationcontrollers")),
@@ -81,7 +81,7 @@ func nodeGuards(p Params) []check {
 		name: "node-trust-labels", why: "nobody but policy-sync writes a node's verdict and tags", rules: nodes,
 		unless:      []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 		variables:   []admissionv1.Variable{keys("before", "oldObject", nodeKey), keys("after", "object", nodeKey)},
-		validations: []admissionv1.Validation{unchanged("before", "after", "labels "+v1alpha1.NodeLabelPrefix+"… are written by policy-sync alone")},
+		validations: []admissionv1.Validation{unchanged("labels "+v1alpha1.NodeLabelPrefix+"… are written by policy-sync alone")},
 	}}
 	if !p.Taint {
 		return out
@@ -205,7 +205,7 @@ func apiGuards(p Params) []check {
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "namespaces", "namespaces/status", "namespaces/finalize")},
 			unless:      []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
 			variables:   []admissionv1.Variable{keys("before", "oldObject", modeKey), keys("after", "object", modeKey)},
-			validations: []admissionv1.Validation{unchanged("before", "after", "label "+v1alpha1.ModeLabel+" is set by administrators alone")},
+			validations: []admissionv1.Validation{unchanged("label "+v1alpha1.ModeLabel+" is set by administrators alone")},
 		},
 		{
 			name: "namespace-mode-value", why: "a mode that nobody knows would leave a namespace open",
