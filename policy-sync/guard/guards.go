@@ -81,7 +81,7 @@ func nodeGuards(p Params) []check {
 		name: "node-trust-labels", why: "nobody but policy-sync writes a node's verdict and tags", rules: nodes,
 		unless:      []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 		variables:   []admissionv1.Variable{keys("before", "oldObject", nodeKey), keys("after", "object", nodeKey)},
-		validations: []admissionv1.Validation{unchanged("labels "+v1alpha1.NodeLabelPrefix+"… are written by policy-sync alone")},
+		validations: []admissionv1.Validation{unchanged("labels " + v1alpha1.NodeLabelPrefix + "… are written by policy-sync alone")},
 	}}
 	if !p.Taint {
 		return out
@@ -205,7 +205,7 @@ func apiGuards(p Params) []check {
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "namespaces", "namespaces/status", "namespaces/finalize")},
 			unless:      []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
 			variables:   []admissionv1.Variable{keys("before", "oldObject", modeKey), keys("after", "object", modeKey)},
-			validations: []admissionv1.Validation{unchanged("label "+v1alpha1.ModeLabel+" is set by administrators alone")},
+			validations: []admissionv1.Validation{unchanged("label " + v1alpha1.ModeLabel + " is set by administrators alone")},
 		},
 		{
 			name: "namespace-mode-value", why: "a mode that nobody knows would leave a namespace open",

@@ -108,3 +108,33 @@ func TestAPlanForPeople(t *testing.T) {
 		t.Error("an unknown phase has a name")
 	}
 }
+
+// TestNothingIsIssuedThatRestsOnUpperAndLowerCase: SPIRE's selectors are lower case, so a node in "de" would get the SVIDs of
+// a policy that asks for "DE".
+func TestNothingIsIssuedThatRestsOnUpperAndLowerCase(t *testing.T) {
+	cases := map[string]struct {
+		change func(s *snapshot.Snapshot)
+		issued bool
+	}{
+		"no node differs by case":            {func(*snapshot.Snapshot) {}, true},
+		"a node's tag value differs by case": {func(s *snapshot.Snapshot) { s.NodeTrusts[1].Spec.Tags["country"] = "de" }, false},
+		"a node's tag key differs by case":   {func(s *snapshot.Snapshot) { s.NodeTrusts[1].Spec.Tags = map[string]string{"Country": "DE"} }, false},
+		"a node's reference set differs by case": {func(s *snapshot.Snapshot) {
+			s.NodeTrusts[1].Spec.Tags["country"], s.NodeTrusts[1].Spec.Reference = "DE", "Prod"
+		}, false},
+		"a node that is elsewhere anyway differs by case": {func(s *snapshot.Snapshot) { s.NodeTrusts[1].Spec.Reference = "Prod" }, true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			c.change(&s)
+			issued := false
+			for _, e := range mustMake(t, s).Entries {
+				issued = issued || strings.HasSuffix(e.SPIFFEID, "/ns/payments/sa/api")
+			}
+			if issued != c.issued {
+				t.Errorf("issued %t, want %t", issued, c.issued)
+			}
+		})
+	}
+}

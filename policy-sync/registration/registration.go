@@ -7,8 +7,8 @@
 //
 // SPIRE selectors know no "or" and no "any": alternatives are multiplied out (trustgraph
 // bounds them), and "any reference set" has become the known ones there. Selectors are
-// lower case (nodeclaim), so tag values that differ only by case are one to SPIRE; the
-// trust label on the pod still tells them apart.
+// lower case (nodeclaim), so tag values that differ only by case are one to SPIRE; while a
+// node is known that only case tells apart, trustgraph lets nothing be issued.
 //
 // Entry IDs are a hash of what an entry grants: a changed grant is another entry, so the
 // old one goes before the new one comes.

@@ -135,6 +135,30 @@ func (b *builder) unsatisfiable(id *Identity) string {
 	if n > maxAlternatives || len(id.Verifiers)*max(1, len(id.Digests)) > maxAlternatives {
 		return fmt.Sprintf("its policies together have more than %d alternatives", maxAlternatives)
 	}
+	return b.foldedTwin(id)
+}
+
+// foldedTwin says which node SPIRE would take for one that meets the requirement though it does not, or nothing. SPIRE's
+// selectors are lower case (nodeclaim), so DE and de are one to it.
+func (b *builder) foldedTwin(id *Identity) string {
+	folded := func(accepted []string, have string) bool {
+		return slices.ContainsFunc(accepted, func(v string) bool { return strings.EqualFold(v, have) })
+	}
+	for _, name := range sortedKeys(b.nodes) {
+		n := b.nodes[name]
+		exact, twin := slices.Contains(id.References, n.Reference), folded(id.References, n.Reference)
+		for key, values := range id.Tags {
+			exact = exact && slices.Contains(values, n.Tags[key])
+			found := false
+			for k, v := range n.Tags {
+				found = found || strings.EqualFold(k, key) && folded(values, v)
+			}
+			twin = twin && found
+		}
+		if twin && !exact {
+			return fmt.Sprintf("node %s differs from what is asked by upper and lower case alone, which SPIRE's selectors cannot tell apart: rename its reference set or tags", name)
+		}
+	}
 	return ""
 }
 
