@@ -75,6 +75,13 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		}
 	}
 	p.HasTag = n.tag != nil
+	if n.config.tokenPath != "" { // read each time: the kubelet renews it
+		token, err := readBounded(n.config.tokenPath, evidence.MaxToken)
+		if err != nil {
+			return nil, err
+		}
+		p.Token = bytes.TrimSpace(token)
+	}
 	return p.Marshal()
 }
 

@@ -31,6 +31,7 @@ type hclConfig struct {
 	IMALog      string `hcl:"ima_log"`
 	CommandLine string `hcl:"command_line"`
 	TagDocument string `hcl:"tag_document"`
+	TokenPath   string `hcl:"token_path"`
 	Timeout     string `hcl:"timeout"`
 }
 
@@ -38,7 +39,7 @@ type hclConfig struct {
 type config struct {
 	tpm, dataDir, ekTemplate      string
 	eventLog, imaLog, commandLine string
-	tagDocument                   string
+	tagDocument, tokenPath        string
 	timeout                       time.Duration
 }
 
@@ -58,7 +59,7 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 		return nil, p
 	}
 	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
-		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, timeout: defaultTimeout}
+		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
 	if c.dataDir == "" {
 		p.Add("data_dir", "missing; the attestation key is kept there across restarts")
 	}
@@ -68,6 +69,11 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 	if c.tagDocument != "" {
 		if _, err := os.Stat(c.tagDocument); err != nil {
 			p.Add("tag_document", "%v", err)
+		}
+	}
+	if c.tokenPath != "" {
+		if _, err := os.Stat(c.tokenPath); err != nil {
+			p.Add("token_path", "%v", err)
 		}
 	}
 	if raw.Timeout != "" {

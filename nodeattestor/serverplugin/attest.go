@@ -64,6 +64,9 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err != nil {
 		return none, err
 	}
+	if err := a.review(ctx); err != nil {
+		return none, err
+	}
 	known, err := a.known(ctx)
 	if err != nil {
 		return none, err
@@ -96,6 +99,19 @@ func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge) (*ev
 		return nil, malformed{err}
 	}
 	return response, a.pending.Prove(response, a.now())
+}
+
+// review has the Kubernetes API review the node's token, where the policy binds by one.
+func (a *attempt) review(ctx context.Context) error {
+	token := a.pending.Token()
+	if token == nil || a.store == nil {
+		return nil
+	}
+	node, err := a.store.ReviewToken(ctx, token, a.token)
+	if err != nil {
+		return err
+	}
+	return a.pending.Reviewed(node)
 }
 
 // known reads what the shared store knows of the node, and what waits to be written there;

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/dsse"
@@ -20,6 +19,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
@@ -55,8 +55,11 @@ type hclTag struct {
 }
 
 type hclKubernetes struct {
-	Kubeconfig string `hcl:"kubeconfig"`
-	InCluster  bool   `hcl:"in_cluster"`
+	Kubeconfig      string   `hcl:"kubeconfig"`
+	InCluster       bool     `hcl:"in_cluster"`
+	NodeBinding     string   `hcl:"node_binding"`
+	TokenAudience   string   `hcl:"token_audience"`
+	ServiceAccounts []string `hcl:"token_service_accounts"`
 }
 
 // config is what the plugin works by: validated, and never changed once made.
@@ -70,6 +73,7 @@ type config struct {
 	auditMaxSize int64
 	stateDir     string
 	kube         *rest.Config // nil when no verdicts are written
+	token        verdict.TokenPolicy
 	validFor     time.Duration
 	timeout      time.Duration
 	maxParallel  int
@@ -107,6 +111,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	b.tag(raw.Tag, &c.policy.Tag)
 	c.kube = b.kubernetes(raw.Kubernetes)
 	c.policy.RequireNode = raw.Kubernetes != nil
+	b.nodeBinding(raw.Kubernetes, c)
 	c.validFor = b.duration("verdict_valid_for", raw.VerdictValidFor, defaultValidFor)
 	c.timeout = b.duration("attestation_timeout", raw.Timeout, defaultTimeout)
 	c.policy.ChallengeTTL = c.timeout
@@ -150,7 +155,7 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 			b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there", raw.StateDir)
 		}
 	}
-	if raw.Kubernetes != nil && raw.Inventory == "" {
+	if raw.Kubernetes != nil && raw.Inventory == "" && c.policy.Binding != verify.ByToken {
 		b.problems.Add("inventory", "missing; with kubernetes, the inventory says which node an EK belongs to")
 	}
 	for _, s := range c.pcrSelectors {
@@ -317,29 +322,6 @@ func (b *builder) signers(key string, paths []string) []crypto.PublicKey {
 		b.problems.Add(key, "missing; name the PEM files of the public keys that may sign")
 	}
 	return out
-}
-
-func (b *builder) kubernetes(raw *hclKubernetes) *rest.Config {
-	if raw == nil {
-		return nil
-	}
-	if raw.InCluster == (raw.Kubeconfig != "") {
-		b.problems.Add("kubernetes", "say either in_cluster = true or kubeconfig = \"…\"")
-		return nil
-	}
-	var cfg *rest.Config
-	var err error
-	if raw.InCluster {
-		cfg, err = rest.InClusterConfig()
-	} else {
-		cfg, err = clientcmd.BuildConfigFromFlags("", raw.Kubeconfig)
-	}
-	if err != nil {
-		b.problems.Add("kubernetes", "%v", err)
-		return nil
-	}
-	cfg.UserAgent = "keelson-nodeattestor-server"
-	return cfg
 }
 
 func (b *builder) duration(key, text string, otherwise time.Duration) time.Duration {

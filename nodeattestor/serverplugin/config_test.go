@@ -60,6 +60,12 @@ func TestEveryProblemOfAConfigurationIsToldAtOnceWithItsLine(t *testing.T) {
 		"values out of range": {
 			"pcrs { sha256 = [24] md5 = [1] }\nmax_parallel = -1\nverdict_valid_for = \"soon\"\ntag { index = \"x\" }\nkubernetes { }\n",
 			[]string{"pcrs.sha256", "pcrs.md5", "line 2: max_parallel", "line 3: verdict_valid_for", "tag.index", "tag.signers", "kubernetes: say either"}},
+		"node binding by a token that is not described": {
+			"kubernetes {\n kubeconfig = \"/none\"\n node_binding = \"token\"\n token_service_accounts = [\"spire\"]\n}\n",
+			[]string{"line 1: kubernetes: ", "kubernetes.token_audience: missing", "line 4: kubernetes.token_service_accounts: \"spire\" is not of the form"}},
+		"an unknown node binding, and a token that nobody uses": {
+			"kubernetes {\n kubeconfig = \"/none\"\n node_binding = \"trust\"\n token_audience = \"x\"\n}\n",
+			[]string{"line 3: kubernetes.node_binding: verify: node binding \"trust\" is unknown", "which uses no token"}},
 		"a PCR selector that is not quoted": {
 			"pcrs { sha256 = [7] }\npcr_selectors { sha256 = [8] }\n", []string{"pcr_selectors: PCR 8 of bank sha256 is not quoted"}},
 		"two sets of one name": {

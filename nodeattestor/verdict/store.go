@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -46,7 +47,7 @@ type Store struct {
 // NewStore connects to the Kubernetes API described by cfg; it makes no request yet.
 func NewStore(cfg *rest.Config) (*Store, error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), authenticationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("verdict: scheme: %w", err)
 	}
 	c, err := client.New(cfg, client.Options{Scheme: scheme})
@@ -56,7 +57,7 @@ func NewStore(cfg *rest.Config) (*Store, error) {
 	return NewStoreFor(c), nil
 }
 
-// NewStoreFor uses an existing client, whose scheme must know Node and NodeTrust.
+// NewStoreFor uses an existing client, whose scheme must know Node, TokenReview and NodeTrust.
 func NewStoreFor(c client.Client) *Store { return &Store{client: c, known: map[string]Binding{}} }
 
 // Binding returns what is known of the node, nil when it was never bound. When the

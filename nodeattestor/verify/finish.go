@@ -23,6 +23,9 @@ func (p *Pending) Bind(known Known) error {
 	if !p.proved {
 		return fmt.Errorf("verify: bind before the evidence was proved")
 	}
+	if p.policy.Binding.UsesToken() && p.node == "" {
+		return fmt.Errorf("verify: bind before the token was reviewed")
+	}
 	if p.Node() == "" && p.policy.RequireNode {
 		return nodeclaim.Refuse("node.unbound", fmt.Sprintf("EK %s belongs to no node; add it to the inventory", p.EK()))
 	}

@@ -48,8 +48,10 @@ type Policy struct {
 	Tag        TagPolicy
 	// Revoked lists EKs that are trusted no more, with the operator's reason.
 	Revoked map[nodeclaim.EKHash]string
-	// RequireNode refuses an EK that the inventory binds to no node.
+	// RequireNode refuses an EK that belongs to no node.
 	RequireNode bool
+	// Binding says what names the node that an EK belongs to.
+	Binding Binding
 	// MaxEventLog bounds the TCG event log in bytes; 0 means DefaultMaxEventLog.
 	MaxEventLog int
 	// MaxRounds bounds the rounds of one attestation; 0 means DefaultMaxRounds.
@@ -57,6 +59,32 @@ type Policy struct {
 	// ChallengeTTL is how long a nonce may be answered; 0 means DefaultChallengeTTL.
 	ChallengeTTL time.Duration
 }
+
+// Binding is what names the Kubernetes node that an EK belongs to.
+type Binding int
+
+// The ways to bind a node.
+const (
+	ByInventory      Binding = iota // the inventory lists the EK under the node
+	ByToken                         // a projected service-account token, which the Kubernetes API has reviewed
+	ByInventoryToken                // both, and they must name the same node
+)
+
+// ParseBinding reads "inventory", "token" or "both".
+func ParseBinding(s string) (Binding, error) {
+	for _, b := range []Binding{ByInventory, ByToken, ByInventoryToken} {
+		if b.String() == s {
+			return b, nil
+		}
+	}
+	return ByInventory, fmt.Errorf("verify: node binding %q is unknown; use inventory, token or both", s)
+}
+
+// String is the word that ParseBinding reads.
+func (b Binding) String() string { return [...]string{"inventory", "token", "both"}[b] }
+
+// UsesToken reports whether the agent has to send a token.
+func (b Binding) UsesToken() bool { return b != ByInventory }
 
 // TagPolicy says whether a node must show an asset tag.
 type TagPolicy struct {

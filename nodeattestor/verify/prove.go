@@ -34,6 +34,8 @@ type Pending struct {
 	starts uint32
 	tag    *evidence.TagEvidence
 	line   string // the command line that the node says it has
+	token  []byte // projected service-account token, unreviewed
+	node   string // that a reviewed token names
 	known  Known
 	bound  bool
 	logs   logs
@@ -64,7 +66,7 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	if err := checkPayload(p, policy); err != nil {
 		return nil, nil, err
 	}
-	pending := &Pending{policy: policy, identity: id, key: key, hasIMA: p.HasIMA, expires: now.Add(policy.challengeTTL()),
+	pending := &Pending{policy: policy, identity: id, key: key, hasIMA: p.HasIMA, token: p.Token, expires: now.Add(policy.challengeTTL()),
 		secret: make([]byte, evidence.SecretSize), nonce: make([]byte, evidence.NonceSize)}
 	for _, b := range [][]byte{pending.secret, pending.nonce} {
 		if _, err := io.ReadFull(rand, b); err != nil {
@@ -100,6 +102,8 @@ func checkPayload(p *evidence.Payload, policy *Policy) error {
 		return nodeclaim.Refuse("payload.eventlog", "the node has no TCG event log; its firmware or kernel does not hand one on")
 	case policy.IMA && !p.HasIMA:
 		return nodeclaim.Refuse("payload.ima", "the node has no IMA log; boot it with an ima_policy")
+	case policy.Binding.UsesToken() && len(p.Token) == 0:
+		return nodeclaim.Refuse("payload.token", "the node sent no service-account token; mount a projected one and configure token_path")
 	case policy.Tag.Required && !p.HasTag:
 		return nodeclaim.Refuse("payload.tag", "the node has no asset tag; provision one with keelson tag provision")
 	}
@@ -109,8 +113,37 @@ func checkPayload(p *evidence.Payload, policy *Policy) error {
 // EK identifies the trusted EK of this attestation.
 func (p *Pending) EK() nodeclaim.EKHash { return p.identity.Hash() }
 
-// Node is the node that the inventory binds the EK to, "" when it binds it to none.
-func (p *Pending) Node() string { return p.identity.Node() }
+// Node is the node that the EK belongs to: the inventory's, or where the policy binds by
+// token alone that of the reviewed token. "" when it belongs to none (yet).
+func (p *Pending) Node() string {
+	if p.policy.Binding == ByToken {
+		return p.node
+	}
+	return p.identity.Node()
+}
+
+// Token is the projected service-account token that came with the payload, for the
+// Kubernetes API to review; nil where the policy binds by inventory alone, or before Prove:
+// nobody's token is worth a request before its sender has proved an EK.
+func (p *Pending) Token() []byte {
+	if !p.proved || !p.policy.Binding.UsesToken() {
+		return nil
+	}
+	return p.token
+}
+
+// Reviewed takes the node that the Kubernetes API found in the token. Where the inventory
+// names one too, both must agree.
+func (p *Pending) Reviewed(node string) error {
+	if !p.proved || node == "" {
+		return fmt.Errorf("verify: a reviewed token needs a proved EK and a node")
+	}
+	if p.policy.Binding == ByInventoryToken && node != p.identity.Node() {
+		return nodeclaim.Refuse("node.token", fmt.Sprintf("the token is bound to node %s, the inventory has the EK under %q", node, p.identity.Node()))
+	}
+	p.node = node
+	return nil
+}
 
 // Proved reports whether activation and fresh quotes have shown that the evidence is
 // this EK's own, and the node is this EK's. Before that nothing may count against the

@@ -211,6 +211,8 @@ type serverOptions struct {
 	inventory map[string][]string // node -> EK hashes
 	tagSigner []byte              // PEM; empty asks for no tag
 	extra     string
+	// kubernetes replaces the block of that name.
+	kubernetes string
 }
 
 func newServer(t *testing.T, o serverOptions) *server {
@@ -244,14 +246,18 @@ func (s *server) configure(t *testing.T, o serverOptions) error {
 	check(t, os.WriteFile(s.file("roots.pem"), o.ca.RootPEM(), 0o600))
 	check(t, os.WriteFile(s.file("inventory.yaml"), inv.Bytes(), 0o600))
 	check(t, os.WriteFile(s.file("reference.yaml"), o.reference, 0o600))
+	api := fmt.Sprintf("kubernetes { kubeconfig = %q }\n", kubernetes.AdminKubeconfig())
+	if o.kubernetes != "" {
+		api = o.kubernetes
+	}
 	tag := ""
 	if len(o.tagSigner) > 0 {
 		check(t, os.WriteFile(s.file("signer.pem"), o.tagSigner, 0o600))
 		tag = fmt.Sprintf("tag {\n signers = [%q]\n}\n", s.file("signer.pem"))
 	}
 	text := fmt.Sprintf("ek_mode = \"certificate\"\nek_roots = [%q]\ninventory = %q\nreferences = [%q]\naudit_log = %q\nstate_dir = %q\n"+
-		"pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }\nkubernetes { kubeconfig = %q }\n%s%s",
-		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), s.file("audit.jsonl"), s.dir, kubernetes.AdminKubeconfig(), tag, o.extra)
+		"pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }\n%s%s%s",
+		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), s.file("audit.jsonl"), s.dir, api, tag, o.extra)
 	_, err := s.conf.Configure(t.Context(), &configv1.ConfigureRequest{
 		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain}, HclConfiguration: text})
 	return err
