@@ -138,7 +138,7 @@ func verifyImages(ctx context.Context, c syncconfig.Config, s snapshot.Snapshot)
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(8)
-	for _, q := range snapshot.ImageQuestions(s.Pods, s.Policies) {
+	for _, q := range snapshot.ImageQuestions(s.Pods, s.Policies, s.Nodes) {
 		group.Go(func() error {
 			answer := check(ctx, q.ImageKey)
 			mu.Lock()

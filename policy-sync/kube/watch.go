@@ -73,5 +73,6 @@ func heartbeat(before, after any) bool {
 	b, stillNode := after.(*corev1.Node)
 	return isNode && stillNode && a.UID == b.UID && maps.Equal(a.Labels, b.Labels) &&
 		slices.EqualFunc(a.Spec.Taints, b.Spec.Taints, func(x, y corev1.Taint) bool { return x.MatchTaint(&y) && x.Value == y.Value }) &&
-		slices.Equal(a.Status.Addresses, b.Status.Addresses) && a.Spec.PodCIDR == b.Spec.PodCIDR && slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs)
+		slices.Equal(a.Status.Addresses, b.Status.Addresses) &&
+		a.Status.NodeInfo.OperatingSystem == b.Status.NodeInfo.OperatingSystem && a.Status.NodeInfo.Architecture == b.Status.NodeInfo.Architecture && a.Spec.PodCIDR == b.Spec.PodCIDR && slices.Equal(a.Spec.PodCIDRs, b.Spec.PodCIDRs)
 }

@@ -20,7 +20,8 @@ type ImageQuestion struct {
 
 // ImageQuestions lists what has to be known about images before trustgraph.Build can
 // judge the pods: one question per image that runs in a namespace with policies, sorted.
-func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy) []ImageQuestion {
+func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []corev1.Node) []ImageQuestion {
+	platforms := Platforms(nodes)
 	verifiers := map[string][]string{}
 	for _, p := range policies {
 		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.VerifiedBy...)
@@ -33,7 +34,7 @@ func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy) []ImageQ
 		}
 		for _, c := range ContainerStatuses(&pods[i]) {
 			if c.ImageID != "" {
-				key := ImageKey{Image: c.Image, ImageID: c.ImageID}
+				key := KeyOf(c, platforms[pods[i].Spec.NodeName])
 				asked[key] = append(asked[key], names...)
 			}
 		}
@@ -44,8 +45,24 @@ func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy) []ImageQ
 		out = append(out, ImageQuestion{ImageKey: key, Verifiers: slices.Compact(names)})
 	}
 	slices.SortFunc(out, func(a, b ImageQuestion) int {
-		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image))
+		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Platform, b.Platform))
 	})
+	return out
+}
+
+// KeyOf is what a container's status says of its image, on a node of that platform.
+func KeyOf(s corev1.ContainerStatus, platform string) ImageKey {
+	return ImageKey{Image: s.Image, ImageID: s.ImageID, Platform: platform}
+}
+
+// Platforms are the nodes' platforms by name, "os/architecture", where their kubelets say.
+func Platforms(nodes []corev1.Node) map[string]string {
+	out := make(map[string]string, len(nodes))
+	for i := range nodes {
+		if info := nodes[i].Status.NodeInfo; info.OperatingSystem != "" && info.Architecture != "" {
+			out[nodes[i].Name] = info.OperatingSystem + "/" + info.Architecture
+		}
+	}
 	return out
 }
 

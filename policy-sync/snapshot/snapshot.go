@@ -78,13 +78,16 @@ type Service struct {
 	Label, Value string
 }
 
-// ImageKey is a container's image as its status reports it: two texts that the node's
+// ImageKey is a container's image as its status reports it: texts that the node's
 // kubelet controls.
 type ImageKey struct {
 	// Image is ContainerStatus.Image, a name.
 	Image string
 	// ImageID is ContainerStatus.ImageID: "repo@sha256:…" or a bare config digest.
 	ImageID string
+	// Platform is the node's, "linux/arm64"; empty when its kubelet does not say. Where ImageID names an index, it decides
+	// which of the index's images runs.
+	Platform string
 }
 
 // Image is what was found out about an image by asking its registry and the verifiers.

@@ -22,7 +22,7 @@ func TestImageQuestions(t *testing.T) {
 	p.Status.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("i", "setup")}
 	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("e", "debug")}
 	got := map[string][]string{}
-	for _, q := range snapshot.ImageQuestions(s.Pods, s.Policies) {
+	for _, q := range snapshot.ImageQuestions(s.Pods, s.Policies, s.Nodes) {
 		got[q.Image] = q.Verifiers
 	}
 	want := map[string][]string{

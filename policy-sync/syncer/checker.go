@@ -2,6 +2,7 @@ package syncer
 
 import (
 	"context"
+	"strings"
 
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/workloadattestor/image"
@@ -10,7 +11,7 @@ import (
 // Checker asks the same verifiers as the workload attestor does about what a container's status says of its image.
 func Checker(c *image.Checker) CheckImage {
 	return func(ctx context.Context, key snapshot.ImageKey) snapshot.Image {
-		result, err := c.Check(ctx, image.Running{Ref: key.ImageID, Name: key.Image})
+		result, err := c.Check(ctx, image.Running{Ref: key.ImageID, Name: key.Image, Platform: platform(key.Platform)})
 		if err != nil {
 			return snapshot.Image{Problem: err.Error()}
 		}
@@ -26,4 +27,10 @@ func Checker(c *image.Checker) CheckImage {
 		}
 		return out
 	}
+}
+
+// platform reads "os/architecture"; nothing leaves it to the checker's configuration.
+func platform(text string) image.Platform {
+	system, architecture, _ := strings.Cut(text, "/")
+	return image.Platform{OS: system, Architecture: architecture}
 }

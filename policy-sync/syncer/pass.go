@@ -29,7 +29,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
 	snap.At = s.o.Now()
-	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies))
+	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes))
 
 	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
 	decision, err := plan.Make(snap)

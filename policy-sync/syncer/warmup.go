@@ -63,7 +63,7 @@ func withAnswers(snap snapshot.Snapshot) snapshot.Snapshot {
 	if images == nil {
 		images = map[snapshot.ImageKey]snapshot.Image{}
 	}
-	for _, q := range snapshot.ImageQuestions(snap.Pods, snap.Policies) {
+	for _, q := range snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes) {
 		if _, ok := images[q.ImageKey]; ok {
 			continue
 		}
@@ -90,16 +90,17 @@ func bearsOnly(labels, earned map[string]string) bool {
 // unansweredPods lists the pods of which an image was not asked about yet.
 func unansweredPods(snap snapshot.Snapshot) []*corev1.Pod {
 	missing := map[snapshot.ImageKey]bool{}
-	for _, q := range snapshot.ImageQuestions(snap.Pods, snap.Policies) {
+	for _, q := range snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes) {
 		if _, ok := snap.Images[q.ImageKey]; !ok {
 			missing[q.ImageKey] = true
 		}
 	}
+	platforms := snapshot.Platforms(snap.Nodes)
 	var out []*corev1.Pod
 	for i := range snap.Pods {
 		pod := &snap.Pods[i]
 		if slices.ContainsFunc(snapshot.ContainerStatuses(pod), func(c corev1.ContainerStatus) bool {
-			return missing[snapshot.ImageKey{Image: c.Image, ImageID: c.ImageID}]
+			return missing[snapshot.KeyOf(c, platforms[pod.Spec.NodeName])]
 		}) {
 			out = append(out, pod)
 		}

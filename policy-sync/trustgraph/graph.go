@@ -141,6 +141,8 @@ type builder struct {
 	shared map[string]string
 	// claims are who says which addresses are whose; see revoke.go.
 	claims *claims
+	// platforms are the nodes' own, by name.
+	platforms map[string]string
 }
 
 // Build works out the graph. It fails only when no plan may be made from the snapshot.
@@ -149,7 +151,7 @@ func Build(s snapshot.Snapshot) (Graph, error) {
 		return Graph{}, fmt.Errorf("trustgraph: %w", err)
 	}
 	s.Config = s.Config.WithDefaults()
-	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}}
+	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}, platforms: snapshot.Platforms(s.Nodes)}
 	b.buildNamespaces()
 	b.buildNodes()
 	b.buildPolicies()

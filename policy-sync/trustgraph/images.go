@@ -55,7 +55,7 @@ func (b *builder) unmetImages(pod *corev1.Pod, p *Policy) []string {
 			why = append(why, fmt.Sprintf("%s container %s: its node has not reported which image it runs", c.kind, c.name))
 			continue
 		}
-		if text := b.unmetImage(found[0], p); text != "" {
+		if text := b.unmetImage(found[0], b.platforms[pod.Spec.NodeName], p); text != "" {
 			why = append(why, fmt.Sprintf("%s container %s: %s", c.kind, c.name, text))
 		}
 	}
@@ -66,9 +66,9 @@ func (b *builder) unmetImages(pod *corev1.Pod, p *Policy) []string {
 }
 
 // unmetImage says why a running image does not meet the policy, or nothing.
-func (b *builder) unmetImage(s corev1.ContainerStatus, p *Policy) string {
+func (b *builder) unmetImage(s corev1.ContainerStatus, platform string, p *Policy) string {
 	req := p.Spec.Require.Image
-	image, ok := b.s.Images[snapshot.ImageKey{Image: s.Image, ImageID: s.ImageID}]
+	image, ok := b.s.Images[snapshot.KeyOf(s, platform)]
 	switch {
 	case !ok:
 		return fmt.Sprintf("image %s has not been examined", s.ImageID)

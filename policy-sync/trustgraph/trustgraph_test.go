@@ -133,6 +133,9 @@ func TestRefusals(t *testing.T) {
 		"an ephemeral container's image is unsigned": {func(s *snapshot.Snapshot) { ephemeral(s, "debugger") }, "ephemeral container debug: image"},
 		"the spec changed after the status":          {func(s *snapshot.Snapshot) { s.Pods[apiFra].Generation, s.Pods[apiFra].Status.ObservedGeneration = 2, 1 }, "spec has changed"},
 		"the image was not examined":                 {func(s *snapshot.Snapshot) { s.Images = nil }, "has not been examined"},
+		"the image was examined for another platform": {func(s *snapshot.Snapshot) {
+			s.Nodes[0].Status.NodeInfo = corev1.NodeSystemInfo{OperatingSystem: "linux", Architecture: "arm64"}
+		}, "has not been examined"},
 		"the image's registry is away": {func(s *snapshot.Snapshot) {
 			image(s, func(i *snapshot.Image) { i.Manifests, i.Problem = nil, "registry is away" })
 		}, "registry is away"},

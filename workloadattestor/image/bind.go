@@ -136,6 +136,10 @@ func (b *binder) visit(ctx context.Context, s source, doc document) error {
 func (b *binder) visitOwnIndex(ctx context.Context, s source, index *indexDoc) error {
 	var fits []descriptor
 	for _, child := range index.children {
+		if mayRun(child) && child.Platform != nil && !plain(child) {
+			return fmt.Errorf("image: index %s has an entry for %s/%s, which runtimes read as another name of a platform: refused",
+				index.digest, short(child.Platform.OS), short(child.Platform.Architecture))
+		}
 		if mayRun(child) && b.platform.fits(child) {
 			fits = append(fits, child)
 		}
@@ -225,6 +229,17 @@ func mayRun(d descriptor) bool {
 		return false
 	}
 	return d.Platform == nil || d.Platform.OS != "unknown"
+}
+
+// Platforms as Go and the OCI image spec (image-index.md) spell them. Runtimes take other spellings for the same ("x86_64", "Linux":
+// containerd's platforms.Normalize) and start the first entry that fits, so an index with one could hide from us what runs.
+var (
+	plainSystems       = []string{"linux", "windows", "darwin", "freebsd", "wasip1"}
+	plainArchitectures = []string{"386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm"}
+)
+
+func plain(d descriptor) bool {
+	return slices.Contains(plainSystems, d.Platform.OS) && slices.Contains(plainArchitectures, d.Platform.Architecture)
 }
 
 func (p Platform) fits(d descriptor) bool {

@@ -26,7 +26,7 @@ type Config struct {
 	Layouts []string
 	// Verifiers, each with a name of its own. None is fine: digests are bound, nothing is signed-by.
 	Verifiers []Verifier
-	// Platform of the node. It decides only when a runtime reports an index digest.
+	// Platform of the node, unless Running says another. It decides only when a runtime reports an index digest.
 	Platform Platform
 	// TTL is how long a proof is served without being made again; zero means DefaultTTL.
 	TTL time.Duration
@@ -177,7 +177,11 @@ func (c *Checker) bind(ctx context.Context, sources []source, q question) (bound
 	if ok && c.config.Now().Before(cached.renew) {
 		return cached.value, cached.err
 	}
-	b, err := bind(ctx, sources, q, c.config.Platform)
+	platform := q.platform
+	if platform == (Platform{}) {
+		platform = c.config.Platform
+	}
+	b, err := bind(ctx, sources, q, platform)
 	if err != nil {
 		// What was bound by digests stays true; only that it can be shown again is not.
 		if kept, ok := c.bindings.putBad(q.key(), err, c.config.Now(), c.config.FailureTTL, true); ok {

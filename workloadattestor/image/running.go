@@ -23,6 +23,8 @@ type Running struct {
 	Name string
 	// Hints are more references of the image, with tag or digest.
 	Hints []string
+	// Platform of the node that runs it, where that is not the checker's own (Config.Platform).
+	Platform Platform
 }
 
 // maxHints bounds the references of one image; runtimes list one per repository that the image was pulled from.
@@ -37,14 +39,15 @@ type identity string
 
 // question is Running, parsed.
 type question struct {
-	id    identity
-	refs  []name.Reference // where to look: tags and digests, without doubles, in order of preference
-	loose []string         // digests without a repository: may be asked of every source
+	id       identity
+	refs     []name.Reference // where to look: tags and digests, without doubles, in order of preference
+	platform Platform         // the node's; zero leaves it to the checker's configuration
+	loose    []string         // digests without a repository: may be asked of every source
 }
 
 // key is the same for equal questions.
 func (q question) key() string {
-	parts := append([]string{string(q.id)}, q.loose...)
+	parts := append([]string{string(q.id), q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
 	for _, r := range q.refs {
 		parts = append(parts, r.Name())
 	}
@@ -52,7 +55,7 @@ func (q question) key() string {
 }
 
 func parseRunning(r Running, insecure map[string]bool) (question, error) {
-	var q question
+	q := question{platform: r.Platform}
 	for _, text := range []string{r.ID, r.Ref} {
 		digest, ref, err := parseReported(text, insecure)
 		if err != nil {

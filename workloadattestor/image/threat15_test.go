@@ -182,6 +182,52 @@ func TestThreat15_ConfigThatIsAManifestTooIsNotReadAsOne(t *testing.T) {
 	f.wantRefusal(f.checker(f.releaseKey()), image.Running{ID: digest, Name: f.repo + ":victim"}, "of an image config")
 }
 
+// TestThreat15_AnotherNodesImageOfAnIndexProvesNothing: a Pod's status names an index; which of its images runs, the node's
+// platform decides. Whoever writes the index may list a signed image for one platform and any other image for another.
+func TestThreat15_AnotherNodesImageOfAnIndexProvesNothing(t *testing.T) {
+	f := newFixture(t)
+	signed, mine := f.app(), f.app()
+	f.sign(signed.manifest)
+	index := f.pushIndex("mixed", map[string]app{"amd64": signed, "arm64": mine})
+	c := f.checker(f.releaseKey())
+	ref := f.repo + "@" + index
+	for name, tc := range map[string]struct {
+		platform image.Platform
+		want     app
+		accepted bool
+	}{
+		"of no platform, the configured one counts": {image.Platform{}, signed, true},
+		"of its own":               {image.Platform{OS: "linux", Architecture: "amd64"}, signed, true},
+		"of a node of another one": {image.Platform{OS: "linux", Architecture: "arm64"}, mine, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := c.Check(t.Context(), image.Running{Ref: ref, Platform: tc.platform})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got.Manifests) != 1 || got.Manifests[0].String() != tc.want.manifest || (len(got.SignedBy) > 0) != tc.accepted {
+				t.Errorf("manifests %v, signed by %v", got.Manifests, got.SignedBy)
+			}
+		})
+	}
+}
+
+// TestThreat15_APlatformUnderAnotherNameIsRefused: containerd takes x86_64 for amd64 and starts the first entry that fits.
+func TestThreat15_APlatformUnderAnotherNameIsRefused(t *testing.T) {
+	for _, other := range []string{"x86_64", "x86-64", "AMD64", "aarch64"} {
+		t.Run(other, func(t *testing.T) {
+			f := newFixture(t)
+			signed, mine := f.app(), f.app()
+			f.sign(signed.manifest)
+			index := f.pushIndex("mixed", map[string]app{"amd64": signed, other: mine})
+			_, err := f.checker(f.releaseKey()).Check(t.Context(), image.Running{Ref: f.repo + "@" + index})
+			if err == nil || !strings.Contains(err.Error(), "another name of a platform") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 func TestThreat15_IndexDigestNeedsExactlyOneManifestForThePlatform(t *testing.T) {
 	f := newFixture(t)
 	cases := map[string][]string{"none": {"arm"}, "two": {"amd64", "amd64"}}
