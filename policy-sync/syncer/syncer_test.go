@@ -96,11 +96,12 @@ func TestThreat33_SPIREAwayClosesAndOpensNothing(t *testing.T) {
 			breakIt(w)
 			w.proveBad()
 			w.ops = nil
+			s.o.Timeout = time.Minute // far beyond what a pass takes on the busiest machine
 			begun := time.Now()
 			if _, err := s.Sync(t.Context()); (err == nil) != (w.hang != nil) {
 				t.Errorf("got %v", err)
 			}
-			if took := time.Since(begun); took > 500*time.Millisecond {
+			if took := time.Since(begun); took > s.o.Timeout/2 {
 				t.Errorf("the pass took %s: it waited for SPIRE", took)
 			}
 			if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != "" || len(n.Spec.Taints) == 0 {
@@ -150,13 +151,16 @@ func TestADataPlaneThatHangsKeepsNoLabelOn(t *testing.T) {
 		done <- err
 	}()
 	within(t, "fra-1 is closed", func() bool { return w.node("fra-1").Labels[v1alpha1.NodeVerdictLabel] == "" })
-	if took := time.Since(begun); took > 800*time.Millisecond {
-		t.Errorf("closed after %s", took)
+	select {
+	case err := <-done:
+		t.Errorf("the label went only with the end of the pass (%v)", err)
+		return
+	default:
 	}
 	if err := <-done; !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(begun); took > 2500*time.Millisecond { // one timeout, not one for each object
+	if took := time.Since(begun); took > 6*s.o.Timeout { // about one timeout, not one for each of the many objects
 		t.Errorf("the pass took %s", took)
 	}
 	if len(w.reports) == 0 || len(w.reports[len(w.reports)-1].Changes) == 0 {
