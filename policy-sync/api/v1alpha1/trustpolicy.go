@@ -7,7 +7,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 type TrustPolicySpec struct {
 	// Workloads names the pods, all in the policy's own namespace.
 	Workloads Workloads `json:"workloads"`
-	// Require is what must be proved. Without it a trusted node and a known image are still required.
+	// Require is what must be proved. Without it a trusted node is still required and, for the trust label, that the digest of every container's image is known.
 	// +optional
 	Require Requirements `json:"require,omitempty"`
 	// Ingress lists who may call these pods; empty means nobody.
