@@ -213,8 +213,11 @@ func (w *world) create(objects ...client.Object) {
 	for _, o := range objects {
 		status, _ := o.DeepCopyObject().(client.Object)
 		writer := w.api
-		if _, ok := o.(*v1alpha1.NodeTrust); ok {
+		if trust, ok := o.(*v1alpha1.NodeTrust); ok {
 			writer = w.verifier
+			live := &corev1.Node{} // whose UID the verifier writes down
+			w.must(w.api.Get(w.t.Context(), client.ObjectKey{Name: trust.Name}, live))
+			trust.Spec.NodeUID = string(live.UID)
 		}
 		if err := w.createOne(writer, o); err != nil {
 			w.t.Fatalf("create %T %s: %v", o, o.GetName(), err)

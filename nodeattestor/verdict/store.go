@@ -27,7 +27,7 @@ import (
 var ErrBoundElsewhere = errors.New("the node is bound to another EK")
 
 // ErrNodeMissing means that the verdict stands in a NodeTrust without a nodeUID, since
-// no Node of that name exists yet; policy-sync will not act on it until it has one.
+// no Node of that name exists yet; while it is trusted, policy-sync does not act on it.
 var ErrNodeMissing = errors.New("no Node object of that name exists yet")
 
 // Binding is what the shared store knows of a node.

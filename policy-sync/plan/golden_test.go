@@ -147,6 +147,9 @@ func load(t *testing.T, w *world, text string) {
 			whole := snapshottest.Trust(trust.Name, "")
 			trust.Spec.EKHash, trust.Spec.AgentID = snapshottest.EK(trust.Name), snapshottest.AgentID(trust.Name)
 			trust.Spec.AttestedAt, trust.Spec.ValidUntil = whole.Spec.AttestedAt, whole.Spec.ValidUntil
+			if i := slices.IndexFunc(w.Nodes, func(n corev1.Node) bool { return n.Name == trust.Name }); i >= 0 {
+				trust.Spec.NodeUID = string(w.Nodes[i].UID) // the document's Nodes stand before its NodeTrusts
+			}
 			w.NodeTrusts = put(w.NodeTrusts, trust)
 		default:
 			o := &unstructured.Unstructured{}

@@ -65,12 +65,9 @@ func TestRefusals(t *testing.T) {
 	}{
 		"the node has no NodeTrust":                           {func(s *snapshot.Snapshot) { s.NodeTrusts = s.NodeTrusts[1:] }, "has never proved itself"},
 		"the proof is about an earlier Node of the same name": {func(s *snapshot.Snapshot) { s.Nodes[0].UID = "new" }, "about an earlier Node"},
-		"the Node was recreated and the proof names no UID": {func(s *snapshot.Snapshot) {
-			s.NodeTrusts[0].Spec.NodeUID = ""
-			s.Nodes[0].CreationTimestamp = metav1.NewTime(snapshottest.Now)
-		}, "a recreated Node inherits nothing"},
-		"the proof has expired": {func(s *snapshot.Snapshot) { s.At = s.At.Add(time.Minute) }, "its proof ended at"},
-		"the proof has no end":  {func(s *snapshot.Snapshot) { s.NodeTrusts[0].Spec.ValidUntil = metav1.MicroTime{} }, "ended before it began"},
+		"the proof names no UID":                              {func(s *snapshot.Snapshot) { s.NodeTrusts[0].Spec.NodeUID = "" }, "names no Node UID"},
+		"the proof has expired":                               {func(s *snapshot.Snapshot) { s.At = s.At.Add(time.Minute) }, "its proof ended at"},
+		"the proof has no end":                                {func(s *snapshot.Snapshot) { s.NodeTrusts[0].Spec.ValidUntil = metav1.MicroTime{} }, "ended before it began"},
 		"the proof is of the future": {func(s *snapshot.Snapshot) {
 			s.NodeTrusts[0].Spec.AttestedAt = metav1.NewMicroTime(s.At.Add(6 * time.Minute))
 		}, "lies in the future"},

@@ -38,8 +38,8 @@ type NodeTrustSpec struct {
 	// TagSerial is the highest asset-tag serial seen for this EK.
 	// +optional
 	TagSerial *int64 `json:"tagSerial,omitempty"`
-	// NodeUID is the UID of the Node object that this verdict is about, when the
-	// verifier knew it; a Node recreated under the same name inherits nothing.
+	// NodeUID is the UID of the Node object that this verdict is about; a Node recreated under the
+	// same name inherits nothing. Without it, as long as no such Node exists, a trusted verdict opens nothing.
 	// +optional
 	// +kubebuilder:validation:MaxLength=128
 	NodeUID string `json:"nodeUID,omitempty"`
