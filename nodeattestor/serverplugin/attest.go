@@ -195,7 +195,8 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if state, ok := a.pending.State(); ok {
 		a.states.put(claims.EK, state)
 	}
-	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference, "resumed", a.pending.Resumed())
+	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference,
+		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed())
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
 		AgentAttributes: &nodeattestorv1.AgentAttributes{
 			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,

@@ -39,8 +39,9 @@ func (p *Pending) Bind(known Known) error {
 	return nil
 }
 
-// Finish appraises the logs and the tag, and yields the claims. On refusal it goes on
-// through all checks, so that the refusals tell everything that is wrong.
+// Finish appraises the logs and the tag, and yields the claims. It goes on through boot,
+// measured files and tag after a refusal, so that the refusals tell everything that is wrong;
+// an IMA log that does not replay ends it at once, for nothing can be said about its files.
 func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	if !p.bound {
 		return nodeclaim.Claims{}, fmt.Errorf("verify: finish before the node was bound")

@@ -21,7 +21,6 @@ type Pending struct {
 	policy   *Policy
 	identity ek.Identity
 	key      ak.Key
-	hasIMA   bool
 	secret   []byte
 	nonce    []byte
 	expires  time.Time
@@ -66,7 +65,7 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	if err := checkPayload(p, policy); err != nil {
 		return nil, nil, err
 	}
-	pending := &Pending{policy: policy, identity: id, key: key, hasIMA: p.HasIMA, token: p.Token, expires: now.Add(policy.challengeTTL()),
+	pending := &Pending{policy: policy, identity: id, key: key, token: p.Token, expires: now.Add(policy.challengeTTL()),
 		secret: make([]byte, evidence.SecretSize), nonce: make([]byte, evidence.NonceSize)}
 	for _, b := range [][]byte{pending.secret, pending.nonce} {
 		if _, err := io.ReadFull(rand, b); err != nil {
