@@ -79,7 +79,7 @@ func built(path string) bool {
 // key names what a program is made of.
 func (b builder) key(ctx context.Context, p Part) (string, error) {
 	h := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
+	for _, name := range p.pins() {
 		content, err := os.ReadFile(filepath.Join(b.source, p.Folder, name))
 		if err != nil {
 			return "", fmt.Errorf("parts: %s: %w", p.Name, err)
@@ -87,11 +87,13 @@ func (b builder) key(ctx context.Context, p Part) (string, error) {
 		sum := sha256.Sum256(content)
 		h.Write(sum[:])
 	}
-	version, err := b.golang(ctx, p, "env", "GOVERSION", "GOOS", "GOARCH", "CGO_ENABLED")
-	if err != nil {
-		return "", err
+	if !p.Wheel {
+		version, err := b.golang(ctx, p, "env", "GOVERSION", "GOOS", "GOARCH", "CGO_ENABLED")
+		if err != nil {
+			return "", err
+		}
+		h.Write(version)
 	}
-	h.Write(version)
 	h.Write([]byte(p.Package))
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
@@ -123,7 +125,11 @@ func (b builder) build(ctx context.Context, log io.Writer, p Part, path string) 
 	say(log, "building %s %s …", p.Name, p.Version)
 	partial := path + ".partial"
 	defer func() { _ = os.Remove(partial) }() // gone already when the build succeeded
-	if _, err := b.golang(ctx, p, "build", "-mod=readonly", "-trimpath", "-o", partial, p.Package); err != nil {
+	if p.Wheel {
+		if err := b.wheel(ctx, log, p, partial); err != nil {
+			return err
+		}
+	} else if _, err := b.golang(ctx, p, "build", "-mod=readonly", "-trimpath", "-o", partial, p.Package); err != nil {
 		return err
 	}
 	if err := os.Rename(partial, path); err != nil {

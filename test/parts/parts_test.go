@@ -17,7 +17,7 @@ func TestEveryPartIsPinned(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range List() {
-		for _, name := range []string{"go.mod", "go.sum"} {
+		for _, name := range p.pins() {
 			if _, err := os.Stat(filepath.Join(root, p.Folder, name)); err != nil {
 				t.Errorf("%s: %v", p.Name, err)
 			}

@@ -31,6 +31,10 @@ func Systems() []System {
 		{"swtpm_setup", "swtpm-tools", []string{"swtpm_setup"}},
 		{"runc", "runc", []string{"runc"}},
 		{"cni", "containernetworking-plugins", []string{"/usr/lib/cni/bridge", "/opt/cni/bin/bridge"}},
+		{"ip", "iproute2", []string{"ip"}},
+		{"iptables", "iptables", []string{"xtables-nft-multi"}},
+		{"conntrack", "conntrack", []string{"conntrack"}},
+		{"pip", "python3-pip", []string{"pip3", "pip"}},
 		{"gcc", "gcc", []string{"gcc"}},
 		{"libssl", "libssl-dev", []string{"/usr/include/openssl/evp.h", "/usr/local/include/openssl/evp.h"}},
 	}
