@@ -48,6 +48,8 @@ const (
 	SourceAnnotation = Group + "/source"
 	// CalicoTier is the tier of every Calico policy that Keelson writes, before the teams' tiers.
 	CalicoTier = "keelson"
+	// RevokedSet is the GlobalNetworkSet of revoked addresses, of which keelson-node cuts the open flows.
+	RevokedSet = CalicoTier + ".revoked"
 	// FieldManager is policy-sync's name in server-side apply.
 	FieldManager = "keelson-policy-sync"
 	// EntryIDPrefix starts the ID of every SPIRE entry that policy-sync owns.
