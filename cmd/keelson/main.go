@@ -65,6 +65,7 @@ func newRoot() *cobra.Command {
 		addAudit,
 		addPlan,
 		addExplain,
+		addPlugins,
 	} {
 		add(root)
 	}
