@@ -27,9 +27,17 @@ type Options struct {
 	// Calico starts Calico's API server, with its custom resources and the objects that its users expect (the default tier
 	// and ClusterInformation). IstioCRDs installs Istio's custom resource definitions.
 	Calico, IstioCRDs bool
+	// Address is where kube-apiserver and Calico's API server listen; 127.0.0.1 when empty. Machines and pods of a whole
+	// cluster (package fleet) reach them there.
+	Address string
+	// Controllers starts kube-controller-manager and kube-scheduler.
+	Controllers bool
 	// APIServerArgs are added to kube-apiserver's command line, after ours: the last of a repeated flag wins there.
 	APIServerArgs []string
 }
+
+// loopback is where everything listens that nobody outside of this computer needs.
+const loopback = "127.0.0.1"
 
 // Cluster is a running Kubernetes API with what Options asked for.
 type Cluster struct {
@@ -48,6 +56,9 @@ type Cluster struct {
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if o.Log == nil {
 		o.Log = io.Discard
+	}
+	if o.Address == "" {
+		o.Address = loopback
 	}
 	c := &Cluster{opts: o, dir: o.Dir}
 	if err := c.start(ctx); err != nil {
@@ -85,6 +96,9 @@ func (c *Cluster) start(ctx context.Context) error {
 		return err
 	}
 	names := []string{"etcd", "kube-apiserver"}
+	if c.opts.Controllers {
+		names = append(names, "kube-controller-manager", "kube-scheduler")
+	}
 	if c.opts.Calico {
 		names = append(names, "calico-apiserver")
 	}
@@ -97,6 +111,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	}
 	if err := c.startAPIServer(ctx, paths["kube-apiserver"]); err != nil {
 		return err
+	}
+	if c.opts.Controllers {
+		if err := c.startControllers(ctx, paths["kube-controller-manager"], paths["kube-scheduler"]); err != nil {
+			return err
+		}
 	}
 	if c.opts.IstioCRDs {
 		if err := c.installIstioCRDs(ctx); err != nil {
@@ -189,6 +208,11 @@ func (c *Cluster) KubeconfigFor(user string, groups ...string) (string, error) {
 	}
 	path := f.Name()
 	return path, errors.Join(f.Close(), clientcmd.WriteToFile(*cfg, path))
+}
+
+// ServerCertificate mints a serving certificate under the cluster's authority, for a kubelet say.
+func (c *Cluster) ServerCertificate(names ...string) (cert, key []byte, err error) {
+	return c.ca.server(names...)
 }
 
 // FreePort returns a TCP port of 127.0.0.1 that nothing listens on. Another program may take it before it is used; servers

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -41,12 +42,21 @@ func (c *Cluster) startEtcd(ctx context.Context, path string) error {
 	return p.Until(ctx, func(ctx context.Context) error { return get(ctx, c.etcd+"/health") })
 }
 
-func get(ctx context.Context, url string) error {
+func get(ctx context.Context, url string) error { return getWith(ctx, http.DefaultClient, url) }
+
+// getInsecure is get for a server on this computer that signs its own certificate.
+func getInsecure(ctx context.Context, url string) error {
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} // #nosec G402 -- it only tells whether the server is up
+	defer transport.CloseIdleConnections()
+	return getWith(ctx, &http.Client{Transport: transport}, url)
+}
+
+func getWith(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return fmt.Errorf("cluster: %w", err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("cluster: %w", err)
 	}
@@ -67,7 +77,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	c.url = fmt.Sprintf("https://127.0.0.1:%d", port)
+	c.url = fmt.Sprintf("https://%s:%d", c.opts.Address, port)
 	begun := time.Now()
 	p, err := c.group.Start(Command{Name: "kube-apiserver", Path: path, Args: c.apiServerArgs(port)})
 	if err != nil {
@@ -95,8 +105,7 @@ func (c *Cluster) startAPIServer(ctx context.Context, path string) error {
 func (c *Cluster) apiServerArgs(port int) []string {
 	args := []string{
 		"--etcd-servers=" + c.etcd, "--etcd-compaction-interval=0",
-		"--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
-		"--endpoint-reconciler-type=none", // loopback addresses are not allowed in Endpoints
+		"--bind-address=" + c.opts.Address, "--advertise-address=" + c.opts.Address, fmt.Sprintf("--secure-port=%d", port),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
 		"--client-ca-file=" + c.path("ca.crt"),
 		"--tls-cert-file=" + c.path("apiserver.crt"), "--tls-private-key-file=" + c.path("apiserver.key"),
@@ -109,7 +118,59 @@ func (c *Cluster) apiServerArgs(port int) []string {
 		"--proxy-client-cert-file=" + c.path("front-proxy-client.crt"),
 		"--proxy-client-key-file=" + c.path("front-proxy-client.key"),
 	}
+	if c.opts.Address == loopback {
+		args = append(args, "--endpoint-reconciler-type=none") // loopback addresses are not allowed in Endpoints
+	}
+	// The API server is a client of kubelets (logs, exec), which ask whether it may.
+	args = append(args, "--kubelet-client-certificate="+c.path("kubelet-client.crt"), "--kubelet-client-key="+c.path("kubelet-client.key"),
+		"--kubelet-certificate-authority="+c.path("ca.crt"), "--kubelet-preferred-address-types=InternalIP")
 	return append(args, c.opts.APIServerArgs...)
+}
+
+// startControllers starts the controllers and the scheduler, without leader election: there is one of each.
+func (c *Cluster) startControllers(ctx context.Context, manager, scheduler string) error {
+	kubeconfig, err := c.KubeconfigFor("system:kube-controller-manager")
+	if err != nil {
+		return err
+	}
+	ports := make([]int, 2)
+	for i := range ports {
+		if ports[i], err = FreePort(); err != nil {
+			return err
+		}
+	}
+	processes := make([]*Process, 2)
+	processes[0], err = c.group.Start(Command{Name: "kube-controller-manager", Path: manager, Args: append(controllerArgs(kubeconfig, ports[0]),
+		"--use-service-account-credentials=true", "--service-account-private-key-file="+c.path("sa.key"), "--root-ca-file="+c.path("ca.crt"),
+		"--client-ca-file="+c.path("ca.crt"), "--allocate-node-cidrs=false", "--node-monitor-grace-period=40s",
+	)})
+	if err != nil {
+		return err
+	}
+	if kubeconfig, err = c.KubeconfigFor("system:kube-scheduler"); err != nil {
+		return err
+	}
+	processes[1], err = c.group.Start(Command{Name: "kube-scheduler", Path: scheduler, Args: controllerArgs(kubeconfig, ports[1])})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for i, p := range processes {
+		if err := p.Until(ctx, func(ctx context.Context) error {
+			return getInsecure(ctx, fmt.Sprintf("https://127.0.0.1:%d/healthz", ports[i]))
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func controllerArgs(kubeconfig string, port int) []string {
+	return []string{
+		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
+		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--leader-elect=false",
+	}
 }
 
 func (c *Cluster) writeAPIServerKeys() error {
@@ -120,7 +181,15 @@ func (c *Cluster) writeAPIServerKeys() error {
 	if c.proxy, err = newAuthority("keelson test front proxy"); err != nil {
 		return err
 	}
-	cert, key, err := c.ca.server("kubernetes.default.svc", "kubernetes", "kubernetes.default", "localhost", "127.0.0.1", "10.96.0.1")
+	cert, key, err := c.ca.client("kube-apiserver-kubelet-client", "system:masters")
+	if err != nil {
+		return err
+	}
+	if err := writePair(c.dir, "kubelet-client", cert, key); err != nil {
+		return err
+	}
+	cert, key, err = c.ca.server("kubernetes.default.svc", "kubernetes", "kubernetes.default", "kubernetes.default.svc.cluster.local",
+		"localhost", loopback, c.opts.Address, "10.96.0.1")
 	if err != nil {
 		return err
 	}

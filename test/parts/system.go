@@ -32,11 +32,18 @@ func Systems() []System {
 		{"runc", "runc", []string{"runc"}},
 		{"cni", "containernetworking-plugins", []string{"/usr/lib/cni/bridge", "/opt/cni/bin/bridge"}},
 		{"ip", "iproute2", []string{"ip"}},
+		{"nft", "nftables", []string{"nft"}},
 		{"iptables", "iptables", []string{"xtables-nft-multi"}},
 		{"conntrack", "conntrack", []string{"conntrack"}},
 		{"pip", "python3-pip", []string{"pip3", "pip"}},
 		{"gcc", "gcc", []string{"gcc"}},
 		{"libssl", "libssl-dev", []string{"/usr/include/openssl/evp.h", "/usr/local/include/openssl/evp.h"}},
+		{"qemu", "qemu-system-x86", []string{"qemu-system-x86_64"}},
+		{"ovmf", "ovmf", []string{"/usr/share/OVMF/OVMF_CODE_4M.fd"}},
+		{"systemd-stub", "systemd-boot-efi", []string{"/usr/lib/systemd/boot/efi/linuxx64.efi.stub"}},
+		{"busybox", "busybox-static", []string{"busybox"}},
+		{"mtools", "mtools", []string{"mtools"}},
+		{"objcopy", "binutils", []string{"objcopy"}},
 	}
 }
 

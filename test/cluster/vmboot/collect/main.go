@@ -1,0 +1,65 @@
+// Command collect runs in the guest of a golden boot: it quotes the boot's PCRs and writes a folder of evidence as
+// `keelson reference capture` reads it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
+)
+
+func main() {
+	dir := flag.String("dir", "", "folder to write into")
+	tpm := flag.String("tpm", "/dev/tpmrm0", "the TPM")
+	flag.Parse()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := collect(ctx, *tpm, *dir); err != nil {
+		fmt.Fprintln(os.Stderr, "collect:", err)
+		os.Exit(1) //nolint:gocritic // the context ends with the process
+	}
+}
+
+func collect(ctx context.Context, tpm, dir string) (err error) {
+	dev, err := tpmdev.OpenContext(ctx, tpm, tpmdev.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dev.Close()) }()
+	key, err := dev.AK(ctx, filepath.Join(dir, "ak"))
+	if err != nil {
+		return err
+	}
+	var pcrs []int
+	for i := range 15 {
+		pcrs = append(pcrs, i)
+	}
+	quotes, err := dev.Quote(ctx, key, []byte("golden"), []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: pcrs}})
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"quote.attest": quotes[0].Attest, "quote.sig": quotes[0].Signature, "ak.tpmpub": key.Public}
+	// The logs are read after the quote, so that they hold at least what it covers.
+	for name, from := range map[string]string{
+		"binary_bios_measurements":    "/sys/kernel/security/tpm0/binary_bios_measurements",
+		"binary_runtime_measurements": "/sys/kernel/security/ima/binary_runtime_measurements",
+		"cmdline.txt":                 "/proc/cmdline",
+	} {
+		if files[name], err = os.ReadFile(from); err != nil {
+			return err
+		}
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
