@@ -21,6 +21,10 @@ demo: setup ## run the main job: three nodes, real SPIRE, real TPM commands; onl
 test: setup ## run all unit and integration tests
 	go test -timeout 30m $(PKGS)
 
+.PHONY: vmboot
+vmboot: ## boot real virtual machines that prove their boot to a real SPIRE server
+	go test -count=1 -v -timeout 40m -run TestAVirtualMachineProvesItsBoot ./test/cluster/vmboot
+
 .PHONY: race
 race: setup ## run all unit and integration tests with the race detector, in random order
 	go test -race -shuffle=on -timeout 40m $(PKGS)

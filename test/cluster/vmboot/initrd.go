@@ -2,11 +2,14 @@ package vmboot
 
 import (
 	"bytes"
+	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -39,7 +42,7 @@ const (
 
 // initrd is the whole system of the guest. The same inputs make the same bytes, so that a boot's measurements can be told
 // beforehand.
-func (k *Kit) initrd() ([]byte, error) {
+func (k *Kit) initrd(ctx context.Context) ([]byte, error) {
 	files := map[string]file{
 		"init": {mode: modeProgram, content: initScript},
 		// Before devtmpfs is mounted, the kernel opens this for init.
@@ -52,9 +55,9 @@ func (k *Kit) initrd() ([]byte, error) {
 		files["bin/"+name] = file{mode: modeLink, content: []byte("busybox")}
 	}
 	for name, path := range k.programs {
-		content, err := os.ReadFile(path)
+		content, err := k.stripped(ctx, path)
 		if err != nil {
-			return nil, fmt.Errorf("vmboot: initrd: %w", err)
+			return nil, err
 		}
 		files["bin/"+name] = file{mode: modeProgram, content: content}
 	}
@@ -73,6 +76,20 @@ func (k *Kit) initrd() ([]byte, error) {
 	}
 	files["lib/modules/order"] = file{mode: modeFile, content: []byte(list.String())}
 	return compress(archive(files))
+}
+
+// stripped is a program without what only debuggers read, which is half of it.
+func (k *Kit) stripped(ctx context.Context, path string) (content []byte, err error) {
+	dir, err := os.MkdirTemp("", "vmboot-")
+	if err != nil {
+		return nil, fmt.Errorf("vmboot: initrd: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	out := filepath.Join(dir, "program")
+	if _, err := tool(ctx, dir, k.system["objcopy"], "--strip-all", path, out); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(out)
 }
 
 // archive writes a cpio archive in the format "newc" (Linux, Documentation/driver-api/early-userspace/buffer-format.rst),
@@ -109,5 +126,7 @@ func compress(data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vmboot: initrd: %w", err)
 	}
-	return w.EncodeAll(data, nil), w.Close()
+	out := bytes.NewBuffer(w.EncodeAll(data, nil))
+	pad(out) // the kernel skips zeros, and looks for what follows on a multiple of four
+	return out.Bytes(), w.Close()
 }

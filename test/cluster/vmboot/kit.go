@@ -63,7 +63,7 @@ func Gather(ctx context.Context, log io.Writer) (*Kit, error) {
 		"busybox": k.system["busybox"], "spire-agent": spire["spire-agent"],
 		filepath.Base(pluginCommand): own[pluginCommand], filepath.Base(collectCommand): own[collectCommand],
 	}
-	k.base, err = k.initrd()
+	k.base, err = k.initrd(ctx)
 	return k, err
 }
 

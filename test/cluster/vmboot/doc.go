@@ -1,0 +1,31 @@
+// Package vmboot boots virtual machines that measure themselves: firmware (OVMF), boot stub (systemd's) and kernel (Debian's)
+// extend the TPM (swtpm) and write the logs, nothing is replayed, and SPIRE's agent runs in the guest with our attestor plugin,
+// which reaches the TPM through the kernel's resource manager at /dev/tpmrm0.
+//
+//	kit, err := vmboot.Gather(ctx, log)                         // QEMU, firmware, kernel, the guest's programs; cached
+//	image, err := kit.Build(ctx, dir, vmboot.Changes{})          // the golden image; Changes say what is tampered with
+//	tpm, err := kit.MakeTPM(ctx, group, log, "fra-1", dir, ca, provision)
+//	vm, err := kit.Start(ctx, group, vmboot.VMOptions{Image: image, TPM: tpm, Server: spire, …})
+//	err = vm.Evidence(ctx, folder)                               // of a golden guest, for `keelson reference capture`
+//	vm.Close()                                                   // the TPM stays, for the next boot
+//
+// Processors are emulated, so that it works where there is no KVM, inside another virtual machine for example.
+//
+// # The guest
+//
+// All of the guest is a unified kernel image: kernel, command line, and an initrd with busybox, SPIRE's agent and the plugin
+// (init.sh is its PID 1). PCR 4 has the image as a whole, PCR 11 its sections, PCR 9 what the kernel was given. IMA measures what
+// the guest runs; the initrd is unpacked on a ramfs for that, because the kernel's policy "tcb" leaves out tmpfs. What
+// differs from run to run (the agent's configuration, the trust bundle, the asset tag) comes as a tar archive on the second
+// disk, is unpacked on a tmpfs, and is measured by nobody: it is data that the agent would fail with, not code. A golden
+// guest writes its evidence to the third disk. The guest has no network but one address, 10.0.2.100:8081, which QEMU hands to
+// the SPIRE server on the host's loopback.
+//
+// # As a node of a cluster
+//
+// The guest attests; no kubelet or container runtime runs in it. A test of a whole cluster can take one for what
+// stands below a node: list tpm.EKHashes in the server's inventory under a node's name, create the Node (or run a kubelet of that
+// name on the host), and the verdict about the guest's boot becomes that node's NodeTrust, its labels and its
+// policies; booting a tampered image on the same TPM loses it. Workloads of that node are then attested by an agent on the host, which
+// must not be the same TPM's: give it another node attestor (join_token), and parent its entries to the node.
+package vmboot
