@@ -3,6 +3,7 @@
 //	keelson-policy-sync --config FILE [--log-level debug|info|warn|error]
 //	keelson-policy-sync validate --config FILE
 //	keelson-policy-sync manifests | kubectl apply -f -
+//	keelson-policy-sync cleanup --config FILE
 package main
 
 import (
@@ -51,6 +52,6 @@ func command() *cobra.Command {
 			return err
 		},
 	})
-	root.AddCommand(manifestsCommand())
+	root.AddCommand(manifestsCommand(), cleanupCommand(&path))
 	return root
 }
