@@ -46,6 +46,47 @@ func unmountBelow(dir string) error {
 	return errors.Join(errs...)
 }
 
+// MakeCgroup makes a cgroup in every hierarchy, as a kubelet wants its root. A cpuset takes processes only once it has CPUs and
+// memory nodes, which it gets from its parent.
+func MakeCgroup(cgroup string) error {
+	roots, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		dir := root
+		for _, element := range strings.Split(strings.Trim(cgroup, "/"), "/") {
+			parent := dir
+			dir = filepath.Join(dir, element)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("node: cgroup: %w", err)
+			}
+			for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+				if err := inherit(parent, dir, name); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// inherit copies a setting of the parent cgroup that the child has and left empty.
+func inherit(parent, dir, name string) error {
+	own, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil || strings.TrimSpace(string(own)) != "" {
+		return nil // not a cpuset hierarchy, or set already
+	}
+	value, err := os.ReadFile(filepath.Join(parent, name))
+	if err != nil {
+		return nil // version 2 has it in every cgroup but the root
+	}
+	if err := os.WriteFile(filepath.Join(dir, name), value, 0); err != nil {
+		return fmt.Errorf("node: cgroup: %w", err)
+	}
+	return nil
+}
+
 // removeCgroups kills what is left in a run's own cgroups, in whatever hierarchies the machine has, and removes them.
 func removeCgroups(cgroup string) error {
 	roots, err := hierarchies()

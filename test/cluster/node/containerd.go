@@ -72,7 +72,7 @@ func StartContainerd(ctx context.Context, g *cluster.Group, o ContainerdOptions)
 	rt.cgroup = "/" + o.Network.Bridge + "/" + o.Name
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := p.Until(ctx, rt.ready); err != nil {
+	if err := p.Until(ctx, rt.Ready); err != nil {
 		return nil, errors.Join(err, rt.Close(context.WithoutCancel(ctx)))
 	}
 	_, _ = fmt.Fprintf(o.Log, "containerd of %s is ready after %.1f s\n", o.Name, time.Since(begun).Seconds())

@@ -26,9 +26,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// Registry is an image registry in this process, over plain HTTP on 127.0.0.1, that forgets everything at the end.
+// Registry is an image registry in this process, over plain HTTP, that forgets everything at the end.
 type Registry struct {
-	// Host is its address, "127.0.0.1:port", as it stands in image references.
+	// Host is its address and port, as it stands in image references.
 	Host   string
 	server *http.Server
 }
@@ -43,7 +43,7 @@ type Image struct {
 
 // Pushed is an image in the registry.
 type Pushed struct {
-	// Repository is "127.0.0.1:port/name". Manifest and Config are the two digests that are so easily confused.
+	// Repository is "address:port/name". Manifest and Config are the two digests that are so easily confused.
 	Repository       string
 	Manifest, Config v1.Hash
 	Image            v1.Image
@@ -52,9 +52,12 @@ type Pushed struct {
 // Reference is the image by its manifest digest.
 func (p Pushed) Reference() string { return p.Repository + "@" + p.Manifest.String() }
 
-// NewRegistry starts a registry.
-func NewRegistry() (*Registry, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// NewRegistry starts a registry on 127.0.0.1.
+func NewRegistry() (*Registry, error) { return NewRegistryAt("127.0.0.1") }
+
+// NewRegistryAt starts a registry on an address of this computer.
+func NewRegistryAt(address string) (*Registry, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		return nil, fmt.Errorf("node: registry: %w", err)
 	}

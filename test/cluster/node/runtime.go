@@ -75,7 +75,8 @@ func Dial(socket string) (*Runtime, error) {
 	}, nil
 }
 
-func (r *Runtime) ready(ctx context.Context) error {
+// Ready tells whether the runtime and its network are ready, and what they lack when not.
+func (r *Runtime) Ready(ctx context.Context) error {
 	status, err := r.runtime.Status(ctx, &cri.StatusRequest{})
 	if err != nil {
 		return fmt.Errorf("node: runtime status: %w", err)
@@ -210,6 +211,9 @@ func (r *Runtime) Remove(ctx context.Context, sandboxID string) error {
 	}
 	return nil
 }
+
+// Disconnect ends the connection and leaves runtime and pods alone.
+func (r *Runtime) Disconnect() error { return r.conn.Close() }
 
 // Close removes every pod that was started, ends the runtime if it is ours, and undoes its mounts and cgroups. It takes a
 // context of its own, since the run's is over by then.
