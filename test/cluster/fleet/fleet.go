@@ -29,6 +29,9 @@ type Options struct {
 	Dir string
 	// Log receives progress for people; nil is silence.
 	Log io.Writer
+	// CNIPrograms are further CNI plugins by name, CNIChained their elements in every node's network configuration.
+	CNIPrograms map[string]string
+	CNIChained  []any
 }
 
 // Fleet is a running cluster. It begins with the control plane alone; AddNode brings the nodes.

@@ -49,9 +49,6 @@ func (f *Fleet) startNode(ctx context.Context, o machine.Options) (*Node, error)
 	}
 	// The plugins lie where the machine cannot write, so that they are programs (files of Options are not).
 	o.Binds["/opt/cni"] = f.cni
-	if err := os.MkdirAll(filepath.Join(o.Dir, "files", "opt", "cni"), 0o755); err != nil {
-		return nil, fmt.Errorf("fleet: %w", err)
-	}
 	m, err := machine.Start(ctx, f.Group, o)
 	if err != nil {
 		return nil, err
@@ -128,13 +125,13 @@ func (f *Fleet) nodeFiles(name string, number int) (map[string][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	cni, err := json.Marshal(map[string]any{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": []any{map[string]any{
+	cni, err := json.Marshal(map[string]any{"name": "k8s-pod-network", "cniVersion": "0.3.1", "plugins": append([]any{map[string]any{
 		"type": "calico", "datastore_type": "kubernetes", "nodename": name, "nodename_file_optional": true, "mtu": 1500,
 		"log_level": "Warning", "log_file_path": "/var/log/calico-cni.log",
 		"ipam":       map[string]any{"type": "host-local", "subnet": "usePodCidr"},
 		"policy":     map[string]any{"type": "k8s"},
 		"kubernetes": map[string]any{"kubeconfig": "/etc/calico/kubeconfig"},
-	}}})
+	}}, f.CNIChained...)})
 	if err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
 	}
@@ -227,9 +224,11 @@ func (f *Fleet) installCNI(plugins string) error {
 	if err := os.MkdirAll(filepath.Join(f.cni, "bin"), 0o755); err != nil {
 		return fmt.Errorf("fleet: %w", err)
 	}
-	for name, from := range map[string]string{
+	programs := map[string]string{
 		"calico": f.parts["calico-cni"], "host-local": filepath.Join(plugins, "host-local"), "loopback": filepath.Join(plugins, "loopback"),
-	} {
+	}
+	maps.Copy(programs, f.CNIPrograms)
+	for name, from := range programs {
 		content, err := os.ReadFile(from)
 		if err != nil {
 			return fmt.Errorf("fleet: CNI plugin %s: %w", name, err)

@@ -125,6 +125,9 @@ func (m *Machine) prepare() (spec.Spec, error) {
 		s.Binds = append(s.Binds, spec.Bind{From: from, To: path})
 	}
 	for to, from := range m.Binds {
+		if err := m.place(to, from); err != nil {
+			return s, err
+		}
 		s.Binds = append(s.Binds, spec.Bind{From: from, To: to})
 	}
 	if err := m.Write("/etc/hostname", []byte(m.Name+"\n")); err != nil {
@@ -136,6 +139,21 @@ func (m *Machine) prepare() (spec.Spec, error) {
 		}
 	}
 	return s, nil
+}
+
+// place makes what a bind is mounted on, where the machine's own files have to have it.
+func (m *Machine) place(to, from string) error {
+	if _, err := os.Stat(to); err == nil {
+		return nil
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return os.MkdirAll(m.Path(to), 0o755)
+	}
+	return m.Write(to, nil)
 }
 
 // Path is where the computer sees a file of the machine's own.
