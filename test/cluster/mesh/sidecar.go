@@ -33,6 +33,9 @@ const (
 	canonicalNameLabel  = "service.istio.io/canonical-name"
 )
 
+// istioSocket is the name that pilot-agent gives its own SDS socket.
+const istioSocket = "socket"
+
 // ProxyUID is the user that the proxy runs as, and whose own connections are not led back to it.
 const ProxyUID = 1337
 
@@ -41,6 +44,9 @@ const ProxyUID = 1337
 func (s Sidecar) Inject(pod *corev1.PodTemplateSpec) error {
 	if s.TrustDomain == "" || s.Image == "" || !path.IsAbs(s.Socket) {
 		return errors.New("mesh: a sidecar needs a trust domain, an image and the absolute path of SPIRE's socket")
+	}
+	if path.Base(s.Socket) == istioSocket {
+		return fmt.Errorf("mesh: SPIRE's socket has to have another name than %s: with that one pilot-agent falls back to istiod's certificates", istioSocket)
 	}
 	for _, c := range pod.Spec.Containers {
 		if c.Name == proxyContainer {
