@@ -13,20 +13,9 @@ import (
 	"strings"
 	"sync"
 	"time"
-)
 
-// Try is one attempt to reach somebody.
-type Try struct {
-	Target string `json:"target"`
-	// Begun and Ended are wall-clock times, in nanoseconds since 1970.
-	Begun int64 `json:"begun"`
-	Ended int64 `json:"ended"`
-	OK    bool  `json:"ok"`
-	// Status is HTTP's; 0 where there was no answer.
-	Status int    `json:"status,omitempty"`
-	Error  string `json:"error,omitempty"`
-	Answer Answer `json:"answer,omitzero"`
-}
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
+)
 
 type prober struct {
 	method         string
@@ -88,10 +77,10 @@ func (p prober) again(ctx context.Context, target string, out *lines) error {
 	}
 }
 
-func (p prober) try(ctx context.Context, target string) Try {
+func (p prober) try(ctx context.Context, target string) said.Try {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	t := Try{Target: target, Begun: time.Now().UnixNano()}
+	t := said.Try{Target: target, Begun: time.Now().UnixNano()}
 	var err error
 	if address, ok := strings.CutPrefix(target, "tcp:"); ok {
 		err = dial(ctx, address)
@@ -135,7 +124,7 @@ func echo(conn net.Conn, message []byte) error {
 }
 
 // get asks on a connection of its own, so that each request is decided anew as far as this program can see to it.
-func (p prober) get(ctx context.Context, url string, t *Try) error {
+func (p prober) get(ctx context.Context, url string, t *said.Try) error {
 	r, err := http.NewRequestWithContext(ctx, p.method, url, nil)
 	if err != nil {
 		return err
@@ -158,15 +147,6 @@ func (p prober) get(ctx context.Context, url string, t *Try) error {
 	return json.Unmarshal(body, &t.Answer)
 }
 
-// Held is what hold prints: once when the connection stands, once at its end.
-type Held struct {
-	Open bool `json:"open"`
-	// At is when: of the last echo that came back where the connection was cut. Nanoseconds since 1970.
-	At     int64  `json:"at"`
-	Echoes int    `json:"echoes"`
-	Error  string `json:"error,omitempty"`
-}
-
 func hold(ctx context.Context, args []string, out *lines) error {
 	flags := flag.NewFlagSet("hold", flag.ContinueOnError)
 	length := flags.Duration("for", 10*time.Second, "how long to go on")
@@ -181,13 +161,13 @@ func hold(ctx context.Context, args []string, out *lines) error {
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", flags.Arg(0))
 	if err != nil {
-		return out.print(Held{Error: err.Error(), At: time.Now().UnixNano()})
+		return out.print(said.Held{Error: err.Error(), At: time.Now().UnixNano()})
 	}
 	defer func() { _ = conn.Close() }() // the process is ending
-	if err := out.print(Held{Open: true, At: time.Now().UnixNano()}); err != nil {
+	if err := out.print(said.Held{Open: true, At: time.Now().UnixNano()}); err != nil {
 		return err
 	}
-	end := Held{At: time.Now().UnixNano()}
+	end := said.Held{At: time.Now().UnixNano()}
 	for ctx.Err() == nil {
 		err := conn.SetDeadline(time.Now().Add(*patience))
 		if err == nil {

@@ -12,16 +12,9 @@ import (
 	"os"
 	"strings"
 	"time"
-)
 
-// Answer is what the HTTP server says: who it is, and what it was asked by whom. The caller is what the proxy put into the header
-// that Envoy names peers in; without a proxy there is none.
-type Answer struct {
-	Name   string `json:"name"`
-	Method string `json:"method"`
-	Path   string `json:"path"`
-	Caller string `json:"caller,omitempty"`
-}
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
+)
 
 func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
@@ -55,7 +48,7 @@ func answer(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		name = "unknown"
 	}
-	a := Answer{Name: name, Method: r.Method, Path: r.URL.Path}
+	a := said.Answer{Name: name, Method: r.Method, Path: r.URL.Path}
 	for _, element := range strings.Split(r.Header.Get("X-Forwarded-Client-Cert"), ";") {
 		if uri, ok := strings.CutPrefix(element, "URI="); ok {
 			a.Caller = uri

@@ -6,15 +6,9 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
-)
 
-// SVID is what `workload svid` prints.
-type SVID struct {
-	OK       bool      `json:"ok"`
-	SPIFFEID string    `json:"spiffe_id,omitempty"`
-	NotAfter time.Time `json:"not_after,omitzero"`
-	Error    string    `json:"error,omitempty"`
-}
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
+)
 
 func svid(ctx context.Context, args []string, out *lines) error {
 	flags := flag.NewFlagSet("svid", flag.ContinueOnError)
@@ -27,7 +21,7 @@ func svid(ctx context.Context, args []string, out *lines) error {
 	defer cancel()
 	got, err := workloadapi.FetchX509SVID(ctx, workloadapi.WithAddr(*socket))
 	if err != nil {
-		return out.print(SVID{Error: err.Error()})
+		return out.print(said.SVID{Error: err.Error()})
 	}
-	return out.print(SVID{OK: true, SPIFFEID: got.ID.String(), NotAfter: got.Certificates[0].NotAfter})
+	return out.print(said.SVID{OK: true, SPIFFEID: got.ID.String(), NotAfter: got.Certificates[0].NotAfter})
 }

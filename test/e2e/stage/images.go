@@ -1,0 +1,98 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/keelson-project/keelson/test/cluster/fleet"
+	"github.com/keelson-project/keelson/test/cluster/mesh"
+	"github.com/keelson-project/keelson/test/cluster/node"
+	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
+)
+
+// Repositories of the images.
+const (
+	Workload = "team/workload" // signed by the release key
+	Unsigned = "team/unsigned" // another file in it, and nobody's signature
+	proxy    = "istio/proxyv2" // signed too: SPIRE's agent attests the proxy
+	istiod   = "istio/pilot"
+)
+
+// pushImages makes every image and signs those that workloads are made of.
+func (s *Stage) pushImages(ctx context.Context) error {
+	keelson := func(folder string) string { return s.programs["cmd/"+folder] }
+	for repository, i := range map[string]struct {
+		files      map[string]string
+		entrypoint string
+	}{
+		"spire-server": {map[string]string{"/spire-server": s.parts["spire-server"]}, "/spire-server"},
+		"spire-agent":  {map[string]string{"/spire-agent": s.parts["spire-agent"]}, "/spire-agent"},
+		"keelson-plugins": {map[string]string{
+			"/keelson":                             keelson("keelson"),
+			"/plugins/keelson-nodeattestor-agent":  keelson("keelson-nodeattestor-agent"),
+			"/plugins/keelson-nodeattestor-server": keelson("keelson-nodeattestor-server"),
+			"/plugins/keelson-workloadattestor":    keelson("keelson-workloadattestor"),
+		}, "/keelson"},
+		"keelson-policy-sync": {map[string]string{"/keelson-policy-sync": keelson("keelson-policy-sync")}, "/keelson-policy-sync"},
+		"keelson-node":        {map[string]string{"/keelson-node": keelson("keelson-node")}, "/keelson-node"},
+		Workload:              {map[string]string{"/workload": s.programs["test/e2e/workload"]}, "/workload"},
+	} {
+		files, err := fleet.Files(i.files)
+		if err != nil {
+			return err
+		}
+		if _, err := s.Push(ctx, repository, node.Image{Files: files, Entrypoint: []string{i.entrypoint}}); err != nil {
+			return err
+		}
+	}
+	if err := s.pushMesh(ctx); err != nil {
+		return err
+	}
+	var err error
+	if s.release, s.public, err = imagetest.NewKey(); err != nil {
+		return err
+	}
+	for _, repository := range []string{Workload, proxy, "keelson-policy-sync"} {
+		if err := s.Sign(ctx, s.Image(repository)); err != nil {
+			return err
+		}
+	}
+	_, err = s.PushChanged(ctx, Unsigned, map[string][]byte{"/changed": []byte("this file is not in the released image\n")})
+	return err
+}
+
+func (s *Stage) pushMesh(ctx context.Context) error {
+	pilot, err := mesh.IstiodImage(ctx, s.options.Log)
+	if err != nil {
+		return err
+	}
+	sidecar, err := mesh.ProxyImage(ctx, s.options.Log)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Push(ctx, istiod, pilot); err != nil {
+		return err
+	}
+	_, err = s.Push(ctx, proxy, sidecar)
+	return err
+}
+
+// PushChanged pushes the workload's image with some files changed or added.
+func (s *Stage) PushChanged(ctx context.Context, repository string, changed map[string][]byte) (node.Pushed, error) {
+	program, err := os.ReadFile(s.programs["test/e2e/workload"])
+	if err != nil {
+		return node.Pushed{}, fmt.Errorf("stage: %w", err)
+	}
+	files := map[string][]byte{"/workload": program}
+	maps.Copy(files, changed)
+	return s.Push(ctx, repository, node.Image{Files: files, Entrypoint: []string{"/workload"}})
+}
+
+// Sign signs an image with the release key.
+func (s *Stage) Sign(ctx context.Context, p node.Pushed) error {
+	return imagetest.Sign(ctx, p.Repository, p.Manifest.String(), s.release, name.Insecure)
+}

@@ -1,0 +1,202 @@
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/cluster"
+	"github.com/keelson-project/keelson/test/cluster/factory"
+	"github.com/keelson-project/keelson/test/cluster/mesh"
+	"github.com/keelson-project/keelson/test/helm"
+	"github.com/keelson-project/keelson/test/parts"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Namespace is where policy-sync runs, Release what Helm calls it.
+const (
+	Namespace = "keelson-system"
+	Release   = "keelson"
+)
+
+// install installs everything of an operator's, before any node is there: so that the first node is tainted as the last one is.
+func (s *Stage) install(ctx context.Context) error {
+	root, err := parts.ModuleRoot()
+	if err != nil {
+		return err
+	}
+	if err := s.Cluster.Apply(ctx, []byte(namespaces), fmt.Appendf(nil, volume, s.options.Machines[0].Name)); err != nil {
+		return err
+	}
+	if err := helm.Install(ctx, s.Cluster.AdminKubeconfig(), filepath.Join(root, "charts", "keelson"), Release, Namespace, s.values()); err != nil {
+		return err
+	}
+	if err := s.installSPIRE(ctx, filepath.Join(root, "examples", "spire")); err != nil {
+		return err
+	}
+	return s.installMesh(ctx)
+}
+
+// values are the chart's, as an operator sets them.
+func (s *Stage) values() map[string]any {
+	image := func(name string) map[string]any { return map[string]any{"repository": name, "tag": "latest"} }
+	return map[string]any{
+		"image": map[string]any{"registry": s.Registry.Host},
+		"policySync": map[string]any{
+			"image": image("keelson-policy-sync"),
+			"spire": map[string]any{"access": "hostPath", "hostPath": "/run/spire/agent-sockets", "socketName": "api.sock"},
+			"config": map[string]any{
+				"trustDomain": TrustDomain, "x509SVIDTTL": SVIDTTL.String(), "resync": "5s",
+				"spire":  map[string]any{"address": "spire-server.spire:443"},
+				"calico": "required", "istio": "required",
+				"images": map[string]any{
+					"insecureRegistries": []any{s.Registry.Host}, "recheck": "2s",
+					"verifiers": []any{map[string]any{"name": "release-key", "publicKey": "release-key.pem"}},
+				},
+				"leaderElection": map[string]any{"leaseDuration": "7s"},
+			},
+			"verifierKeys": map[string]any{"release-key.pem": string(s.public)},
+		},
+		"node":   map[string]any{"image": image("keelson-node")},
+		"spire":  map[string]any{"servers": []any{map[string]any{"namespace": "spire", "serviceAccount": "spire-server"}}, "agents": []any{map[string]any{"namespace": "spire", "serviceAccount": "spire-agent"}}},
+		"guards": map[string]any{"calicoAPIServerUser": cluster.CalicoAPIServerUser},
+	}
+}
+
+// installSPIRE applies the example with what is this computer's own: the registry, the short times, and a TPM behind a socket.
+func (s *Stage) installSPIRE(ctx context.Context, dir string) error {
+	replace := strings.NewReplacer(
+		"registry.example.org", s.Registry.Host,
+		`registries = ["registry.example.org"]`, fmt.Sprintf(`insecure_registries = [%q]`, s.Registry.Host),
+		`agent_ttl = "10m"`, fmt.Sprintf(`agent_ttl = %q`, AgentTTL),
+		`default_x509_svid_ttl = "5m"`, fmt.Sprintf(`default_x509_svid_ttl = %q`, SVIDTTL),
+		`verdict_valid_for = "15m"`, fmt.Sprintf(`verdict_valid_for = %q`, VerdictValid),
+		`ratelimit { attestation = false }`, `ratelimit { attestation = false }`+"\n      experimental { cache_reload_interval = \"1s\" }",
+		`data_dir = "/run/spire/data"`+"\n      log_level = \"INFO\"\n    }\n    plugins {\n      # In memory",
+		`data_dir = "/run/spire/data"`+"\n      log_level = \"INFO\"\n      experimental { sync_interval = \"1s\" }\n    }\n    plugins {\n      # In memory",
+		`tpm          = "/dev/tpmrm0"`, `tpm          = "/run/tpm/tpm.sock"`, "/dev/tpmrm0", "/run/tpm",
+		`command_line = "/proc/cmdline"`, `command_line = "/var/lib/keelson/cmdline"`,
+	)
+	for _, name := range []string{"server.yaml", "agent.yaml"} {
+		content, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return fmt.Errorf("stage: %w", err)
+		}
+		if err := s.Cluster.Apply(ctx, []byte(replace.Replace(string(content)))); err != nil {
+			return err
+		}
+	}
+	return s.writeAttestation(ctx)
+}
+
+// writeAttestation writes the ConfigMaps with the operator's own files.
+func (s *Stage) writeAttestation(ctx context.Context) error {
+	files, err := s.Factory.Files()
+	if err != nil {
+		return err
+	}
+	var machines []*factory.Machine
+	for _, m := range s.options.Machines {
+		machines = append(machines, s.Machines[m.Name])
+	}
+	files["inventory.yaml"] = factory.Inventory(machines...)
+	var documents [][]byte
+	for name, data := range map[string]map[string]string{
+		"keelson-node-attestation": files, "keelson-workload-attestation": {"release-key.pem": string(s.public)},
+	} {
+		document, err := json.Marshal(map[string]any{
+			"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": name, "namespace": "spire"}, "data": data,
+		})
+		if err != nil {
+			return fmt.Errorf("stage: %w", err)
+		}
+		documents = append(documents, document)
+	}
+	return s.Cluster.Apply(ctx, documents...)
+}
+
+func (s *Stage) installMesh(ctx context.Context) error {
+	var err error
+	if s.authority, err = mesh.NewAuthority(); err != nil {
+		return err
+	}
+	objects, err := mesh.IstiodObjects(mesh.IstiodOptions{TrustDomain: TrustDomain, Image: s.Image(istiod).Reference(), Authority: s.authority})
+	if err != nil {
+		return err
+	}
+	cni, err := mesh.CNIObjects()
+	if err != nil {
+		return err
+	}
+	return s.Cluster.ApplyObjects(ctx, append(objects, cni...)...)
+}
+
+// firstEntries registers what nobody else can: policy-sync's own identity, through the SPIRE server's own program, as
+// examples/spire tells an operator to.
+func (s *Stage) firstEntries(ctx context.Context) error {
+	if err := s.PodReady(ctx, "spire", "spire-server-0", 90*time.Second); err != nil {
+		return err
+	}
+	class := "spiffe://" + TrustDomain + "/keelson/attested"
+	for _, args := range [][]string{
+		{"-node", "-spiffeID", class, "-selector", "keelson_tpm:ref:" + factory.Reference},
+		{
+			"-parentID", class, "-spiffeID", "spiffe://" + TrustDomain + "/ns/" + Namespace + "/sa/keelson-policy-sync",
+			"-selector", "keelson:ns:" + Namespace, "-selector", "keelson:sa:keelson-policy-sync", "-selector", "keelson:signed-by:release-key",
+		},
+	} {
+		args = append([]string{"/spire-server", "entry", "create", "-socketPath", "/run/spire/private/api.sock"}, args...)
+		if out, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", args...); err != nil || out.ExitCode != 0 {
+			return fmt.Errorf("stage: first entries: %w: %s%s", err, out.Stdout, out.Stderr)
+		}
+	}
+	return nil
+}
+
+// UntilTrusted waits until policy-sync has labelled a node.
+func (s *Stage) UntilTrusted(ctx context.Context, name string) error {
+	return s.Until(ctx, 90*time.Second, name+" is trusted", func(ctx context.Context) error {
+		n, err := s.GetNode(ctx, name)
+		if err != nil {
+			return err
+		}
+		if got := n.Labels[v1alpha1.NodeVerdictLabel]; got != string(v1alpha1.VerdictTrusted) {
+			var trust v1alpha1.NodeTrust
+			if err := s.Client.Get(ctx, client.ObjectKey{Name: name}, &trust); err != nil {
+				return err
+			}
+			return fmt.Errorf("its NodeTrust says %s %v, its label %q", trust.Spec.Verdict, trust.Spec.Reasons, got)
+		}
+		return nil
+	})
+}
+
+const namespaces = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: ` + Namespace + `}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: keelson-node}
+`
+
+// volume is the disk that the SPIRE server's claim is bound to: a folder of one node.
+const volume = `
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: spire-server}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  hostPath: {path: /var/lib/spire-server, type: DirectoryOrCreate}
+  claimRef: {namespace: spire, name: data-spire-server-0}
+  nodeAffinity:
+    required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}
+`

@@ -1,0 +1,85 @@
+package stage
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/keelson-project/keelson/test/cluster/node"
+)
+
+// Until asks every 100 ms until check is content, and says what it wanted when it gives up.
+func (s *Stage) Until(ctx context.Context, limit time.Duration, what string, check func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := check(limited)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-limited.Done():
+			return fmt.Errorf("stage: not within %s: %s: %w", limit, what, err)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// GetNode reads a Node.
+func (s *Stage) GetNode(ctx context.Context, name string) (*corev1.Node, error) {
+	return s.Kubernetes.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+}
+
+// GetPod reads a Pod.
+func (s *Stage) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
+	return s.Kubernetes.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+}
+
+// PodReady waits until a pod is ready.
+func (s *Stage) PodReady(ctx context.Context, namespace, name string, limit time.Duration) error {
+	return s.Until(ctx, limit, "pod "+namespace+"/"+name+" is ready", func(ctx context.Context) error {
+		p, err := s.GetPod(ctx, namespace, name)
+		if err != nil {
+			return err
+		}
+		return ready(p)
+	})
+}
+
+// ready says why a pod is not.
+func ready(p *corev1.Pod) error {
+	var why []string
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return nil
+		}
+		if c.Status != corev1.ConditionTrue && c.Message != "" {
+			why = append(why, c.Message)
+		}
+	}
+	for _, c := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+		if c.State.Waiting != nil {
+			why = append(why, c.Name+": "+c.State.Waiting.Reason+" "+c.State.Waiting.Message)
+		}
+	}
+	return fmt.Errorf("it is %s: %s", p.Status.Phase, strings.Join(why, "; "))
+}
+
+// Exec runs a program in a pod's container, by way of the node's runtime: it works while the API does not.
+func (s *Stage) Exec(ctx context.Context, namespace, name, container string, command ...string) (node.Result, error) {
+	p, err := s.GetPod(ctx, namespace, name)
+	if err != nil {
+		return node.Result{}, err
+	}
+	for _, c := range p.Status.ContainerStatuses {
+		if c.Name == container {
+			_, id, _ := strings.Cut(c.ContainerID, "://")
+			return s.Node(p.Spec.NodeName).Runtime.Exec(ctx, id, command...)
+		}
+	}
+	return node.Result{}, fmt.Errorf("stage: pod %s/%s has no container %s that runs", namespace, name, container)
+}

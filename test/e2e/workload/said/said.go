@@ -1,0 +1,43 @@
+// Package said is what the scenarios' workload prints, as JSON, one object a line.
+package said
+
+import "time"
+
+// Try is one attempt to reach somebody.
+type Try struct {
+	Target string `json:"target"`
+	// Begun and Ended are wall-clock times, in nanoseconds since 1970.
+	Begun int64 `json:"begun"`
+	Ended int64 `json:"ended"`
+	OK    bool  `json:"ok"`
+	// Status is HTTP's; 0 where there was no answer.
+	Status int    `json:"status,omitempty"`
+	Error  string `json:"error,omitempty"`
+	Answer Answer `json:"answer,omitzero"`
+}
+
+// Answer is what the HTTP server says: who it is, and what it was asked by whom. The caller is what the proxy put into the header
+// that Envoy names peers in; without a proxy there is none.
+type Answer struct {
+	Name   string `json:"name"`
+	Method string `json:"method"`
+	Path   string `json:"path"`
+	Caller string `json:"caller,omitempty"`
+}
+
+// Held is what hold prints: once when the connection stands, once at its end.
+type Held struct {
+	Open bool `json:"open"`
+	// At is when: of the last echo that came back where the connection was cut. Nanoseconds since 1970.
+	At     int64  `json:"at"`
+	Echoes int    `json:"echoes"`
+	Error  string `json:"error,omitempty"`
+}
+
+// SVID is what `workload svid` prints.
+type SVID struct {
+	OK       bool      `json:"ok"`
+	SPIFFEID string    `json:"spiffe_id,omitempty"`
+	NotAfter time.Time `json:"not_after,omitzero"`
+	Error    string    `json:"error,omitempty"`
+}
