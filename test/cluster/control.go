@@ -39,10 +39,11 @@ func (c *Cluster) startEtcd(ctx context.Context, path string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	return p.Until(ctx, func(ctx context.Context) error { return get(ctx, c.etcd+"/health") })
+	return p.Until(ctx, func(ctx context.Context) error { return Get(ctx, c.etcd+"/health") })
 }
 
-func get(ctx context.Context, url string) error { return getWith(ctx, http.DefaultClient, url) }
+// Get asks a server whether it is well: an answer other than 200 is an error.
+func Get(ctx context.Context, url string) error { return getWith(ctx, http.DefaultClient, url) }
 
 // getInsecure is get for a server on this computer that signs its own certificate.
 func getInsecure(ctx context.Context, url string) error {

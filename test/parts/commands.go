@@ -15,15 +15,22 @@ import (
 // stand in the checkout, and returns their paths by folder. They are static, so that containers can run them. Go leaves a
 // program that is up to date alone, so the folder that they are built into is kept, one for each checkout.
 func Commands(ctx context.Context, log io.Writer, folders ...string) (map[string]string, error) {
-	return commands(ctx, log, false, folders)
+	return commands(ctx, log, "", false, folders)
+}
+
+// CommandOf is Commands for one program of another module of this checkout, by the module's folder ("test/charts") and the
+// program's within it ("cmd/helmctl").
+func CommandOf(ctx context.Context, log io.Writer, module, folder string) (string, error) {
+	paths, err := commands(ctx, log, module, false, []string{folder})
+	return paths[folder], err
 }
 
 // CgoCommands is Commands for programs that need a C compiler, such as the TPM simulator; these are not static.
 func CgoCommands(ctx context.Context, log io.Writer, folders ...string) (map[string]string, error) {
-	return commands(ctx, log, true, folders)
+	return commands(ctx, log, "", true, folders)
 }
 
-func commands(ctx context.Context, log io.Writer, cgo bool, folders []string) (map[string]string, error) {
+func commands(ctx context.Context, log io.Writer, module string, cgo bool, folders []string) (map[string]string, error) {
 	root, err := ModuleRoot()
 	if err != nil {
 		return nil, err
@@ -46,7 +53,7 @@ func commands(ctx context.Context, log io.Writer, cgo bool, folders []string) (m
 	// A build that takes long says so while it does.
 	slow := time.AfterFunc(3*time.Second, func() { say(log, "building this project's programs …") })
 	defer slow.Stop()
-	b := builder{source: root}
+	b := builder{source: filepath.Join(root, module)}
 	paths := make(map[string]string, len(folders))
 	for _, folder := range folders {
 		path := filepath.Join(dir, filepath.Base(folder))

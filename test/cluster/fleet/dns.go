@@ -48,7 +48,7 @@ data:
   Corefile: |
     .:53 {
         errors
-        health :8080 { lameduck 0s }
+        health :8080
         ready :8181
         kubernetes cluster.local in-addr.arpa
         cache 5

@@ -49,6 +49,10 @@ func (f *Fleet) startNode(ctx context.Context, o machine.Options) (*Node, error)
 	}
 	// The plugins lie where the machine cannot write, so that they are programs (files of Options are not).
 	o.Binds["/opt/cni"] = f.cni
+	// Where Calico keeps the state of endpoints; its node image makes the folder.
+	if err := os.MkdirAll(filepath.Join(o.Dir, "files", "run", "calico"), 0o755); err != nil {
+		return nil, fmt.Errorf("fleet: %w", err)
+	}
 	m, err := machine.Start(ctx, f.Group, o)
 	if err != nil {
 		return nil, err
@@ -103,9 +107,9 @@ func (f *Fleet) command(n *Node, service string) cluster.Command {
 		c.Env = []string{
 			"KUBECONFIG=/etc/calico/kubeconfig", "FELIX_DATASTORETYPE=kubernetes", "FELIX_FELIXHOSTNAME=" + n.Name,
 			"FELIX_NFTABLESMODE=Enabled", "FELIX_IPV6SUPPORT=false", "FELIX_BPFENABLED=false", "FELIX_XDPENABLED=false",
-			"FELIX_DEBUGSKIPCTLBCLEANUP=true", "FELIX_LOGFILEPATH=none", "FELIX_LOGSEVERITYSYS=none", "FELIX_LOGSEVERITYSCREEN=Info",
+			"FELIX_DebugSkipCTLBCleanup=true", "FELIX_LOGFILEPATH=none", "FELIX_LOGSEVERITYSYS=none", "FELIX_LOGSEVERITYSCREEN=Info",
 			"FELIX_IPINIPENABLED=false", "FELIX_VXLANENABLED=false", "FELIX_USAGEREPORTINGENABLED=false",
-			"FELIX_HEALTHENABLED=true", "FELIX_HEALTHPORT=9099", "FELIX_DEFAULTENDPOINTTOHOSTACTION=ACCEPT",
+			"FELIX_HEALTHENABLED=true", "FELIX_HEALTHHOST=" + n.Address(), "FELIX_HEALTHPORT=9099", "FELIX_DEFAULTENDPOINTTOHOSTACTION=ACCEPT",
 		}
 	}
 	return c
@@ -162,11 +166,19 @@ func (f *Fleet) givePodCIDR(ctx context.Context, n *Node) error {
 	})
 }
 
-// Ready waits until the kubelets of all nodes say that they are ready.
+// Ready waits until the kubelets of all nodes say that they are ready, and Felix that it enforces policies.
 func (f *Fleet) Ready(ctx context.Context) error {
 	for _, n := range f.Nodes {
 		ready, cancel := context.WithTimeout(ctx, 2*time.Minute)
 		err := n.Services["kubelet"].Process().Until(ready, func(ctx context.Context) error { return nodeReady(ctx, f.Kubernetes, n.Name) })
+		cancel()
+		if err != nil {
+			return err
+		}
+		ready, cancel = context.WithTimeout(ctx, time.Minute)
+		err = n.Services["felix"].Process().Until(ready, func(ctx context.Context) error {
+			return cluster.Get(ctx, "http://"+n.Address()+":9099/readiness")
+		})
 		cancel()
 		if err != nil {
 			return err

@@ -1,10 +1,12 @@
 package stage
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,7 +15,6 @@ import (
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/cluster/mesh"
-	"github.com/keelson-project/keelson/test/helm"
 	"github.com/keelson-project/keelson/test/parts"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,13 +35,39 @@ func (s *Stage) install(ctx context.Context) error {
 	if err := s.Cluster.Apply(ctx, []byte(namespaces), fmt.Appendf(nil, volume, s.options.Machines[0].Name)); err != nil {
 		return err
 	}
-	if err := helm.Install(ctx, s.Cluster.AdminKubeconfig(), filepath.Join(root, "charts", "keelson"), Release, Namespace, s.values()); err != nil {
+	if err := s.Helm(ctx, "install", s.values()); err != nil {
 		return err
 	}
 	if err := s.installSPIRE(ctx, filepath.Join(root, "examples", "spire")); err != nil {
 		return err
 	}
 	return s.installMesh(ctx)
+}
+
+// Helm does something with Keelson's chart: "install" or "upgrade" with values, "uninstall" with none.
+func (s *Stage) Helm(ctx context.Context, action string, values map[string]any) error {
+	root, err := parts.ModuleRoot()
+	if err != nil {
+		return err
+	}
+	helmctl, err := parts.CommandOf(ctx, s.options.Log, "test/charts", "cmd/helmctl")
+	if err != nil {
+		return err
+	}
+	args := []string{action, "--kubeconfig", s.Cluster.AdminKubeconfig(), "--namespace", Namespace}
+	if values != nil {
+		args = append(args, "--chart", filepath.Join(root, "charts", "keelson"), "--values", "-")
+	}
+	text, err := json.Marshal(values)
+	if err != nil {
+		return fmt.Errorf("stage: helm: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, helmctl, append(args, Release)...) // #nosec G204 -- our own program
+	cmd.Stdin = bytes.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("stage: helm %s: %w: %s", action, err, out)
+	}
+	return nil
 }
 
 // values are the chart's, as an operator sets them.
