@@ -30,7 +30,7 @@ race: setup ## run all unit and integration tests with the race detector, in ran
 	go test -race -shuffle=on -timeout 40m $(PKGS)
 
 .PHONY: check
-check: fmt-check vet lint generate-check tidy-check race e2e ## everything that CI runs
+check: fmt-check vet lint generate-check tidy-check race charts e2e ## everything that CI runs
 
 .PHONY: setup
 setup: ## install or build what demo and tests need beyond Go (cached)
@@ -62,16 +62,21 @@ lint: tools ## run golangci-lint and staticcheck
 	$(TOOLS)/staticcheck ./...
 
 .PHONY: generate
-generate: tools ## write deep copies and custom resource definitions from the API types
+generate: tools ## write deep copies and definitions from the API types, and what of the chart follows from code
 	$(TOOLS)/controller-gen object crd paths=./policy-sync/api/... output:crd:dir=charts/keelson/crds
+	go run ./charts/generate charts/keelson
 
 .PHONY: generate-check
 generate-check: generate ## fail where generated files are not up to date
-	git diff --exit-code -- charts/keelson/crds policy-sync/api
+	git diff --exit-code -- charts/keelson policy-sync/api
 
 .PHONY: tidy-check
 tidy-check: ## fail where go.mod or go.sum is not tidy
 	go mod tidy -diff
+
+.PHONY: charts
+charts: setup ## lint the Helm charts, compare what they render, and install them into a real Kubernetes API
+	cd test/charts && go vet ./... && go test -count=1 -timeout 20m ./...
 
 .PHONY: e2e
 e2e: setup ## run the end-to-end suite: the demo, its every expectation checked

@@ -1,0 +1,116 @@
+{{- /* Labels of every object. The name of a pod's own label is what its selector matches. */ -}}
+{{- define "keelson.labels" -}}
+app.kubernetes.io/part-of: keelson
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- /* Image of a component: list of the root and the component's image values. */ -}}
+{{- define "keelson.image" -}}
+{{- $root := index . 0 }}{{ $image := index . 1 -}}
+{{ $root.Values.image.registry }}/{{ $image.repository }}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default $root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* Guards outlive an uninstallation that leaves doors closed: without them anybody could open these with a label. */ -}}
+{{- define "keelson.keep" -}}
+{{- if not .Values.uninstall.removeObjects -}}
+helm.sh/resource-policy: keep
+{{- end }}
+{{- end }}
+
+{{- /* Elements of a CEL list of texts. values.schema.json refuses quotes, backslashes and line ends in them. */ -}}
+{{- define "keelson.celList" -}}
+{{- range $i, $text := . }}{{ if $i }}, {{ end }}"{{ $text }}"{{ end }}
+{{- end }}
+
+{{- define "keelson.celSPIREServers" -}}
+{{- range $i, $a := .Values.spire.servers }}{{ if $i }}, {{ end }}"system:serviceaccount:{{ $a.namespace }}:{{ $a.serviceAccount }}"{{ end }}
+{{- end }}
+
+{{- /* Folder and socket of SPIRE in policy-sync's container. */ -}}
+{{- define "keelson.spireSocket" -}}
+/run/spire/mounted/{{ .Values.policySync.spire.socketName }}
+{{- end }}
+
+{{- define "keelson.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "keelson.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "keelson.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* policy-sync.yaml: the values, and what the chart knows itself. */ -}}
+{{- define "keelson.config" -}}
+{{- $c := deepCopy .Values.policySync.config }}
+{{- $spire := dict "timeout" $c.spire.timeout }}
+{{- if eq .Values.policySync.spire.access "serverSocket" }}
+{{- $_ := set $spire "socket" (include "keelson.spireSocket" .) }}
+{{- else }}
+{{- $_ := set $spire "address" $c.spire.address }}
+{{- $_ := set $spire "workloadAPI" (printf "unix://%s" (include "keelson.spireSocket" .)) }}
+{{- end }}
+{{- $_ := set $c "spire" $spire }}
+{{- $ports := .Values.policySync.ports }}
+{{- $_ := set $c "listen" (dict "metrics" (printf ":%d" (int $ports.metrics)) "health" (printf ":%d" (int $ports.health))) }}
+{{- $_ := set $c "leaderElection" (dict "enabled" true "namespace" .Release.Namespace "name" "keelson-policy-sync" "leaseDuration" $c.leaderElection.leaseDuration) }}
+{{- toYaml $c }}
+{{- end }}
+
+{{- /* Volumes that policy-sync's pods need, and where they are mounted. */ -}}
+{{- define "keelson.volumes" -}}
+- name: config
+  projected:
+    sources:
+    - configMap:
+        name: keelson-policy-sync
+        items: [{key: policy-sync.yaml, path: policy-sync.yaml}]
+    {{- if .Values.policySync.verifierKeys }}
+    - configMap:
+        name: keelson-policy-sync-keys
+        items:
+        {{- range $name, $_ := .Values.policySync.verifierKeys }}
+        - {key: {{ $name | quote }}, path: {{ printf "keys/%s" $name | quote }}}
+        {{- end }}
+    {{- end }}
+- name: spire
+  {{- if eq .Values.policySync.spire.access "csi" }}
+  csi: {driver: {{ .Values.policySync.spire.csiDriver | quote }}, readOnly: true}
+  {{- else }}
+  hostPath: {path: {{ .Values.policySync.spire.hostPath | quote }}, type: Directory}
+  {{- end }}
+{{- with .Values.policySync.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "keelson.mounts" -}}
+- {name: config, mountPath: /etc/keelson, readOnly: true}
+- {name: spire, mountPath: /run/spire/mounted, readOnly: true}
+{{- with .Values.policySync.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "keelson.tolerations" -}}
+- {key: trust.keelson.io/untrusted, operator: Exists}
+{{- with .Values.policySync.tolerations }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
