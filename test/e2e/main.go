@@ -1,0 +1,141 @@
+// Command e2e plays scenarios on a whole cluster: three nodes with TPMs, real pods, Calico and Istio enforcing, Keelson
+// installed with Helm (package stage).
+//
+//	make e2e                          # or: go run ./test/e2e
+//	go run ./test/e2e join image      # only these
+//	go run ./test/e2e -list           # what there is
+//	go run ./test/e2e -hold           # the cluster with its cast, until Ctrl-C
+//
+// Each scenario writes its timeline as out/e2e/<name>.json. Whatever happens, nothing is left running, mounted or written elsewhere.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/keelson-project/keelson/test/cluster/factory"
+	"github.com/keelson-project/keelson/test/e2e/join"
+	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+	"github.com/keelson-project/keelson/test/e2e/wrongboot"
+)
+
+// scenario is a folder beside this file.
+type scenario struct {
+	name, proves string
+	play         func(context.Context, *stage.Stage, *script.Script) error
+}
+
+func (o *options) scenarios() []scenario {
+	return []scenario{
+		{"join", join.Proves, join.Play},
+		{"wrongboot", wrongboot.Proves, wrongboot.Play},
+	}
+}
+
+// options are the command line.
+type options struct {
+	out        string
+	list, hold bool
+	names      []string
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	var o options
+	flags := flag.NewFlagSet("e2e", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.out, "o", "out/e2e", "folder for the timelines")
+	flags.BoolVar(&o.list, "list", false, "list the scenarios and what each proves")
+	flags.BoolVar(&o.hold, "hold", false, "play nothing: bring up the cluster with its cast and keep it until Ctrl-C")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	o.names = flags.Args()
+	chosen, err := o.choose()
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, err)
+		return 2
+	}
+	if o.list {
+		for _, s := range chosen {
+			_, _ = fmt.Fprintf(stdout, "%-12s %s\n", s.name, s.proves)
+		}
+		return 0
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	passed, err := o.play(ctx, stdout, chosen)
+	failed := len(chosen) - passed
+	_, _ = fmt.Fprintf(stdout, "\n%d passed, %d failed\n", passed, failed)
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func (o *options) choose() ([]scenario, error) {
+	all := o.scenarios()
+	if len(o.names) == 0 {
+		return all, nil
+	}
+	var chosen []scenario
+	for _, name := range o.names {
+		i := slices.IndexFunc(all, func(s scenario) bool { return s.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("e2e: no scenario is named %q (-list tells)", name)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
+}
+
+// machines are the three that the cluster begins with, one that joins, and one that has booted something else.
+func machines() []stage.Machine {
+	return append(stage.Machines(),
+		stage.Machine{Machine: factory.Machine{Name: join.Node, Country: "DE", Boot: "good"}, Later: true},
+		stage.Machine{Machine: factory.Machine{Name: wrongboot.Node, Country: "DE", Boot: "cmdline"}, Later: true},
+	)
+}
+
+// play plays the scenarios one after the other on one stage, and goes on after one that failed.
+func (o *options) play(ctx context.Context, out io.Writer, chosen []scenario) (passed int, err error) {
+	begun := time.Now()
+	s, err := stage.Start(ctx, stage.Options{Log: out, Machines: machines()})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.Cast(ctx); err != nil {
+		return 0, err
+	}
+	_, _ = fmt.Fprintf(out, "ready to play after %.1f s\n", time.Since(begun).Seconds())
+	if o.hold {
+		_, _ = fmt.Fprintf(out, "export KUBECONFIG=%s; Ctrl-C ends it\n", s.Cluster.AdminKubeconfig())
+		<-ctx.Done()
+		return 0, nil
+	}
+	var errs []error
+	for _, c := range chosen {
+		record := script.New(out, c.name, c.proves)
+		err := record.Close(o.out, c.play(ctx, s, record))
+		if err == nil {
+			passed++
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			return passed, errors.Join(append(errs, errors.New("e2e: interrupted"))...)
+		}
+	}
+	return passed, errors.Join(errs...)
+}

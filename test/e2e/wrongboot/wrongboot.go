@@ -1,0 +1,114 @@
+// Package wrongboot is a scenario: a machine that has booted something else joins.
+package wrongboot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// Proves is what the scenario shows.
+const Proves = "a machine with another kernel command line is refused by name; nothing is scheduled there, and a pod forced there gets no identity and reaches nobody"
+
+// Node is the machine, whose kernel was started with one word more.
+const Node = "evil-1"
+
+var (
+	scheduled = stage.Pod{Namespace: "bank", Name: "scheduled-" + Node, Account: "teller", Node: Node}
+	forced    = stage.Pod{Namespace: "bank", Name: "forced-" + Node, Account: "teller", Node: Node, Force: true}
+	// bait has the ledger's account: if anything were wrong with the trusted ends' egress, they would call it.
+	bait = stage.Pod{Namespace: "bank", Name: "bait-" + Node, Account: "ledger", Node: Node, Force: true}
+)
+
+// Play plays it.
+func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.Join(ctx, Node); err != nil {
+		return err
+	}
+	if err := s.Ready(ctx); err != nil {
+		return err
+	}
+	t.Say("machine %s has joined; its kubelet is as ready as the others", Node)
+	if err := refused(ctx, s, t); err != nil {
+		return err
+	}
+	for _, p := range []stage.Pod{scheduled, forced, bait} {
+		if err := s.Create(ctx, p); err != nil {
+			return err
+		}
+	}
+	for _, p := range []stage.Pod{forced, bait} {
+		if err := s.PodReady(ctx, p.Namespace, p.Name, time.Minute); err != nil {
+			return err
+		}
+	}
+	t.Say("pods %s and %s run: bound past the scheduler", forced, bait)
+	if err := closed(ctx, s, t); err != nil {
+		return err
+	}
+	return s.Delete(ctx, scheduled, forced, bait)
+}
+
+func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	var trust v1alpha1.NodeTrust
+	if err := s.Until(ctx, time.Minute, "a verdict on "+Node, func(ctx context.Context) error {
+		return s.Client.Get(ctx, client.ObjectKey{Name: Node}, &trust)
+	}); err != nil {
+		return err
+	}
+	var why []string
+	for _, r := range trust.Spec.Reasons {
+		why = append(why, r.Check+": "+r.Reason)
+	}
+	text := strings.Join(why, "; ")
+	t.Expect(trust.Spec.Verdict == v1alpha1.VerdictUntrusted, "the verdict is untrusted", "%s", trust.Spec.Verdict)
+	t.Expect(strings.Contains(text, "kernel command line"), "the reason names the kernel command line", "%s", text)
+	n, err := s.GetNode(ctx, Node)
+	if err != nil {
+		return fmt.Errorf("wrongboot: %w", err)
+	}
+	t.Expect(stage.Tainted(n), "the node is tainted", "%v", n.Spec.Taints)
+	t.Expect(n.Labels[v1alpha1.NodeVerdictLabel] != string(v1alpha1.VerdictTrusted), "it has no verdict label that says trusted", "%q", n.Labels[v1alpha1.NodeVerdictLabel])
+	return nil
+}
+
+func closed(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	for _, p := range []stage.Pod{forced, bait} {
+		if err := s.ShutOut(ctx, t, p); err != nil {
+			return err
+		}
+	}
+	address, err := s.Address(ctx, bait, stage.TCPPort)
+	if err != nil {
+		return err
+	}
+	for _, from := range []stage.Pod{stage.Teller, stage.Mirror} {
+		try, err := s.Dial(ctx, from, address)
+		if err != nil {
+			return err
+		}
+		t.Expect(!try.OK, fmt.Sprintf("%s does not call it, though it has the ledger's account", from), "%s", try.Error)
+	}
+	object, err := s.GetPod(ctx, scheduled.Namespace, scheduled.Name)
+	if err != nil {
+		return err
+	}
+	if object.Spec.NodeName != "" {
+		return errors.New("wrongboot: the scheduler put a pod there")
+	}
+	for _, c := range object.Status.Conditions {
+		if c.Message != "" {
+			t.Expect(strings.Contains(c.Message, "taint"), "the scheduler puts nothing there", "%s", c.Message)
+			return nil
+		}
+	}
+	return errors.New("wrongboot: the scheduler says nothing of the pod that waits")
+}
