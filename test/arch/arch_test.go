@@ -86,7 +86,7 @@ var pureNode = own("nodeattestor/nodeclaim", "nodeattestor/evidence", "nodeattes
 	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/dsse", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/appraise", "nodeattestor/verify")
 
 var purePolicy = own("policy-sync/snapshot", "policy-sync/trustgraph", "policy-sync/desired", "policy-sync/calico", "policy-sync/istio",
-	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard")
+	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard", "policy-sync/flows")
 
 var rules = []never{
 	{from: pureNode, to: []string{"os", "net", "net/http", "os/exec", "log", "log/slog"},
