@@ -22,7 +22,10 @@ import (
 	"time"
 
 	"github.com/keelson-project/keelson/test/cluster/factory"
+	"github.com/keelson-project/keelson/test/e2e/geofence"
+	"github.com/keelson-project/keelson/test/e2e/image"
 	"github.com/keelson-project/keelson/test/e2e/join"
+	"github.com/keelson-project/keelson/test/e2e/privileged"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 	"github.com/keelson-project/keelson/test/e2e/wrongboot"
@@ -38,6 +41,9 @@ func (o *options) scenarios() []scenario {
 	return []scenario{
 		{"join", join.Proves, join.Play},
 		{"wrongboot", wrongboot.Proves, wrongboot.Play},
+		{"geofence", geofence.Proves, geofence.Play},
+		{"image", image.Proves, image.Play},
+		{"privileged", privileged.Proves, privileged.Play},
 	}
 }
 

@@ -127,7 +127,37 @@ func (x *Factory) Build(ctx context.Context, m Machine) (*Machine, error) {
 	return &m, nil
 }
 
+// Reboot does what turning the machine off and on again does: a TPM with the same seeds and NV and fresh PCRs, and logs that
+// hold the boot alone.
+func (x *Factory) Reboot(ctx context.Context, m *Machine) error {
+	if err := m.TPM.Close(); err != nil {
+		return fmt.Errorf("factory: %s: %w", m.Name, err)
+	}
+	if err := x.boot(ctx, m); err != nil {
+		return fmt.Errorf("factory: %s: %w", m.Name, err)
+	}
+	return nil
+}
+
 func (x *Factory) build(ctx context.Context, m *Machine) error {
+	if err := x.boot(ctx, m); err != nil {
+		return err
+	}
+	if err := tpmtest.Manufacture(ctx, m.TPM.Socket, x.ca); err != nil {
+		return err
+	}
+	endorsements, err := m.TPM.Device.Endorsements(ctx)
+	if err != nil {
+		return err
+	}
+	for _, e := range endorsements {
+		m.EKHashes = append(m.EKHashes, e.Hash.String())
+	}
+	return x.ProvisionTag(ctx, m, m.Country, 1)
+}
+
+// boot starts the TPM and replays the recorded boot into it.
+func (x *Factory) boot(ctx context.Context, m *Machine) error {
 	logs := map[string][]byte{}
 	for to, from := range map[string]string{EventLog: "binary_bios_measurements", IMALog: "binary_runtime_measurements", CommandLine: "cmdline.txt"} {
 		content, err := os.ReadFile(filepath.Join(x.boots, m.Boot, from))
@@ -146,20 +176,7 @@ func (x *Factory) build(ctx context.Context, m *Machine) error {
 	if m.TPM, err = node.StartTPM(ctx, x.group, x.log, m.Name, m.path("tpm")); err != nil {
 		return err
 	}
-	if err := tpmtest.Manufacture(ctx, m.TPM.Socket, x.ca); err != nil {
-		return err
-	}
-	endorsements, err := m.TPM.Device.Endorsements(ctx)
-	if err != nil {
-		return err
-	}
-	for _, e := range endorsements {
-		m.EKHashes = append(m.EKHashes, e.Hash.String())
-	}
-	if err := node.Boot(ctx, m.TPM.Device, logs[EventLog], logs[IMALog]); err != nil {
-		return err
-	}
-	return x.ProvisionTag(ctx, m, m.Country, 1)
+	return node.Boot(ctx, m.TPM.Device, logs[EventLog], logs[IMALog])
 }
 
 func (m *Machine) path(name string) string { return filepath.Join(m.Dir, name) }

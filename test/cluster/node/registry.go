@@ -98,6 +98,12 @@ func (r *Registry) Push(ctx context.Context, repository string, i Image) (Pushed
 	return p, nil
 }
 
+// Retag puts an image under another repository's tag "latest", and returns the reference by that tag.
+func (r *Registry) Retag(ctx context.Context, p Pushed, repository string) (string, error) {
+	tag := r.Host + "/" + repository + ":latest"
+	return tag, r.write(ctx, tag, p.Image)
+}
+
 func (r *Registry) write(ctx context.Context, reference string, img v1.Image) error {
 	ref, err := name.ParseReference(reference, name.Insecure)
 	if err != nil {

@@ -74,9 +74,21 @@ func (s *Stage) Dial(ctx context.Context, from Pod, address string) (said.Try, e
 	return one(ask[said.Try](ctx, s, from, "dial", address))
 }
 
-// Probe tries targets (URLs, or tcp:HOST:PORT) again and again from inside a pod, for at most a minute.
-func (s *Stage) Probe(ctx context.Context, from Pod, length, every, timeout time.Duration, method string, targets ...string) ([]said.Try, error) {
-	args := []string{"probe", "-for", length.String(), "-every", every.String(), "-timeout", timeout.String(), "-method", method}
+// Probing says how to try targets again and again.
+type Probing struct {
+	// For is how long at most, under a minute; Linger, unless zero, ends it that long after the first change of outcome.
+	For, Every, Timeout, Linger time.Duration
+	Method                      string
+	// Contains makes a try succeed when it is in the answer.
+	Contains string
+}
+
+// Probe tries targets (URLs, or tcp:HOST:PORT) again and again from inside a pod.
+func (s *Stage) Probe(ctx context.Context, from Pod, p Probing, targets ...string) ([]said.Try, error) {
+	args := []string{
+		"probe", "-for", p.For.String(), "-every", p.Every.String(), "-timeout", p.Timeout.String(), "-linger", p.Linger.String(),
+		"-method", p.Method, "-contains", p.Contains,
+	}
 	return ask[said.Try](ctx, s, from, append(args, targets...)...)
 }
 

@@ -92,6 +92,15 @@ func (s *Stage) PushChanged(ctx context.Context, repository string, changed map[
 	return s.Push(ctx, repository, node.Image{Files: files, Entrypoint: []string{"/workload"}})
 }
 
+// PushOneByteOff pushes the workload's image with one byte more at the end of its program, which runs as before.
+func (s *Stage) PushOneByteOff(ctx context.Context, repository string) (node.Pushed, error) {
+	program, err := os.ReadFile(s.programs["test/e2e/workload"])
+	if err != nil {
+		return node.Pushed{}, fmt.Errorf("stage: %w", err)
+	}
+	return s.PushChanged(ctx, repository, map[string][]byte{"/workload": append(program, 0)})
+}
+
 // Sign signs an image with the release key.
 func (s *Stage) Sign(ctx context.Context, p node.Pushed) error {
 	return imagetest.Sign(ctx, p.Repository, p.Manifest.String(), s.release, name.Insecure)

@@ -50,6 +50,30 @@ func (s *Stage) PodReady(ctx context.Context, namespace, name string, limit time
 	})
 }
 
+// PodRunning waits until a pod's container "main" runs, whether the pod is ready or not.
+func (s *Stage) PodRunning(ctx context.Context, p Pod, limit time.Duration) error {
+	return s.Until(ctx, limit, "pod "+p.String()+" runs", func(ctx context.Context) error {
+		object, err := s.GetPod(ctx, p.Namespace, p.Name)
+		if err != nil {
+			return err
+		}
+		for _, c := range object.Status.ContainerStatuses {
+			if c.Name == "main" && c.State.Running != nil {
+				return nil
+			}
+		}
+		return ready(object)
+	})
+}
+
+// Said wants a word in a text, whatever its case and hyphens.
+func Said(text, word string) error {
+	if !strings.Contains(strings.ToLower(strings.ReplaceAll(text, "-", "")), strings.ToLower(word)) {
+		return fmt.Errorf("it says %q, which does not name %q", text, word)
+	}
+	return nil
+}
+
 // ready says why a pod is not.
 func ready(p *corev1.Pod) error {
 	var why []string

@@ -131,7 +131,7 @@ func (s *Stage) Attested(ctx context.Context, pods ...Pod) error {
 		if err := s.Until(ctx, time.Minute, p.String()+" has a trust label", func(ctx context.Context) error {
 			object, err := s.GetPod(ctx, p.Namespace, p.Name)
 			if err == nil && object.Labels[v1alpha1.PodAttestedLabel] != v1alpha1.True {
-				err = errors.New("it has none; " + s.why(ctx, p))
+				err = errors.New("it has none; " + s.Why(ctx, p))
 			}
 			return err
 		}); err != nil {
@@ -141,8 +141,8 @@ func (s *Stage) Attested(ctx context.Context, pods ...Pod) error {
 	return nil
 }
 
-// why is what the policies of the pod's namespace say of it.
-func (s *Stage) why(ctx context.Context, p Pod) string {
+// Why is what the policies of the pod's namespace say of it.
+func (s *Stage) Why(ctx context.Context, p Pod) string {
 	var policies v1alpha1.TrustPolicyList
 	if err := s.Client.List(ctx, &policies); err != nil {
 		return err.Error()

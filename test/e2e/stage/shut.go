@@ -36,7 +36,7 @@ func (s *Stage) ShutOut(ctx context.Context, t *script.Script, p Pod) error {
 	if err != nil {
 		return err
 	}
-	t.Expect(object.Labels[v1alpha1.PodAttestedLabel] == "", p.String()+" has no trust label", "%v", s.why(ctx, p))
+	t.Expect(object.Labels[v1alpha1.PodAttestedLabel] == "", p.String()+" has no trust label", "%v", s.Why(ctx, p))
 	for _, target := range []struct {
 		pod  Pod
 		port int

@@ -18,8 +18,8 @@ import (
 )
 
 type prober struct {
-	method         string
-	timeout, every time.Duration
+	method, contains       string
+	timeout, every, linger time.Duration
 }
 
 // probe serves get, dial and probe: they differ in how often they try.
@@ -29,6 +29,8 @@ func probe(ctx context.Context, command string, args []string, out *lines) error
 	flags.StringVar(&p.method, "method", http.MethodGet, "HTTP method")
 	flags.DurationVar(&p.timeout, "timeout", 2*time.Second, "how long to wait for an answer")
 	flags.DurationVar(&p.every, "every", 50*time.Millisecond, "pause between two tries")
+	flags.StringVar(&p.contains, "contains", "", "a try succeeds when this is in the answer, which need not be one of ours")
+	flags.DurationVar(&p.linger, "linger", 0, "end this long after a target's first change between success and failure (probe); 0 is never")
 	length := flags.Duration("for", 10*time.Second, "how long to go on")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -63,18 +65,47 @@ func probe(ctx context.Context, command string, args []string, out *lines) error
 
 // again starts a try every p.every, whether the last one has ended or not: a try that hangs must not hide that the next succeeds.
 func (p prober) again(ctx context.Context, target string, out *lines) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ticker := time.NewTicker(p.every)
 	defer ticker.Stop()
 	var running sync.WaitGroup
 	defer running.Wait()
+	var turn change
 	for {
-		running.Go(func() { _ = out.print(p.try(context.WithoutCancel(ctx), target)) }) // a reader that went away ends us soon
+		running.Go(func() {
+			t := p.try(context.WithoutCancel(ctx), target)
+			_ = out.print(t) // a reader that went away ends us soon
+			if turn.seen(t.OK) && p.linger > 0 {
+				time.AfterFunc(p.linger, cancel)
+			}
+		})
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
 	}
+}
+
+// change notices the first time that an outcome differs from the first.
+type change struct {
+	mu          sync.Mutex
+	begun, done bool
+	first       bool
+}
+
+func (c *change) seen(ok bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.begun {
+		c.begun, c.first = true, ok
+	}
+	if c.done || ok == c.first {
+		return false
+	}
+	c.done = true
+	return true
 }
 
 func (p prober) try(ctx context.Context, target string) said.Try {
@@ -135,12 +166,18 @@ func (p prober) get(ctx context.Context, url string, t *said.Try) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = resp.Body.Close() }() // it was read
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	defer func() { _ = resp.Body.Close() }()                   // it was read
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20)) // a proxy's configuration is long
 	if err != nil {
 		return err
 	}
 	t.Status = resp.StatusCode
+	if p.contains != "" {
+		if !bytes.Contains(body, []byte(p.contains)) {
+			return errors.New("the answer does not contain it")
+		}
+		return nil
+	}
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
 	}

@@ -1,0 +1,88 @@
+// Package geofence is a scenario: a policy that wants its workload in one country.
+package geofence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// Proves is what the scenario shows.
+const Proves = "payments holds an identity, is labelled and is reachable in DE only; the same image and account on a trusted machine in FR is nobody"
+
+var abroad = stage.Pod{Namespace: "payments", Name: "api-par-1", Account: "api", Node: "par-1", Mesh: true}
+
+// Play plays it.
+func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.Create(ctx, abroad); err != nil {
+		return err
+	}
+	if err := s.PodRunning(ctx, abroad, time.Minute); err != nil {
+		return err
+	}
+	t.Say("%s runs on par-1, whose asset tag, certified by its TPM, says country=FR", abroad)
+	svid, err := s.SVID(ctx, abroad)
+	if err != nil {
+		return err
+	}
+	t.Expect(!svid.OK, "abroad it gets no identity", "%s%s", svid.SPIFFEID, svid.Error)
+	if err := refused(ctx, s, t); err != nil {
+		return err
+	}
+	if svid, err = s.SVID(ctx, stage.API); err != nil {
+		return err
+	}
+	t.Expect(svid.OK && svid.SPIFFEID == stage.API.ID(), "at home it has its identity", "%s%s", svid.SPIFFEID, svid.Error)
+	if err := reached(ctx, s, t); err != nil {
+		return err
+	}
+	return s.Delete(ctx, abroad)
+}
+
+func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	return s.Until(ctx, 30*time.Second, "the policy's status names the pod abroad", func(ctx context.Context) error {
+		object, err := s.GetPod(ctx, abroad.Namespace, abroad.Name)
+		if err != nil {
+			return err
+		}
+		why := s.Why(ctx, abroad)
+		if !strings.Contains(why, "country") {
+			return fmt.Errorf("it says %q", why)
+		}
+		t.Expect(object.Labels[v1alpha1.PodAttestedLabel] == "", "abroad it has no trust label, and the policy's status says why", "%s", why)
+		return nil
+	})
+}
+
+// reached calls both by their own addresses: a Service would choose one of those that are ready.
+func reached(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	for _, target := range []struct {
+		pod  stage.Pod
+		want bool
+	}{{stage.API, true}, {abroad, false}} {
+		address, err := s.Address(ctx, target.pod, stage.HTTPPort)
+		if err != nil {
+			return err
+		}
+		err = s.Until(ctx, 20*time.Second, "a call of "+target.pod.String(), func(ctx context.Context) error {
+			try, err := s.Get(ctx, stage.Frontend, "POST", "http://"+address+"/charge")
+			if err == nil && target.want && !try.OK {
+				err = errors.New(try.Error)
+			}
+			if err == nil {
+				t.Expect(try.OK == target.want, fmt.Sprintf("%s reaches %s: %t", stage.Frontend, target.pod, target.want), "%s%s", try.Answer.Caller, try.Error)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+// Package privileged is a scenario: containers with more rights than the policy lets them have.
+package privileged
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// Proves is what the scenario shows.
+const Proves = "a privileged container and one that shares the node's process IDs, where the policy says `runtime: restricted`: no identity, no trust label, no way in"
+
+var pods = []stage.Pod{
+	{Namespace: "bank", Name: "privileged", Account: "teller", Node: "fra-2", Privileged: true},
+	{Namespace: "bank", Name: "host-pid", Account: "teller", Node: "fra-2", HostPID: true},
+}
+
+// Play plays it.
+func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	for _, p := range pods {
+		if err := s.Create(ctx, p); err != nil {
+			return err
+		}
+	}
+	for _, p := range pods {
+		if err := s.PodRunning(ctx, p, time.Minute); err != nil {
+			return err
+		}
+		if err := s.ShutOut(ctx, t, p); err != nil {
+			return err
+		}
+		if err := s.Until(ctx, 30*time.Second, "the policy's status names "+p.String(), func(ctx context.Context) error {
+			return stage.Said(s.Why(ctx, p), strings.ReplaceAll(p.Name, "-", ""))
+		}); err != nil {
+			return err
+		}
+		t.Expect(true, "the policy's status says why", "%s", s.Why(ctx, p))
+	}
+	return s.Delete(ctx, pods...)
+}
