@@ -67,6 +67,10 @@ imagePullSecrets:
 {{- $_ := set $spire "workloadAPI" (printf "unix://%s" (include "keelson.spireSocket" .)) }}
 {{- end }}
 {{- $_ := set $c "spire" $spire }}
+{{- /* Helm reads an unquoted off as false. */ -}}
+{{- range $plane := list "calico" "istio" }}
+{{- $_ := set $c $plane (ternary (index $c $plane) "off" (kindIs "string" (index $c $plane))) }}
+{{- end }}
 {{- $ports := .Values.policySync.ports }}
 {{- $_ := set $c "listen" (dict "metrics" (printf ":%d" (int $ports.metrics)) "health" (printf ":%d" (int $ports.health))) }}
 {{- $_ := set $c "leaderElection" (dict "enabled" true "namespace" .Release.Namespace "name" "keelson-policy-sync" "leaseDuration" $c.leaderElection.leaseDuration) }}
