@@ -103,7 +103,7 @@ policySync:
       failureTTL: 5s
       timeout: 30s
       verifiers:
-      - {name: release-key, publicKey: /etc/keelson/keys/release-key.pem}
+      - {name: release-key, publicKey: release-key.pem}
       - {name: pinned, manifests: ["sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"]}
     leaderElection: {leaseDuration: 6s}
     resync: 1m

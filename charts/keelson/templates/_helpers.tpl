@@ -67,6 +67,15 @@ imagePullSecrets:
 {{- $_ := set $spire "workloadAPI" (printf "unix://%s" (include "keelson.spireSocket" .)) }}
 {{- end }}
 {{- $_ := set $c "spire" $spire }}
+{{- /* A key that is named, not placed, is one of the values. */ -}}
+{{- range $v := $c.images.verifiers }}
+{{- if and $v.publicKey (not (hasPrefix "/" $v.publicKey)) }}
+{{- if not (hasKey $.Values.policySync.verifierKeys $v.publicKey) }}
+{{- fail (printf "policySync.config.images.verifiers: verifier %q names key %q, but policySync.verifierKeys has none of that name: add its PEM text there" $v.name $v.publicKey) }}
+{{- end }}
+{{- $_ := set $v "publicKey" (printf "/etc/keelson/keys/%s" $v.publicKey) }}
+{{- end }}
+{{- end }}
 {{- /* Helm reads an unquoted off as false. */ -}}
 {{- range $plane := list "calico" "istio" }}
 {{- $_ := set $c $plane (ternary (index $c $plane) "off" (kindIs "string" (index $c $plane))) }}
