@@ -9,17 +9,33 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/conntrack"
 	"github.com/keelson-project/keelson/policy-sync/flows"
+	"github.com/keelson-project/keelson/test/netlab"
 )
 
+// lab is a network on the real kernel.
+type lab struct{ *netlab.Lab }
+
+func newLab(t testing.TB) lab {
+	t.Helper()
+	return lab{netlab.New(t)}
+}
+
+func (w lab) must(err error) {
+	w.T.Helper()
+	if err != nil {
+		w.T.Fatal(err)
+	}
+}
+
 // sweep cuts the flows of addresses in the node's namespace.
-func (w *world) sweep(nets ...string) flows.Swept {
-	w.t.Helper()
+func (w lab) sweep(nets ...string) flows.Swept {
+	w.T.Helper()
 	targets, refused := flows.Judge(nets, nil)
 	if len(refused) > 0 {
-		w.t.Fatal(refused)
+		w.T.Fatal(refused)
 	}
 	var out flows.Swept
-	w.in(w.node, func() {
+	w.In(w.Node, func() {
 		var err error
 		out, err = conntrack.Table{}.Sweep(targets.Match)
 		w.must(err)
@@ -30,11 +46,11 @@ func (w *world) sweep(nets ...string) flows.Swept {
 // TestThreatOpenFlowsOutliveAClosedPolicy is row 18 of the threats, as far as it is the kernel's: a flow that was open goes on
 // after a drop is in place, and ends with its entry; one between others goes on.
 func TestThreatOpenFlowsOutliveAClosedPolicy(t *testing.T) {
-	w := newWorld(t)
-	w.echo(8080)
-	w.rule("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.10", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to", "10.77.2.2:8080")
-	w.rule("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.10", "-p", "udp", "--dport", "80", "-j", "DNAT", "--to", "10.77.2.2:8080")
-	w.rule("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "10.77.1.3", "-d", "10.77.2.3", "-j", "MASQUERADE")
+	w := newLab(t)
+	w.Echo(8080)
+	w.Rule("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.10", "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to", "10.77.2.2:8080")
+	w.Rule("iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.10", "-p", "udp", "--dport", "80", "-j", "DNAT", "--to", "10.77.2.2:8080")
+	w.Rule("iptables", "-t", "nat", "-A", "POSTROUTING", "-s", "10.77.1.3", "-d", "10.77.2.3", "-j", "MASQUERADE")
 	for name, c := range map[string]struct{ network, from, to, revoked string }{
 		"the client's address is revoked":                              {"tcp", "10.77.1.2", "10.77.2.2:8080", "10.77.1.2/32"},
 		"the server's address is revoked":                              {"tcp", "10.77.1.2", "10.77.2.3:8080", "10.77.2.3/32"},
@@ -46,23 +62,23 @@ func TestThreatOpenFlowsOutliveAClosedPolicy(t *testing.T) {
 		"datagrams, the server is reached through a Service's address": {"udp", "10.77.1.2", "10.96.0.10:80", "10.77.2.2/32"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w.t = t
-			mine, other := w.dial(c.network, c.from, c.to), w.dial("tcp", "10.77.1.3", "10.77.2.2:8080")
+			w.T = t
+			mine, other := w.Dial(c.network, c.from, c.to), w.Dial("tcp", "10.77.1.3", "10.77.2.2:8080")
 			if c.from == "10.77.1.3" || strings.HasPrefix(c.revoked, "10.77.2.2") {
-				other = w.dial("tcp", "10.77.1.2", "10.77.2.3:8080")
+				other = w.Dial("tcp", "10.77.1.2", "10.77.2.3:8080")
 			}
-			w.mustTalk(mine, "nothing is revoked yet")
-			w.mustTalk(other, "nothing is revoked yet")
+			w.MustTalk(mine, "nothing is revoked yet")
+			w.MustTalk(other, "nothing is revoked yet")
 			address := strings.Split(c.revoked, "/")[0]
-			w.drop(address)
-			defer w.undrop(address)
-			w.mustTalk(mine, "Felix's first rule accepts what is established; if this fails the test shows nothing")
+			w.Drop(address)
+			defer w.Undrop(address)
+			w.MustTalk(mine, "Felix's first rule accepts what is established; if this fails the test shows nothing")
 			got := w.sweep(c.revoked)
 			if got.Cut == 0 || got.Failed > 0 {
-				t.Fatalf("swept %+v of\n%s", got, w.entries())
+				t.Fatalf("swept %+v of\n%s", got, w.Entries())
 			}
-			w.mustNot(mine, "its entry is deleted")
-			w.mustTalk(other, "it has no revoked address")
+			w.MustNot(mine, "its entry is deleted")
+			w.MustTalk(other, "it has no revoked address")
 			if again := w.sweep(c.revoked); again.Cut > 0 {
 				t.Errorf("the drop is in place, but a second sweep found %+v", again)
 			}
@@ -72,34 +88,34 @@ func TestThreatOpenFlowsOutliveAClosedPolicy(t *testing.T) {
 
 // TestAFlowIsOpenAgainUntilTheDropIsInPlace: the reason to sweep again and again.
 func TestAFlowIsOpenAgainUntilTheDropIsInPlace(t *testing.T) {
-	w := newWorld(t)
-	w.echo(8080)
-	c := w.dial("tcp", "10.77.1.2", "10.77.2.2:8080")
-	w.mustTalk(c, "nothing is revoked yet")
+	w := newLab(t)
+	w.Echo(8080)
+	c := w.Dial("tcp", "10.77.1.2", "10.77.2.2:8080")
+	w.MustTalk(c, "nothing is revoked yet")
 	for range 2 {
 		if got := w.sweep("10.77.1.2/32"); got.Cut != 1 {
 			t.Fatalf("swept %+v, want one cut", got)
 		}
-		w.mustTalk(c, "no drop is in place: its next packet makes a new entry")
+		w.MustTalk(c, "no drop is in place: its next packet makes a new entry")
 	}
-	w.drop("10.77.1.2")
-	w.mustTalk(c, "it is established again")
+	w.Drop("10.77.1.2")
+	w.MustTalk(c, "it is established again")
 	w.sweep("10.77.1.2/32")
-	w.mustNot(c, "the drop is in place and the entry is gone")
+	w.MustNot(c, "the drop is in place and the entry is gone")
 }
 
 // TestEveryProtocolIsCut: entries of protocols with and without ports, made by real packets.
 func TestEveryProtocolIsCut(t *testing.T) {
-	w := newWorld(t)
-	w.echo(8080)
+	w := newLab(t)
+	w.Echo(8080)
 	for _, from := range []string{"10.77.1.2", "10.77.1.3"} {
-		w.mustTalk(w.dial("tcp", from, "10.77.2.2:8080"), "nothing is revoked")
-		w.mustTalk(w.dial("udp", from, "10.77.2.2:8080"), "nothing is revoked")
+		w.MustTalk(w.Dial("tcp", from, "10.77.2.2:8080"), "nothing is revoked")
+		w.MustTalk(w.Dial("udp", from, "10.77.2.2:8080"), "nothing is revoked")
 		for protocol, payload := range map[string][]byte{"icmp": echoRequest(), "sctp": sctpInit(), "47": make([]byte, 64), "50": make([]byte, 64)} {
 			w.send(protocol, from, "10.77.2.2", payload)
 		}
 	}
-	before := w.entries()
+	before := w.Entries()
 	got := w.sweep("10.77.1.2")
 	if got.Cut != 6 || got.Entries != 12 {
 		t.Errorf("swept %+v, want 6 of 12 entries cut of\n%s", got, before)
@@ -110,9 +126,9 @@ func TestEveryProtocolIsCut(t *testing.T) {
 }
 
 // send sends one packet of a protocol from the client's namespace.
-func (w *world) send(protocol, from, to string, payload []byte) {
-	w.t.Helper()
-	w.in(w.client, func() {
+func (w lab) send(protocol, from, to string, payload []byte) {
+	w.T.Helper()
+	w.In(w.Client, func() {
 		c, err := net.DialIP("ip4:"+protocol, &net.IPAddr{IP: net.ParseIP(from)}, &net.IPAddr{IP: net.ParseIP(to)})
 		w.must(err)
 		defer c.Close()
@@ -145,8 +161,8 @@ func sctpInit() []byte {
 }
 
 func TestLocalAreTheNamespacesOwnAddresses(t *testing.T) {
-	w := newWorld(t)
-	w.in(w.client, func() {
+	w := newLab(t)
+	w.In(w.Client, func() {
 		got, err := conntrack.Local()
 		w.must(err)
 		var texts []string

@@ -16,7 +16,7 @@ import (
 
 // TestOneCapabilityIsEnough: CAP_NET_ADMIN alone sweeps; without it the error says so.
 func TestOneCapabilityIsEnough(t *testing.T) {
-	w := newWorld(t)
+	w := newLab(t)
 	for name, c := range map[string]struct {
 		capabilities uint32
 		want         string
@@ -30,7 +30,7 @@ func TestOneCapabilityIsEnough(t *testing.T) {
 			go func() {
 				runtime.LockOSThread() // never unlocked: the thread, which has lost its rights, ends with the goroutine
 				var r result
-				w.in(w.node, func() {
+				w.In(w.Node, func() {
 					header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 					data := [2]unix.CapUserData{}
 					w.must(unix.Capget(&header, &data[0]))
@@ -76,7 +76,7 @@ func (f theirs) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 // BenchmarkSweep sweeps a table of 20,000 entries: without a hit, with 1,000, and without a hit by the library's own function.
 func BenchmarkSweep(b *testing.B) {
 	const entries, revoked = 20_000, 1_000
-	w := newWorld(b)
+	w := newLab(b)
 	ip := func(i int) string {
 		return net.IP(binary.BigEndian.AppendUint32(nil, 10<<24|1<<16|uint32(i))).String()
 	}
@@ -84,7 +84,7 @@ func BenchmarkSweep(b *testing.B) {
 	for i := range nets {
 		nets[i] = net.IP(binary.BigEndian.AppendUint32(nil, 10<<24|9<<16|uint32(i))).String()
 	}
-	w.in(w.node, func() {
+	w.In(w.Node, func() {
 		for i := range entries {
 			makeEntry(b, ip(i), "10.2.0.1", uint16(1024+i))
 		}
@@ -97,7 +97,7 @@ func BenchmarkSweep(b *testing.B) {
 	run := func(name string, each func(b *testing.B)) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
-			w.in(w.node, func() {
+			w.In(w.Node, func() {
 				for b.Loop() {
 					each(b)
 				}
