@@ -28,6 +28,7 @@ import (
 	"github.com/keelson-project/keelson/test/e2e/privileged"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
+	"github.com/keelson-project/keelson/test/e2e/tampering"
 	"github.com/keelson-project/keelson/test/e2e/wrongboot"
 )
 
@@ -44,6 +45,7 @@ func (o *options) scenarios() []scenario {
 		{"geofence", geofence.Proves, geofence.Play},
 		{"image", image.Proves, image.Play},
 		{"privileged", privileged.Proves, privileged.Play},
+		{"tampering", tampering.Proves, tampering.Play(o.runs)},
 	}
 }
 
@@ -51,6 +53,7 @@ func (o *options) scenarios() []scenario {
 type options struct {
 	out        string
 	list, hold bool
+	runs       int
 	names      []string
 }
 
@@ -63,6 +66,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.out, "o", "out/e2e", "folder for the timelines")
 	flags.BoolVar(&o.list, "list", false, "list the scenarios and what each proves")
 	flags.BoolVar(&o.hold, "hold", false, "play nothing: bring up the cluster with its cast and keep it until Ctrl-C")
+	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}

@@ -53,9 +53,11 @@ type Fleet struct {
 	cni              string
 	pause            node.Pushed
 	calicoKubeconfig []byte
+	machine          string
 
-	mu     sync.Mutex
-	images map[string]node.Pushed
+	mu       sync.Mutex
+	images   map[string]node.Pushed
+	machines int // how many were begun
 }
 
 // CanRun tells whether this computer can hold such a cluster, and what it lacks when not.
@@ -92,6 +94,9 @@ func (f *Fleet) start(ctx context.Context) error {
 		return err
 	}
 	f.runc = system["runc"]
+	if f.machine, err = machine.Build(ctx, f.Log); err != nil {
+		return err
+	}
 	begun := time.Now()
 	if err := f.open(ctx); err != nil {
 		return err
@@ -165,7 +170,8 @@ func (f *Fleet) clients() error {
 // AddNode makes a machine and lets it join. Its number follows from how many there are. Use Ready to wait for it.
 func (f *Fleet) AddNode(ctx context.Context, o machine.Options) (*Node, error) {
 	f.mu.Lock()
-	o.Number = len(f.Nodes) + 1
+	f.machines++
+	o.Number = f.machines
 	f.mu.Unlock()
 	if o.Number > maxNodes {
 		return nil, fmt.Errorf("fleet: node %s: there is room for %d nodes", o.Name, maxNodes)

@@ -43,7 +43,7 @@ func (f *Fleet) startNode(ctx context.Context, o machine.Options) (*Node, error)
 		o.Files = map[string][]byte{}
 	}
 	maps.Copy(o.Files, files)
-	o.Dir, o.Network, o.Of = filepath.Join(f.Dir, o.Name), f.Network, maxNodes
+	o.Dir, o.Network, o.Of, o.Program = filepath.Join(f.Dir, o.Name), f.Network, maxNodes, f.machine
 	if o.Binds == nil {
 		o.Binds = map[string]string{}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,8 @@ type Options struct {
 	// Dir holds the machine's own files.
 	Dir     string
 	Network *Network
+	// Program is what Build built.
+	Program string
 	// Files are put in place before the machine starts, by their absolute path in it: under /etc, /opt, /var or /run.
 	Files map[string][]byte
 	// Binds are further files or folders of the computer that the machine sees elsewhere, by the place where it sees them.
@@ -47,7 +50,6 @@ type Machine struct {
 	Cgroup string
 
 	group *cluster.Group
-	door  string
 }
 
 // overlaid are the folders in which a machine writes its own files over the computer's; bound are those that are its own alone.
@@ -56,13 +58,15 @@ var (
 	bound    = []string{"/run", "/var/lib/containerd", "/var/lib/kubelet"}
 )
 
+// Build builds the program that machines run first, and returns its path for Options.
+func Build(ctx context.Context, log io.Writer) (string, error) {
+	paths, err := parts.Commands(ctx, log, program)
+	return paths[program], err
+}
+
 // Start makes a machine. Its programs are in group g.
 func Start(ctx context.Context, g *cluster.Group, o Options) (*Machine, error) {
-	paths, err := parts.Commands(ctx, os.Stderr, program)
-	if err != nil {
-		return nil, err
-	}
-	m := &Machine{Options: o, group: g, door: paths[program], Cgroup: "/" + o.Network.Bridge + "/" + o.Name}
+	m := &Machine{Options: o, group: g, Cgroup: "/" + o.Network.Bridge + "/" + o.Name}
 	if err := m.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("machine: %s: %w", o.Name, err), m.Close())
 	}
@@ -78,7 +82,7 @@ func (m *Machine) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if m.Process, err = m.group.Start(cluster.Command{Name: "machine-" + m.Name, Path: m.door, Args: []string{"init", string(text)}}); err != nil {
+	if m.Process, err = m.group.Start(cluster.Command{Name: "machine-" + m.Name, Path: m.Program, Args: []string{"init", string(text)}}); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -182,7 +186,7 @@ func (m *Machine) Start(c cluster.Command) (*cluster.Process, error) {
 
 func (m *Machine) command(c cluster.Command) cluster.Command {
 	c.Args = append([]string{"exec", fmt.Sprint(m.PID), c.Path}, c.Args...)
-	c.Path = m.door
+	c.Path = m.Program
 	return c
 }
 

@@ -31,10 +31,14 @@ func two(t *testing.T) (*cluster.Group, *Network, []*Machine) {
 			t.Error(err)
 		}
 	})
+	program, err := Build(t.Context(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
 	var machines []*Machine
 	for i, name := range []string{"one", "two"} {
 		m, err := Start(t.Context(), g, Options{
-			Name: name, Number: i + 1, Of: 2, Dir: filepath.Join(dir, name), Network: net,
+			Name: name, Number: i + 1, Of: 2, Dir: filepath.Join(dir, name), Network: net, Program: program,
 			Files: map[string][]byte{"/etc/keelson-test": []byte(name)},
 		})
 		if err != nil {
@@ -53,7 +57,7 @@ func two(t *testing.T) (*cluster.Group, *Network, []*Machine) {
 // inside runs a shell script in a machine and returns what it printed.
 func inside(t *testing.T, m *Machine, script string) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), m.door, m.command(cluster.Command{Path: "/bin/sh", Args: []string{"-c", script}}).Args...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), m.Program, m.command(cluster.Command{Path: "/bin/sh", Args: []string{"-c", script}}).Args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %s: %v\n%s", m.Name, script, err, out)
 	}

@@ -66,6 +66,21 @@ func (s *Stage) PodRunning(ctx context.Context, p Pod, limit time.Duration) erro
 	})
 }
 
+// RestartAgent deletes the SPIRE agent's pod on a node; its DaemonSet makes another at once.
+func (s *Stage) RestartAgent(ctx context.Context, node string) error {
+	pods, err := s.Kubernetes.CoreV1().Pods("spire").List(ctx, metav1.ListOptions{LabelSelector: "app=spire-agent", FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		return fmt.Errorf("stage: %w", err)
+	}
+	for _, p := range pods.Items {
+		now := int64(0)
+		if err := s.Kubernetes.CoreV1().Pods("spire").Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
+			return fmt.Errorf("stage: %w", err)
+		}
+	}
+	return nil
+}
+
 // Said wants a word in a text, whatever its case and hyphens.
 func Said(text, word string) error {
 	if !strings.Contains(strings.ToLower(strings.ReplaceAll(text, "-", "")), strings.ToLower(word)) {
