@@ -85,6 +85,9 @@ func readServers(ctx context.Context, objects dynamic.Interface) ([]netip.Addr, 
 	ctx, cancel := context.WithTimeout(ctx, pollSoon)
 	defer cancel()
 	u, err := objects.Resource(endpointResource).Namespace(metav1.NamespaceDefault).Get(ctx, "kubernetes", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil // an API server that listens on a loopback address publishes none
+	}
 	if err != nil {
 		return nil, fmt.Errorf("revocations: EndpointSlice kubernetes: %w", plain(err))
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/url"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -33,7 +34,7 @@ func (s *source[L]) listWatch() *cache.ListWatch {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.FieldSelector = s.fields
 			w, err := s.watch(ctx, o)
-			if o.SendInitialEvents == nil || err == nil { // a server that does not stream lists is asked for a plain one next
+			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) { // a server that streams no lists is asked for a plain one next
 				s.noteUnlessOver(ctx, err)
 			}
 			return w, err
