@@ -1,6 +1,7 @@
 package charts
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -59,9 +60,25 @@ func TestBadValuesAreRefused(t *testing.T) {
 	}
 }
 
+// TestAnOldKubernetesIsRefused: without an API that guards need, there would be no guards.
 func TestAnOldKubernetesIsRefused(t *testing.T) {
-	_, err := helm.Render(t.Context(), chart, release, namespace, "v1.35.4", parse(t, minimal))
-	if err == nil || !strings.Contains(err.Error(), "1.36") {
-		t.Errorf("got %v, want a refusal that names 1.36", err)
+	const validating, mutating = "admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"
+	for name, tc := range map[string]struct {
+		served []string
+		values string
+		want   string
+	}{
+		"if both kinds are served, accept":                           {[]string{validating, mutating}, "", ""},
+		"if new nodes could not be tainted, refuse":                  {[]string{validating}, "", "does not serve admissionregistration.k8s.io/v1 MutatingAdmissionPolicy, which the guards need: use 1.36 or later"},
+		"if new nodes need not be tainted, accept":                   {[]string{validating}, "policySync: {config: {taint: false}}", ""},
+		"if nothing could be guarded, refuse":                        {nil, "policySync: {config: {taint: false}}", "ValidatingAdmissionPolicy"},
+		"if nothing is to be guarded, accept, and the notes warn it": {nil, "guards: {enabled: false}", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := helm.RenderFor(chart, release, namespace, append(tc.served, "v1/Pod"), parse(t, minimal, tc.values))
+			if tc.want == "" && err != nil || tc.want != "" && !strings.Contains(fmt.Sprint(err), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
 	}
 }

@@ -13,9 +13,11 @@ import (
 
 	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/chart/common"
+	"helm.sh/helm/v4/pkg/chart/common/util"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/cli"
+	"helm.sh/helm/v4/pkg/engine"
 	"helm.sh/helm/v4/pkg/kube"
 	release "helm.sh/helm/v4/pkg/release/v1"
 )
@@ -65,6 +67,28 @@ func Uninstall(_ context.Context, kubeconfig, releaseName, namespace string) err
 	return nil
 }
 
+// Rollback brings a release to its last revision again, also after an uninstallation that failed.
+func Rollback(kubeconfig, releaseName, namespace string) error {
+	cfg, _, err := open(kubeconfig, namespace, "")
+	if err != nil {
+		return err
+	}
+	last, err := cfg.Releases.Last(releaseName)
+	if err != nil {
+		return fmt.Errorf("helm: rollback %s: %w", releaseName, err)
+	}
+	r, ok := last.(*release.Release)
+	if !ok {
+		return fmt.Errorf("helm: rollback %s: a release of type %T", releaseName, last)
+	}
+	do := action.NewRollback(cfg)
+	do.Version, do.Timeout, do.WaitStrategy, do.ServerSideApply = r.Version, Timeout, kube.HookOnlyStrategy, "auto"
+	if err := do.Run(releaseName); err != nil {
+		return fmt.Errorf("helm: rollback %s: %w", releaseName, err)
+	}
+	return nil
+}
+
 // Rendered is what a chart makes of values.
 type Rendered struct {
 	// Manifest are the objects, Hooks those of hooks, each as YAML documents; Notes is what people read.
@@ -97,6 +121,24 @@ func Render(ctx context.Context, chartDir, releaseName, namespace, kubeVersion s
 		out.Hooks = append(out.Hooks, h.Manifest)
 	}
 	return out, nil
+}
+
+// RenderFor renders a chart for a Kubernetes that serves these APIs ("group/version/Kind") and no others, and tells how it went.
+func RenderFor(chartDir, releaseName, namespace string, served []string, values map[string]any) error {
+	c, err := loader.Load(chartDir)
+	if err != nil {
+		return fmt.Errorf("helm: %s: %w", chartDir, err)
+	}
+	capabilities := common.DefaultCapabilities.Copy()
+	capabilities.APIVersions = served
+	made, err := util.ToRenderValues(c, values, common.ReleaseOptions{Name: releaseName, Namespace: namespace, IsInstall: true}, capabilities)
+	if err != nil {
+		return fmt.Errorf("helm: render %s: %w", chartDir, err)
+	}
+	if _, err := engine.Render(c, made); err != nil {
+		return fmt.Errorf("helm: render %s: %w", chartDir, err)
+	}
+	return nil
 }
 
 // Lint returns everything that Helm's linter has against a chart, but what it only mentions.
