@@ -126,8 +126,10 @@ func (o *options) play(ctx context.Context, out io.Writer, chosen []scenario) (p
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.Cast(ctx); err != nil {
+	if err := s.Cast(ctx); err != nil && !o.hold { // what went wrong is best looked at while it stands
 		return 0, err
+	} else if err != nil {
+		_, _ = fmt.Fprintln(out, err)
 	}
 	_, _ = fmt.Fprintf(out, "ready to play after %.1f s\n", time.Since(begun).Seconds())
 	if o.hold {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -56,7 +57,7 @@ func commands(ctx context.Context, log io.Writer, module string, cgo bool, folde
 	b := builder{source: filepath.Join(root, module)}
 	paths := make(map[string]string, len(folders))
 	for _, folder := range folders {
-		path := filepath.Join(dir, filepath.Base(folder))
+		path := filepath.Join(dir, strings.ReplaceAll(folder, "/", "-")) // folders of one name in different places are different programs
 		if _, err := b.golang(ctx, Part{Name: folder, Cgo: cgo}, "build", "-trimpath", "-o", path, "./"+folder); err != nil {
 			return nil, err
 		}
