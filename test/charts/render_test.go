@@ -278,7 +278,7 @@ func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 			got := map[string]string{}
 			for _, o := range objects(t, render(t, tc.values).Manifest) {
 				group := o.GroupVersionKind().Group
-				if group == "admissionregistration.k8s.io" || group == "rbac.authorization.k8s.io" && !strings.HasSuffix(o.GetName(), "attestor") && !strings.HasSuffix(o.GetName(), "attestor-server") {
+				if group == "admissionregistration.k8s.io" || group == "rbac.authorization.k8s.io" && !strings.HasPrefix(o.GetName(), "keelson-spire-") {
 					got[id(o)] = essence(t, o.Object)
 				}
 			}

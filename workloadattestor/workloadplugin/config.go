@@ -25,8 +25,10 @@ import (
 
 // Config is the plugin_data of WorkloadAttestor "keelson".
 type Config struct {
-	// NodeName is the Kubernetes name of this node. Required.
-	NodeName string `hcl:"node_name"`
+	// NodeName is the Kubernetes name of this node, or NodeNameEnv the environment variable that holds it, for a
+	// configuration that nodes share. One of them is required.
+	NodeName    string `hcl:"node_name"`
+	NodeNameEnv string `hcl:"node_name_env"`
 	// CRISocket is the path of the container runtime's Unix socket. Required.
 	CRISocket string `hcl:"cri_socket"`
 	// CRITimeout bounds the questions about one container; default 5s.
@@ -84,10 +86,8 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 		return nil, nil, p.Err()
 	}
 	var notes []string
-	a := &attestor{node: c.NodeName}
-	if _, err := workloadclaim.NewSelector(workloadclaim.KindNode, c.NodeName); err != nil {
-		p.Add("node_name", "the Kubernetes name of this node is required: %v", err)
-	}
+	node := c.node(p)
+	a := &attestor{node: node}
 	a.proc = procinfo.New(c.procRoot(p))
 	a.dialRuntime(c, p)
 	pods, err := c.pods()
@@ -99,7 +99,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	}
 	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
 	if pods != nil {
-		a.pods = pod.New(pod.Config{Node: c.NodeName, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now})
+		a.pods = pod.New(pod.Config{Node: node, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now})
 	}
 	keychain, err := c.keychain()
 	if err != nil {
@@ -124,6 +124,22 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 		return nil, notes, errors.Join(err, a.close())
 	}
 	return a, notes, nil
+}
+
+// node is the name of this node.
+func (c Config) node(p *pluginconf.Problems) string {
+	key, name := "node_name", c.NodeName
+	switch {
+	case c.NodeName != "" && c.NodeNameEnv != "":
+		p.Add("node_name_env", "give node_name or node_name_env, not both")
+		return ""
+	case c.NodeNameEnv != "":
+		key, name = "node_name_env", os.Getenv(c.NodeNameEnv)
+	}
+	if _, err := workloadclaim.NewSelector(workloadclaim.KindNode, name); err != nil {
+		p.Add(key, "the Kubernetes name of this node is required: %v", err)
+	}
+	return name
 }
 
 func (c Config) procRoot(p *pluginconf.Problems) string {

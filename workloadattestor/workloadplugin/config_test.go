@@ -3,6 +3,7 @@ package workloadplugin_test
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -35,6 +36,9 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		"no HCL":                            {"node_name = [", "not HCL"},
 		"no node name":                      {without1(good, "node_name"), "node_name: the Kubernetes name of this node is required"},
 		"a node name that is none":          {strings.Replace(good, "fra-1", "FRA 1", 1), "line 2: node_name"},
+		"two node names":                    {good + "node_name_env = \"HOME\"\n", "line 11: node_name_env: give node_name or node_name_env, not both"},
+		"a variable that is not set":        {without1(good, "node_name") + "node_name_env = \"KEELSON_NO_SUCH\"\n", "node_name_env: the Kubernetes name of this node is required"},
+		"a variable with no node's name":    {without1(good, "node_name") + "node_name_env = \"PATH\"\n", "node_name_env: the Kubernetes name of this node is required"},
 		"no socket":                         {without1(good, "cri_socket"), "cri_socket"},
 		"a relative socket":                 {strings.Replace(good, w.dir, ".", 1), "line 3: cri_socket"},
 		"a relative proc file system":       {without1(good, "proc_root") + "proc_root = \"proc\"", "proc_root"},
@@ -90,6 +94,15 @@ func TestGoodConfigurationIsValid(t *testing.T) {
 	answer := w.validate(without1(w.hcl(), "kubeconfig"))
 	if !answer.GetValid() || !strings.Contains(strings.Join(answer.GetNotes(), " "), "no selector sa") {
 		t.Errorf("without API: got %v", answer)
+	}
+}
+
+func TestTheNodesNameFromTheEnvironment(t *testing.T) {
+	t.Setenv("KEELSON_TEST_NODE", "fra-1")
+	w := newWorld(t)
+	w.configure(without1(w.hcl(), "node_name") + "node_name_env = \"KEELSON_TEST_NODE\"\n")
+	if got, err := w.attest(42); err != nil || !slices.Equal(got, w.selectors()) {
+		t.Errorf("got %v, %v; want the selectors of node fra-1: %v", got, err, w.selectors())
 	}
 }
 
