@@ -33,29 +33,42 @@ type mall struct {
 
 func TestIstioEnforcesWhatPolicySyncWritesWithIdentitiesOfSpire(t *testing.T) {
 	w := newWorld(t)
-	m := &mall{world: w, api: w.start("payments", "api"), frontend: w.start("shop", "frontend"), other: w.start("shop", "other"), plain: w.plain("shop", "plain")}
-	m.base = "http://" + m.service() + ":8080"
+	m := &mall{world: w}
+	m.base = "http://" + m.service("payments") + ":8080"
+	m.api = w.start("payments", "api")
+	m.endpoint()
+	m.frontend, m.other, m.plain = w.start("shop", "frontend"), w.start("shop", "other"), w.plain("shop", "plain")
 
 	// The order matters: each part stands on what the one before has written.
 	t.Run("without policies everybody reaches the API", m.open)
 	t.Run("the proxies speak mutual TLS with certificates of SPIRE", m.identities)
 	t.Run("STRICT shuts out who has no certificate", m.strict)
 	t.Run("an enrolled namespace allows nothing", m.nothing)
+	t.Run("a connection from before is cut when the drain is over", m.drained)
 	t.Run("a TrustPolicy opens to the principal, method and path that it names, and no further", m.opens)
 	t.Run("nobody else's ALLOW opens what Keelson denies", m.foreign)
 	t.Run("a revoked address is shut out", m.revoked)
 	t.Run("a lost trust label shuts the pod", m.unlabelled)
+	t.Run("audit refuses nothing, and says what it would have", m.audited)
 	t.Run("a proxy starts only where SPIRE's socket answers", m.socket)
 	t.Run("a pod that no plugin has redirected does not start", m.validation)
 }
 
-// service makes the API's Service and, as the endpoint controller would, its EndpointSlice; it returns its address.
-func (m *mall) service() string {
-	namespace := m.api.spec.Namespace
+// service makes the API's Service and returns its address.
+func (m *mall) service(namespace string) string {
+	m.namespace(namespace)
 	m.apply(object(m.t, &corev1.Service{
 		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: meta(namespace, "api"),
 		Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "api"}, Ports: []corev1.ServicePort{{Name: "http", Port: 8080, Protocol: corev1.ProtocolTCP}}},
 	}))
+	got, err := m.client.CoreV1().Services(namespace).Get(m.ctx, "api", metav1.GetOptions{})
+	m.must(err)
+	return got.Spec.ClusterIP
+}
+
+// endpoint makes the Service's EndpointSlice, as the endpoint controller would.
+func (m *mall) endpoint() {
+	namespace := m.api.spec.Namespace
 	slice := &discoveryv1.EndpointSlice{
 		TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}, ObjectMeta: meta(namespace, "api-1"),
 		AddressType: discoveryv1.AddressTypeIPv4,
@@ -67,9 +80,6 @@ func (m *mall) service() string {
 	}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "api"}
 	m.apply(object(m.t, slice))
-	got, err := m.client.CoreV1().Services(namespace).Get(m.ctx, "api", metav1.GetOptions{})
-	m.must(err)
-	return got.Spec.ClusterIP
 }
 
 // becomes waits until a call from a pod is answered with a status, and says how long that took. Zero is a connection that is
@@ -78,7 +88,7 @@ func (m *mall) becomes(t *testing.T, p *pod, method, url string, status int) ans
 	t.Helper()
 	begun := time.Now()
 	for {
-		a := p.call(method, url)
+		a := p.call(t, method, url)
 		if a.Status == status {
 			t.Logf("%s: %s %s is answered with %d after %d ms", p.spec.Name, method, url, status, time.Since(begun).Milliseconds())
 			return a
@@ -92,7 +102,7 @@ func (m *mall) becomes(t *testing.T, p *pod, method, url string, status int) ans
 
 func is(t *testing.T, p *pod, method, url string, status int) answer {
 	t.Helper()
-	a := p.call(method, url)
+	a := p.call(t, method, url)
 	if a.Status != status {
 		t.Errorf("%s: %s %s: got %+v, want status %d", p.spec.Name, method, url, a, status)
 	}
@@ -209,6 +219,14 @@ func (m *mall) nothing(t *testing.T) {
 	m.refused(t, m.frontend, http.MethodPost, "/charge")
 }
 
+// drained: the proxy of the pod "other" has held a connection open since before there was any policy.
+func (m *mall) drained(t *testing.T) {
+	time.Sleep(drain + time.Second)
+	if a := is(t, m.other, http.MethodPost, m.base+"/charge", 403); a.Body != denied {
+		t.Errorf("refused with %q, want Envoy's %q", a.Body, denied)
+	}
+}
+
 // refused waits until Envoy says no.
 func (m *mall) refused(t *testing.T, p *pod, method, path string) {
 	t.Helper()
@@ -258,13 +276,14 @@ func (m *mall) foreign(t *testing.T) {
 	if a := is(t, m.other, http.MethodPost, m.base+"/charge", 403); a.Body != denied {
 		t.Errorf("refused with %q, want Envoy's %q", a.Body, denied) // … but not whom our DENY lets in
 	}
-	if out, err := m.kubectlDelete("payments", "everybody"); err != nil {
+	if out, err := m.remove("payments", "everybody"); err != nil {
 		t.Fatal(err, out)
 	}
 	m.refused(t, m.frontend, http.MethodPost, "/other")
 }
 
-func (m *mall) kubectlDelete(namespace, name string) (string, error) {
+// remove deletes an AuthorizationPolicy.
+func (m *mall) remove(namespace, name string) (string, error) {
 	path := fmt.Sprintf("/apis/security.istio.io/v1/namespaces/%s/authorizationpolicies/%s", namespace, name)
 	raw, err := m.client.CoreV1().RESTClient().Delete().AbsPath(path).DoRaw(m.ctx)
 	return string(raw), err
@@ -273,7 +292,7 @@ func (m *mall) kubectlDelete(namespace, name string) (string, error) {
 func (m *mall) revoked(t *testing.T) {
 	m.render(t, intents([]trustgraph.Revoked{{Address: m.frontend.ip, Reason: "the node of pod shop/frontend is proved bad"}}, charge), "revoked")
 	m.refused(t, m.frontend, http.MethodPost, "/charge")
-	if out, err := m.kubectlDelete("payments", "keelson.revoked"); err != nil {
+	if out, err := m.remove("payments", "keelson.revoked"); err != nil {
 		t.Fatal(err, out)
 	}
 	m.becomes(t, m.frontend, http.MethodPost, m.base+"/charge", 200)
@@ -282,4 +301,19 @@ func (m *mall) revoked(t *testing.T) {
 func (m *mall) unlabelled(t *testing.T) {
 	m.label(t, nil)
 	m.refused(t, m.frontend, http.MethodPost, "/charge")
+}
+
+func (m *mall) audited(t *testing.T) {
+	in := intents(nil, charge)
+	in.Namespaces[0].Mode, in.Workloads[0].Mode = v1alpha1.ModeAudit, v1alpha1.ModeAudit
+	m.label(t, v1alpha1.True)
+	m.render(t, in, "allow-nothing", "api.deny", "api.allow")
+	m.becomes(t, m.other, http.MethodGet, m.base+"/anything", 200)
+	out, err := m.api.enter(m.ctx, nil, m.echo, "call", http.MethodGet, "http://127.0.0.1:15000/stats?filter=shadow_denied").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(out), "istio_dry_run_deny_.shadow_denied: 1") {
+		t.Errorf("Envoy's statistics do not count the request as one that would have been denied: %s", out)
+	}
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/keelson-project/keelson/test/cluster/mesh"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"
 )
@@ -30,6 +32,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	runtime.LockOSThread() // the kernel ties the parent-death signal to the thread that forks
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -62,6 +65,9 @@ func fetch() error {
 	if _, err := parts.EnsureSystem(ctx, os.Stderr, "ip", "iptables"); err != nil {
 		return err
 	}
-	_, err := parts.Ensure(ctx, os.Stderr, "etcd", "kube-apiserver", "spire-server", "spire-agent", "pilot-discovery", "pilot-agent", "envoy", "istio-cni")
+	if _, err := parts.Commands(ctx, os.Stderr, "test/cluster/mesh/echo"); err != nil {
+		return err
+	}
+	_, err := parts.Ensure(ctx, os.Stderr, "etcd", "kube-apiserver", "spire-server", "spire-agent", "pilot-discovery", "pilot-agent", "envoy", mesh.CNIPart)
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -82,16 +83,14 @@ func (w *world) create(namespace, name string, sidecar bool) *pod {
 	if sidecar {
 		w.must(w.sidecar.Inject(template))
 	}
-	p := &pod{w: w, ip: fmt.Sprintf("10.66.0.%d", 10+w.pods), root: filepath.Join(w.dir, "pods", name)}
+	p := &pod{w: w, ip: fmt.Sprintf("10.66.0.%d", 10+w.pods), root: filepath.Join(w.roots, "pods", name)}
 	p.spec = &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 	p.spec.Namespace, p.spec.Name = namespace, name
 	if sidecar { // SPIRE's attestor "unix" knows users and groups only
 		p.proxy().SecurityContext.RunAsGroup = new(int64(2000 + w.pods))
 	}
-	w.apply(
-		object(w.t, &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace}}),
-		object(w.t, &corev1.ServiceAccount{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: meta(namespace, name)}),
-	)
+	w.namespace(namespace)
+	w.apply(object(w.t, &corev1.ServiceAccount{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ServiceAccount"}, ObjectMeta: meta(namespace, name)}))
 	api := w.client.CoreV1().Pods(namespace)
 	created, err := api.Create(w.ctx, p.spec, metav1.CreateOptions{})
 	w.must(err)
@@ -173,13 +172,12 @@ func (p *pod) redirect() (string, error) {
 // volumes lays out the image's files and the pod's volumes below one folder, as a runtime and a kubelet would.
 func (p *pod) volumes() {
 	w := p.w
-	for path, content := range w.image.Files {
-		w.write(filepath.Join(p.root, path), content, 0o755)
+	for path := range w.image.Files {
+		w.must(os.MkdirAll(filepath.Dir(filepath.Join(p.root, path)), 0o755))
+		w.must(os.Link(filepath.Join(w.roots, "image", path), filepath.Join(p.root, path)))
 	}
 	w.write(filepath.Join(p.root, "etc/hosts"), []byte("127.0.0.1 localhost\n"+gateway+" "+mesh.Address+"\n"), 0o644)
-	for _, dir := range []string{"/dev", "/proc"} {
-		p.bind(dir, dir, 0)
-	}
+	p.devices()
 	for _, m := range p.proxy().VolumeMounts {
 		for _, v := range p.spec.Spec.Volumes {
 			if v.Name == m.Name {
@@ -197,7 +195,7 @@ func (p *pod) volume(at string, v corev1.Volume) {
 		w.must(os.MkdirAll(dir, 0o755))
 		w.must(os.Chmod(dir, 0o777))
 	case v.HostPath != nil:
-		p.bind(v.HostPath.Path, at, unix.MS_RDONLY)
+		p.bind(v.HostPath.Path, at)
 	case v.ConfigMap != nil:
 		list, err := w.authority.Distribute(p.spec.Namespace)
 		w.must(err)
@@ -227,14 +225,29 @@ func (p *pod) volume(at string, v corev1.Volume) {
 	}
 }
 
-// bind mounts a folder of the machine; the mounts are this process's own (TestMain).
-func (p *pod) bind(from, at string, flags uintptr) {
+// devices makes what a runtime gives every container: its own /proc, and a few devices. The machine's own are not touched.
+func (p *pod) devices() {
+	w := p.w
+	proc, dev := filepath.Join(p.root, "proc"), filepath.Join(p.root, "dev")
+	w.must(os.MkdirAll(proc, 0o755))
+	w.must(unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""))
+	w.must(os.MkdirAll(dev, 0o755))
+	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9} { // of major 1
+		file := filepath.Join(dev, name)
+		w.must(unix.Mknod(file, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))))
+		w.must(os.Chmod(file, 0o666))
+	}
+	for name, to := range map[string]string{"fd": "/proc/self/fd", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"} {
+		w.must(os.Symlink(to, filepath.Join(dev, name)))
+	}
+}
+
+// bind mounts a folder of the servers read-only.
+func (p *pod) bind(from, at string) {
 	to := filepath.Join(p.root, at)
 	p.w.must(os.MkdirAll(to, 0o755))
-	p.w.must(unix.Mount(from, to, "", unix.MS_BIND|unix.MS_REC, ""))
-	if flags != 0 {
-		p.w.must(unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
-	}
+	p.w.must(unix.Mount(from, to, "", unix.MS_BIND, ""))
+	p.w.must(unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 }
 
 // command is a container's program, in the pod's network and files and as the container's user.
@@ -273,11 +286,15 @@ func (p *pod) launch(c *corev1.Container) *cluster.Process {
 }
 
 // call makes a request from the pod's application, on a connection of its own.
-func (p *pod) call(method, url string) answer {
-	p.w.t.Helper()
+func (p *pod) call(t *testing.T, method, url string) answer {
+	t.Helper()
 	out, err := p.enter(p.w.ctx, []string{"--setuid", "1000", "--setgid", "1000"}, p.w.echo, "call", method, url).Output()
-	p.w.must(err)
+	if err != nil {
+		t.Fatalf("%s: %v", p.spec.Name, err)
+	}
 	var a answer
-	p.w.must(json.Unmarshal(out, &a))
+	if err := json.Unmarshal(out, &a); err != nil {
+		t.Fatal(err)
+	}
 	return a
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +23,9 @@ type Sidecar struct {
 	Image string
 	// Socket is the path of the SPIRE agent's socket on the node.
 	Socket string
+	// Drain is how long a connection may live on under rules that have changed since it was opened: the next request on it is
+	// still judged by the old ones, and when this time is over it is cut. Whole seconds; zero is one. Istio's default is 45.
+	Drain time.Duration
 }
 
 // Names that Istio knows its parts by: the CNI plugin looks for the container and the annotation, istiod for the label.
@@ -126,7 +130,10 @@ func (s Sidecar) env(pod *corev1.PodTemplateSpec) ([]corev1.EnvVar, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mesh: ports: %w", err)
 	}
-	config, err := json.Marshal(map[string]any{"discoveryAddress": Address + ":15012", "proxyBootstrapTemplatePath": templatePath, "concurrency": 1})
+	config, err := json.Marshal(map[string]any{
+		"discoveryAddress": Address + ":15012", "proxyBootstrapTemplatePath": templatePath, "concurrency": 1,
+		"drainDuration": fmt.Sprintf("%ds", s.drain()),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("mesh: proxy configuration: %w", err)
 	}
@@ -150,6 +157,8 @@ func (s Sidecar) env(pod *corev1.PodTemplateSpec) ([]corev1.EnvVar, error) {
 		{Name: "WORKLOAD_IDENTITY_SOCKET_FILE", Value: path.Base(s.Socket)},
 	}, nil
 }
+
+func (s Sidecar) drain() int64 { return max(1, int64(s.Drain/time.Second)) }
 
 func (s Sidecar) volumes() []corev1.Volume {
 	empty := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -39,6 +40,21 @@ func TestNothingThatASidecarAddsIsMoreThanRestricted(t *testing.T) {
 	}
 	if pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.HostIPC {
 		t.Error("the pod shares namespaces with its node")
+	}
+}
+
+func TestConnectionsUnderOldRulesLiveASecondUnlessSaidOtherwise(t *testing.T) {
+	for drain, want := range map[time.Duration]string{0: `"drainDuration":"1s"`, 5 * time.Second: `"drainDuration":"5s"`} {
+		pod := template()
+		sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "/run/spire/api.sock", Drain: drain}
+		if err := sidecar.Inject(pod); err != nil {
+			t.Fatal(err)
+		}
+		env := pod.Spec.Containers[1].Env
+		i := slices.IndexFunc(env, func(v corev1.EnvVar) bool { return v.Name == "PROXY_CONFIG" })
+		if i < 0 || !strings.Contains(env[i].Value, want) {
+			t.Errorf("drain %s: %v, want %s", drain, env, want)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	agentapi "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
 	entryv1 "github.com/spiffe/spire-api-sdk/proto/spire/api/server/entry/v1"
 	"github.com/spiffe/spire-api-sdk/proto/spire/api/types"
+	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,6 +36,9 @@ const trustDomain = "keelson.test"
 // gateway is this process's address on the pods' network: istiod's, and a kubelet's.
 const gateway = "10.66.0.1"
 
+// drain is the proxies'.
+const drain = time.Second
+
 func deadline() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 30*time.Minute)
 }
@@ -43,7 +47,8 @@ func deadline() (context.Context, context.CancelFunc) {
 type world struct {
 	t         *testing.T
 	ctx       context.Context
-	dir       string
+	dir       string // of the servers
+	roots     string // of the pods' files
 	cluster   *cluster.Cluster
 	client    kubernetes.Interface
 	spire     *cluster.SpireServer
@@ -69,10 +74,11 @@ func newWorld(t *testing.T) *world {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	w := &world{t: t, ctx: ctx}
+	w.files()
 	w.network()
 	w.cluster = cluster.ForTest(t, cluster.Options{IstioCRDs: true})
 	w.dir = w.cluster.Dir()
-	w.must(os.Chmod(w.dir, 0o755)) // proxies, which are not root, have their roots below it
+	t.Cleanup(w.logs)
 	var err error
 	w.client, err = kubernetes.NewForConfig(w.cluster.RESTConfig())
 	w.must(err)
@@ -80,13 +86,17 @@ func newWorld(t *testing.T) *world {
 	w.must(err)
 	built, err := parts.Commands(ctx, t.Output(), "test/cluster/mesh/echo")
 	w.must(err)
-	w.echo = built["test/cluster/mesh/echo"]
+	w.echo = filepath.Join(w.roots, "echo") // where those who are not root find it
+	w.copy(built["test/cluster/mesh/echo"], w.echo)
 	w.image, err = mesh.ProxyImage(ctx, t.Output())
 	w.must(err)
+	for path, content := range w.image.Files {
+		w.write(filepath.Join(w.roots, "image", path), content, 0o755)
+	}
 	w.startSpire()
 	w.startIstiod()
 	w.preparePlugin()
-	w.sidecar = mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: w.agent.Socket}
+	w.sidecar = mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: w.agent.Socket, Drain: drain}
 	return w
 }
 
@@ -95,6 +105,54 @@ func (w *world) must(err error) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// logs keeps what every program said, for `go test -artifacts`.
+func (w *world) logs() {
+	if !w.t.Failed() {
+		return
+	}
+	files, err := filepath.Glob(filepath.Join(w.dir, "*.log"))
+	if err != nil {
+		w.t.Error(err)
+	}
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(w.t.ArtifactDir(), filepath.Base(file)), content, 0o600)
+		}
+		if err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// files makes the file system of the pods' files, in the mount namespace of this process (TestMain). It holds whatever is
+// mounted for them, and nothing of the machine's but SPIRE's socket, and goes by being unmounted: nobody ever removes files
+// through a mount.
+func (w *world) files() {
+	dir, err := os.MkdirTemp("", "klsn-pods-")
+	w.must(err)
+	w.roots = dir
+	w.t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil { // an empty folder, or an error
+			w.t.Error(err)
+		}
+	})
+	w.must(os.Chmod(dir, 0o755))
+	w.must(unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID, "mode=0755"))
+	w.t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func (w *world) copy(from, to string) {
+	w.t.Helper()
+	content, err := os.ReadFile(from)
+	w.must(err)
+	w.write(to, content, 0o755)
 }
 
 // network makes the bridge of the pods, in the network namespace of this process (TestMain).
@@ -128,7 +186,6 @@ func (w *world) startSpire() {
 		Plugins: []cluster.Plugin{{Type: "NodeAttestor", Name: "join_token"}, {Type: "WorkloadAttestor", Name: "unix"}},
 	})
 	w.must(err)
-	w.must(os.Chmod(filepath.Join(w.dir, "sa"), 0o755))
 	w.until("the SPIRE agent serves", func() error {
 		_, err := os.Stat(w.agent.Socket)
 		return err
@@ -205,6 +262,11 @@ func (w *world) register(namespace, account string, gid int) {
 	if s := resp.Results[0].Status; s.Code != 0 {
 		w.t.Fatalf("entry: %s", s.Message)
 	}
+}
+
+func (w *world) namespace(name string) {
+	w.t.Helper()
+	w.apply(object(w.t, &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: name}}))
 }
 
 func (w *world) apply(list ...*unstructured.Unstructured) {
