@@ -94,7 +94,7 @@ func (l *Lab) In(ns netns.NsHandle, f func()) {
 	defer runtime.UnlockOSThread()
 	home, err := netns.Get()
 	l.must(err)
-	defer home.Close()
+	defer func() { l.must(home.Close()) }()
 	defer func() { l.must(netns.Set(home)) }()
 	l.must(netns.Set(ns))
 	f()
@@ -181,8 +181,8 @@ func accept(listener net.Listener) {
 			return
 		}
 		go func() {
-			defer c.Close()
 			_, _ = io.Copy(c, c) // until the client has gone
+			_ = c.Close()
 		}()
 	}
 }
