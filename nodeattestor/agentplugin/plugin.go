@@ -169,7 +169,8 @@ func converse(ctx context.Context, stream nodeattestorv1.NodeAttestor_AidAttesta
 		err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
 			Data: &nodeattestorv1.PayloadOrChallengeResponse_ChallengeResponse{ChallengeResponse: data}})
 	}
-	if errors.Is(err, io.EOF) {
+	// SPIRE's agent ends the stream, mostly by cancelling it, once the server has decided. It logs how that was.
+	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
 		return nil
 	}
 	return fmt.Errorf("the stream ended: %w", err)

@@ -1,0 +1,68 @@
+package agentplugin_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
+	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/keelson-project/keelson/nodeattestor/agentplugin"
+	"github.com/keelson-project/keelson/test/tpmtest"
+)
+
+// stream is SPIRE's agent that takes the payload and then ends the stream in some way.
+type stream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	end  error
+	sent int
+}
+
+func (s *stream) Context() context.Context { return s.ctx }
+
+func (s *stream) Send(*nodeattestorv1.PayloadOrChallengeResponse) error {
+	s.sent++
+	return nil
+}
+
+func (s *stream) Recv() (*nodeattestorv1.Challenge, error) { return nil, s.end }
+
+func TestOnlyAStreamThatBreaksIsAnError(t *testing.T) {
+	dir := tpmtest.Dir(t)
+	config := fmt.Sprintf("tpm = %q\ndata_dir = %q\n", tpmtest.Start(t), dir)
+	cases := map[string]struct {
+		end    error
+		broken bool
+	}{
+		"SPIRE closes it":                         {io.EOF, false},
+		"SPIRE cancels it, the server has spoken": {status.Error(codes.Canceled, "context canceled"), false},
+		"it breaks":                               {status.Error(codes.Unavailable, "transport is closing"), true},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			p := agentplugin.New()
+			p.SetLogger(hclog.New(&hclog.LoggerOptions{Output: &log}))
+			if _, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: config}); err != nil {
+				t.Fatal(err)
+			}
+			s := &stream{ctx: t.Context(), end: c.end}
+			err := p.AidAttestation(s)
+			if (err != nil) != c.broken || strings.Contains(log.String(), "[ERROR]") != c.broken {
+				t.Errorf("error %v, log %q", err, log.String())
+			}
+			if s.sent != 1 {
+				t.Errorf("%d messages were sent, want the payload", s.sent)
+			}
+		})
+	}
+}
