@@ -16,10 +16,24 @@ import (
 // Proves is what the scenario shows.
 const Proves = "payments holds an identity, is labelled and is reachable in DE only; the same image and account on a trusted machine in FR is nobody"
 
-var abroad = stage.Pod{Namespace: "payments", Name: "api-par-1", Account: "api", Node: "par-1", Mesh: true}
+var abroad = stage.Pod{Namespace: "payments", Name: "api-par-1", Account: "api", Node: "par-1", Mesh: true, Labels: map[string]string{"place": "abroad"}}
+
+// service leads to the pod abroad alone, ready or not: were it let in, callers would reach it here.
+const service = `
+apiVersion: v1
+kind: Service
+metadata: {name: api-abroad, namespace: payments}
+spec:
+  publishNotReadyAddresses: true
+  selector: {place: abroad}
+  ports: [{name: http, port: 8080}]
+`
 
 // Play plays it.
 func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.Cluster.Apply(ctx, []byte(service)); err != nil {
+		return err
+	}
 	if err := s.Create(ctx, abroad); err != nil {
 		return err
 	}
@@ -60,29 +74,24 @@ func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	})
 }
 
-// reached calls both by their own addresses: a Service would choose one of those that are ready.
+// reached calls both by a Service each.
 func reached(ctx context.Context, s *stage.Stage, t *script.Script) error {
-	for _, target := range []struct {
-		pod  stage.Pod
-		want bool
-	}{{stage.API, true}, {abroad, false}} {
-		address, err := s.Address(ctx, target.pod, stage.HTTPPort)
-		if err != nil {
-			return err
+	if err := s.Until(ctx, 20*time.Second, "a call of "+stage.API.String(), func(ctx context.Context) error {
+		try, err := s.Get(ctx, stage.Frontend, "POST", stage.API.URL("/charge"))
+		if err == nil && !try.OK {
+			err = errors.New(try.Error)
 		}
-		err = s.Until(ctx, 20*time.Second, "a call of "+target.pod.String(), func(ctx context.Context) error {
-			try, err := s.Get(ctx, stage.Frontend, "POST", "http://"+address+"/charge")
-			if err == nil && target.want && !try.OK {
-				err = errors.New(try.Error)
-			}
-			if err == nil {
-				t.Expect(try.OK == target.want, fmt.Sprintf("%s reaches %s: %t", stage.Frontend, target.pod, target.want), "%s%s", try.Answer.Caller, try.Error)
-			}
-			return err
-		})
-		if err != nil {
-			return err
+		if err == nil {
+			t.Expect(try.Answer.Name == stage.API.Name, stage.Frontend.String()+" reaches it at home", "%s answers %s", try.Answer.Name, try.Answer.Caller)
 		}
+		return err
+	}); err != nil {
+		return err
 	}
+	try, err := s.Get(ctx, stage.Frontend, "POST", fmt.Sprintf("http://api-abroad.payments:%d/charge", stage.HTTPPort))
+	if err != nil {
+		return err
+	}
+	t.Expect(!try.OK, stage.Frontend.String()+" does not reach it abroad", "%s", try.Error)
 	return nil
 }

@@ -3,6 +3,7 @@ package privileged
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -17,6 +18,9 @@ var pods = []stage.Pod{
 	{Namespace: "bank", Name: "privileged", Account: "teller", Node: "fra-2", Privileged: true},
 	{Namespace: "bank", Name: "host-pid", Account: "teller", Node: "fra-2", HostPID: true},
 }
+
+// whys are words of the reason for each.
+var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace"}
 
 // Play plays it.
 func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
@@ -33,7 +37,10 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 			return err
 		}
 		if err := s.Until(ctx, 30*time.Second, "the policy's status names "+p.String(), func(ctx context.Context) error {
-			return stage.Said(s.Why(ctx, p), strings.ReplaceAll(p.Name, "-", ""))
+			if why := s.Why(ctx, p); !strings.Contains(why, whys[p.Name]) {
+				return fmt.Errorf("it says %q, which does not name %q", why, whys[p.Name])
+			}
+			return nil
 		}); err != nil {
 			return err
 		}

@@ -81,14 +81,6 @@ func (s *Stage) RestartAgent(ctx context.Context, node string) error {
 	return nil
 }
 
-// Said wants a word in a text, whatever its case and hyphens.
-func Said(text, word string) error {
-	if !strings.Contains(strings.ToLower(strings.ReplaceAll(text, "-", "")), strings.ToLower(word)) {
-		return fmt.Errorf("it says %q, which does not name %q", text, word)
-	}
-	return nil
-}
-
 // ready says why a pod is not.
 func ready(p *corev1.Pod) error {
 	var why []string
