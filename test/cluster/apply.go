@@ -83,15 +83,10 @@ func decode(documents []byte) ([]*unstructured.Unstructured, error) {
 
 // ApplyObjects is Apply for objects that are decoded already.
 func (c *Cluster) ApplyObjects(ctx context.Context, objects ...*unstructured.Unstructured) error {
-	client, err := dynamic.NewForConfig(c.RESTConfig())
+	client, mapper, err := c.dynamic()
 	if err != nil {
-		return fmt.Errorf("cluster: apply: %w", err)
+		return err
 	}
-	disco, err := discovery.NewDiscoveryClientForConfig(c.RESTConfig())
-	if err != nil {
-		return fmt.Errorf("cluster: apply: %w", err)
-	}
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))
 	var definitions []*unstructured.Unstructured
 	for _, o := range objects {
 		if err := applyOne(ctx, client, mapper, o); err != nil {
@@ -105,10 +100,23 @@ func (c *Cluster) ApplyObjects(ctx context.Context, objects ...*unstructured.Uns
 }
 
 func applyOne(ctx context.Context, client dynamic.Interface, mapper meta.RESTMapper, o *unstructured.Unstructured) error {
+	resource, err := resourceOf(client, mapper, o)
+	if err != nil {
+		return err
+	}
+	_, err = resource.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: "keelson-test", Force: true})
+	if err != nil {
+		return fmt.Errorf("cluster: apply %s %s: %w", o.GetKind(), o.GetName(), err)
+	}
+	return nil
+}
+
+// resourceOf is where an object of its kind and namespace is read and written.
+func resourceOf(client dynamic.Interface, mapper meta.RESTMapper, o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
 	gvk := o.GroupVersionKind()
 	mapping, err := mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
 	if err != nil {
-		return fmt.Errorf("cluster: apply %s %s: %w", gvk, o.GetName(), err)
+		return nil, fmt.Errorf("cluster: %s %s: %w", gvk, o.GetName(), err)
 	}
 	var resource dynamic.ResourceInterface = client.Resource(mapping.Resource)
 	if mapping.Scope.Name() == meta.RESTScopeNameNamespace {
@@ -118,11 +126,43 @@ func applyOne(ctx context.Context, client dynamic.Interface, mapper meta.RESTMap
 		}
 		resource = client.Resource(mapping.Resource).Namespace(namespace)
 	}
-	_, err = resource.Apply(ctx, o.GetName(), o, metav1.ApplyOptions{FieldManager: "keelson-test", Force: true})
+	return resource, nil
+}
+
+// Remove deletes the objects of some documents.
+func (c *Cluster) Remove(ctx context.Context, documents ...[]byte) error {
+	client, mapper, err := c.dynamic()
 	if err != nil {
-		return fmt.Errorf("cluster: apply %s %s: %w", gvk.Kind, o.GetName(), err)
+		return err
+	}
+	for _, d := range documents {
+		objects, err := decode(d)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			resource, err := resourceOf(client, mapper, o)
+			if err != nil {
+				return err
+			}
+			if err := resource.Delete(ctx, o.GetName(), metav1.DeleteOptions{}); err != nil {
+				return fmt.Errorf("cluster: delete %s %s: %w", o.GetKind(), o.GetName(), err)
+			}
+		}
 	}
 	return nil
+}
+
+func (c *Cluster) dynamic() (dynamic.Interface, meta.RESTMapper, error) {
+	client, err := dynamic.NewForConfig(c.RESTConfig())
+	if err != nil {
+		return nil, nil, fmt.Errorf("cluster: %w", err)
+	}
+	disco, err := discovery.NewDiscoveryClientForConfig(c.RESTConfig())
+	if err != nil {
+		return nil, nil, fmt.Errorf("cluster: %w", err)
+	}
+	return client, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco)), nil
 }
 
 // served waits until the API server has accepted and serves every definition.

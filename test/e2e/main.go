@@ -27,6 +27,7 @@ import (
 	"github.com/keelson-project/keelson/test/e2e/join"
 	"github.com/keelson-project/keelson/test/e2e/privileged"
 	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/spoofing"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 	"github.com/keelson-project/keelson/test/e2e/tampering"
 	"github.com/keelson-project/keelson/test/e2e/wrongboot"
@@ -45,6 +46,7 @@ func (o *options) scenarios() []scenario {
 		{"geofence", geofence.Proves, geofence.Play},
 		{"image", image.Proves, image.Play},
 		{"privileged", privileged.Proves, privileged.Play},
+		{"spoofing", spoofing.Proves, spoofing.Play},
 		{"tampering", tampering.Proves, tampering.Play(o.runs)},
 	}
 }

@@ -307,6 +307,7 @@ nodeStatusUpdateFrequency: 5s
 nodeLeaseDurationSeconds: 20
 serializeImagePulls: false
 registryPullQPS: 0
+crashLoopBackOff: {maxContainerRestartPeriod: 5s}
 eventRecordQPS: 0
 kubeAPIQPS: 100
 kubeAPIBurst: 200

@@ -76,8 +76,9 @@ func (s *Stage) Dial(ctx context.Context, from Pod, address string) (said.Try, e
 
 // Probing says how to try targets again and again.
 type Probing struct {
-	// For is how long at most, under a minute; Linger, unless zero, ends it that long after the first change of outcome.
+	// For is how long at most, under a minute. With Until "ok" or "failing" it ends once every try has been that for Linger.
 	For, Every, Timeout, Linger time.Duration
+	Until                       string
 	Method                      string
 	// Contains makes a try succeed when it is in the answer.
 	Contains string
@@ -86,7 +87,7 @@ type Probing struct {
 // Probe tries targets (URLs, or tcp:HOST:PORT) again and again from inside a pod.
 func (s *Stage) Probe(ctx context.Context, from Pod, p Probing, targets ...string) ([]said.Try, error) {
 	args := []string{
-		"probe", "-for", p.For.String(), "-every", p.Every.String(), "-timeout", p.Timeout.String(), "-linger", p.Linger.String(),
+		"probe", "-for", p.For.String(), "-every", p.Every.String(), "-timeout", p.Timeout.String(), "-linger", p.Linger.String(), "-until", p.Until,
 		"-method", p.Method, "-contains", p.Contains,
 	}
 	return ask[said.Try](ctx, s, from, append(args, targets...)...)

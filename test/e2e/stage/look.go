@@ -8,7 +8,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/cluster/node"
 )
 
@@ -113,4 +117,53 @@ func (s *Stage) Exec(ctx context.Context, namespace, name, container string, com
 		}
 	}
 	return node.Result{}, fmt.Errorf("stage: pod %s/%s has no container %s that runs", namespace, name, container)
+}
+
+// Debug adds a debug container to a pod, as kubectl debug does.
+func (s *Stage) Debug(ctx context.Context, p Pod, image string) error {
+	object, err := s.GetPod(ctx, p.Namespace, p.Name)
+	if err != nil {
+		return err
+	}
+	object.Spec.EphemeralContainers = append(object.Spec.EphemeralContainers, corev1.EphemeralContainer{
+		EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: image, Args: []string{"pause"}},
+	})
+	if _, err := s.Kubernetes.CoreV1().Pods(p.Namespace).UpdateEphemeralContainers(ctx, p.Name, object, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("stage: debug %s: %w", p, err)
+	}
+	return nil
+}
+
+// Unlabelled is an error while a pod has its trust label.
+func (s *Stage) Unlabelled(ctx context.Context, p Pod) error {
+	object, err := s.GetPod(ctx, p.Namespace, p.Name)
+	if err == nil && object.Labels[v1alpha1.PodAttestedLabel] != "" {
+		err = fmt.Errorf("%s has its trust label", p)
+	}
+	return err
+}
+
+// Revoked is Calico's set of revoked addresses.
+func (s *Stage) Revoked(ctx context.Context) ([]string, error) {
+	client, err := dynamic.NewForConfig(s.Cluster.RESTConfig())
+	if err != nil {
+		return nil, fmt.Errorf("stage: %w", err)
+	}
+	sets := client.Resource(schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "globalnetworksets"})
+	set, err := sets.Get(ctx, "keelson.revoked", metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("stage: %w", err)
+	}
+	nets, _, err := unstructured.NestedStringSlice(set.Object, "spec", "nets")
+	return nets, err
+}
+
+// JoinOnce lets a machine join unless it has.
+func (s *Stage) JoinOnce(ctx context.Context, name string) error {
+	if s.Node(name) == nil {
+		if err := s.Join(ctx, name); err != nil {
+			return err
+		}
+	}
+	return s.Ready(ctx)
 }

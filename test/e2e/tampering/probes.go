@@ -37,9 +37,9 @@ func (p *probes) start(ctx context.Context, all *errgroup.Group) error {
 	}
 	ip, _, _ := strings.Cut(p.ledger, ":")
 	p.deniedByTheProxy = ip
-	connections := stage.Probing{For: 55 * time.Second, Every: 10 * time.Millisecond, Timeout: 300 * time.Millisecond, Linger: 2 * time.Second}
+	connections := stage.Probing{For: 55 * time.Second, Every: 10 * time.Millisecond, Timeout: 300 * time.Millisecond, Until: "failing", Linger: 3 * time.Second}
 	proxy := stage.Probing{
-		For: 55 * time.Second, Every: 40 * time.Millisecond, Timeout: 2 * time.Second, Linger: 500 * time.Millisecond, Contains: fmt.Sprintf("%q", ip),
+		For: 55 * time.Second, Every: 40 * time.Millisecond, Timeout: 2 * time.Second, Until: "ok", Linger: 500 * time.Millisecond, Contains: fmt.Sprintf("%q", ip),
 	}
 	all.Go(func() (err error) {
 		p.out, err = p.s.Probe(ctx, stage.Mirror, connections, "tcp:"+p.ledger)

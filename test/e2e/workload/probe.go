@@ -19,6 +19,7 @@ import (
 
 type prober struct {
 	method, contains       string
+	until                  string
 	timeout, every, linger time.Duration
 }
 
@@ -30,7 +31,8 @@ func probe(ctx context.Context, command string, args []string, out *lines) error
 	flags.DurationVar(&p.timeout, "timeout", 2*time.Second, "how long to wait for an answer")
 	flags.DurationVar(&p.every, "every", 50*time.Millisecond, "pause between two tries")
 	flags.StringVar(&p.contains, "contains", "", "a try succeeds when this is in the answer, which need not be one of ours")
-	flags.DurationVar(&p.linger, "linger", 0, "end this long after a target's first change between success and failure (probe); 0 is never")
+	flags.StringVar(&p.until, "until", "", `end before -for is over, once every try has been "ok" or "failing" for as long as -linger says (probe)`)
+	flags.DurationVar(&p.linger, "linger", time.Second, "see -until")
 	length := flags.Duration("for", 10*time.Second, "how long to go on")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -71,13 +73,13 @@ func (p prober) again(ctx context.Context, target string, out *lines) error {
 	defer ticker.Stop()
 	var running sync.WaitGroup
 	defer running.Wait()
-	var turn change
+	settled := settling{want: p.until, since: time.Now()}
 	for {
 		running.Go(func() {
 			t := p.try(context.WithoutCancel(ctx), target)
 			_ = out.print(t) // a reader that went away ends us soon
-			if turn.seen(t.OK) && p.linger > 0 {
-				time.AfterFunc(p.linger, cancel)
+			if settled.seen(t.OK, p.linger) {
+				cancel()
 			}
 		})
 		select {
@@ -88,24 +90,22 @@ func (p prober) again(ctx context.Context, target string, out *lines) error {
 	}
 }
 
-// change notices the first time that an outcome differs from the first.
-type change struct {
-	mu          sync.Mutex
-	begun, done bool
-	first       bool
+// settling notices when all outcomes have been of one kind for a while.
+type settling struct {
+	want string // "ok", "failing", or neither
+
+	mu    sync.Mutex
+	since time.Time // of the last outcome of the other kind
 }
 
-func (c *change) seen(ok bool) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.begun {
-		c.begun, c.first = true, ok
-	}
-	if c.done || ok == c.first {
+func (s *settling) seen(ok bool, linger time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ok != (s.want == "ok") {
+		s.since = time.Now()
 		return false
 	}
-	c.done = true
-	return true
+	return (s.want == "ok" || s.want == "failing") && time.Since(s.since) > linger
 }
 
 func (p prober) try(ctx context.Context, target string) said.Try {

@@ -1,0 +1,230 @@
+package spoofing
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// rights: more than any team should have, so that it is not their absence that refuses.
+const rights = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: tinkerer}
+rules:
+- {apiGroups: ["", apps, batch], resources: ["*"], verbs: ["*"]}
+- {apiGroups: [trust.keelson.io, projectcalico.org, crd.projectcalico.org, security.istio.io, networking.istio.io], resources: ["*"], verbs: ["*"]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: tinkerer}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tinkerer}
+subjects: [{kind: Group, name: developers, apiGroup: rbac.authorization.k8s.io}]
+`
+
+const allow = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: everybody, namespace: payments}
+spec: {action: ALLOW, rules: [{}]}
+`
+
+const trustLabels = `{"metadata":{"labels":{"` + v1alpha1.PodAttestedLabel + `":"true"}}}`
+
+// team is what an app team tries.
+func team(victim stage.Pod) []attempt {
+	pod := named(&corev1.Pod{}, victim.Namespace, victim.Name)
+	node := named(&corev1.Node{}, "", bad)
+	bank := named(&corev1.Namespace{}, "", "bank")
+	return []attempt{
+		create("a pod with a trust label", "trust labels", podWith(v1alpha1.PodAttestedLabel)),
+		create("a pod with a policy's own trust label", "trust labels", podWith(v1alpha1.PolicyLabel("teller"))),
+		create("a pod that says Calico's own labels", "Calico's own", podWith("pcns.projectcalico.org/name")),
+		patch("a trust label on its pod", "trust labels", pod, trustLabels),
+		patchStatus("a trust label through the pod's status", "trust labels", pod, trustLabels),
+		create("a deployment whose pods would have one", "trust labels", object(deployment)),
+		{"a binding that brings one", "", bind},
+		patch("the trust label off another's pod", "trust labels", named(&corev1.Pod{}, stage.Ledger.Namespace, stage.Ledger.Name),
+			`{"metadata":{"labels":{"`+v1alpha1.PodAttestedLabel+`":null}}}`),
+		create("a verdict of its own", "NodeTrust", object(nodeTrust)),
+		patch("another verdict on a refused machine", "NodeTrust", named(&v1alpha1.NodeTrust{}, "", bad), `{"spec":{"verdict":"trusted"}}`),
+		remove("the binding of a machine to its TPM", "NodeTrust", named(&v1alpha1.NodeTrust{}, "", "fra-1")),
+		patch("the taint off a node", "taint", node, `{"spec":{"taints":null}}`),
+		patch("a verdict label on a node", "policy-sync alone", node, `{"metadata":{"labels":{"`+v1alpha1.NodeVerdictLabel+`":"trusted"}}}`),
+		patch("its namespace out of enforcement", "administrators", bank, `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":null}}}`),
+		patch("its namespace into audit mode", "administrators", bank, `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":"audit"}}}`),
+		create("a set of addresses with a trust label", "trust label", object(networkSet)),
+		create("a host endpoint with a trust label", "trust label", object(hostEndpoint)),
+		create("a policy in Keelson's tier", "Keelson's", object(inTier)),
+		remove("Keelson's default deny", "Keelson's", object(defaultDeny)),
+		remove("Keelson's tier", "Keelson's", object(tier)),
+		create("mutual TLS that is not strict", "strict", object(permissive)),
+		remove("Keelson's DENY at L7", "Keelson's", object(denyAtL7)),
+	}
+}
+
+// kubelet is what the kubelet of a refused machine tries.
+func kubelet(victim stage.Pod) []attempt {
+	own := named(&corev1.Node{}, "", bad)
+	return []attempt{
+		patch("a verdict label on its own Node", "", own, `{"metadata":{"labels":{"`+v1alpha1.NodeVerdictLabel+`":"trusted"}}}`),
+		patch("the taint off its own Node", "", own, `{"spec":{"taints":null}}`),
+		patchStatus("the taint off through the status", "", own, `{"spec":{"taints":null},"metadata":{"labels":{"`+v1alpha1.NodeVerdictLabel+`":"trusted"}}}`),
+		remove("its own Node, to make it anew", "", own),
+		patch("a trust label on a pod of its own", "", named(&corev1.Pod{}, victim.Namespace, victim.Name), trustLabels),
+		patchStatus("a trust label through its pod's status", "trust labels", named(&corev1.Pod{}, victim.Namespace, victim.Name), trustLabels),
+		patchStatus("another node's pod", "", named(&corev1.Pod{}, stage.Ledger.Namespace, stage.Ledger.Name), `{"status":{"podIP":"10.0.0.1"}}`),
+		patch("a verdict", "", named(&v1alpha1.NodeTrust{}, "", bad), `{"spec":{"verdict":"trusted"}}`),
+		patch("its namespace out of enforcement", "", named(&corev1.Namespace{}, "", "bank"), `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":null}}}`),
+	}
+}
+
+func named[T client.Object](o T, namespace, name string) T {
+	o.SetNamespace(namespace)
+	o.SetName(name)
+	return o
+}
+
+func create(what, want string, o client.Object) attempt {
+	return attempt{what, want, func(ctx context.Context, c client.Client) error { return c.Create(ctx, o) }}
+}
+
+func remove(what, want string, o client.Object) attempt {
+	return attempt{what + " taken away", want, func(ctx context.Context, c client.Client) error { return c.Delete(ctx, o) }}
+}
+
+func patch(what, want string, o client.Object, merge string) attempt {
+	return attempt{what, want, func(ctx context.Context, c client.Client) error {
+		return c.Patch(ctx, o, client.RawPatch(types.MergePatchType, []byte(merge)))
+	}}
+}
+
+func patchStatus(what, want string, o client.Object, merge string) attempt {
+	return attempt{what, want, func(ctx context.Context, c client.Client) error {
+		return c.Status().Patch(ctx, o, client.RawPatch(types.MergePatchType, []byte(merge)))
+	}}
+}
+
+// bind binds a pod that waits for a node, with a label: since Kubernetes 1.35 a Binding's labels become the pod's.
+func bind(ctx context.Context, c client.Client) error {
+	waiting := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "waiting"},
+		Spec: corev1.PodSpec{
+			SchedulerName: "nobody", ServiceAccountName: "teller", Containers: []corev1.Container{{Name: "main", Image: "registry.invalid/none"}},
+		},
+	}
+	if err := c.Create(ctx, waiting); err != nil {
+		return fmt.Errorf("prepare: %v", err) //nolint:errorlint // a refusal of this is not the one that is wanted
+	}
+	binding := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "waiting", Labels: map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True}},
+		Target:     corev1.ObjectReference{Kind: "Node", Name: bad},
+	}
+	err := c.SubResource("binding").Create(ctx, waiting, binding)
+	if deleteErr := c.Delete(ctx, waiting); deleteErr != nil {
+		return fmt.Errorf("clean up: %v", deleteErr) //nolint:errorlint // as above
+	}
+	return err
+}
+
+// claim says that a pod has an address.
+func claim(ctx context.Context, c client.Client, p stage.Pod, address string) error {
+	merge := fmt.Sprintf(`{"status":{"podIP":%[1]q,"podIPs":[{"ip":%[1]q}]}}`, address)
+	return c.Status().Patch(ctx, named(&corev1.Pod{}, p.Namespace, p.Name), client.RawPatch(types.MergePatchType, []byte(merge)))
+}
+
+func contains(err error, want string) bool { return strings.Contains(err.Error(), want) }
+
+func host(address string) string {
+	h, _, _ := strings.Cut(address, ":")
+	return h
+}
+
+func podWith(label string) client.Object {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "bank", Name: "forged", Labels: map[string]string{label: v1alpha1.True}},
+		Spec:       corev1.PodSpec{ServiceAccountName: "teller", Containers: []corev1.Container{{Name: "main", Image: "registry.invalid/none"}}},
+	}
+}
+
+// object reads a constant of this file.
+func object(text string) client.Object {
+	o := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
+		panic(err) // a mistake in this file
+	}
+	return o
+}
+
+const (
+	deployment = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: forged, namespace: bank}
+spec:
+  selector: {matchLabels: {app: forged}}
+  template:
+    metadata: {labels: {app: forged, trust.keelson.io/attested: "true"}}
+    spec: {containers: [{name: main, image: registry.invalid/none}]}
+`
+	nodeTrust = `
+apiVersion: trust.keelson.io/v1alpha1
+kind: NodeTrust
+metadata: {name: forged}
+spec:
+  verdict: trusted
+  ekHash: "0000000000000000000000000000000000000000000000000000000000000000"
+  agentID: spiffe://example.org/spire/agent/keelson_tpm/0000000000000000000000000000000000000000000000000000000000000000
+  attestedAt: "2026-01-01T00:00:00.000000Z"
+  validUntil: "2036-01-01T00:00:00.000000Z"
+`
+	networkSet = `
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkSet
+metadata: {name: forged, labels: {trust.keelson.io/attested: "true"}}
+spec: {nets: [0.0.0.0/0]}
+`
+	hostEndpoint = `
+apiVersion: crd.projectcalico.org/v1
+kind: HostEndpoint
+metadata: {name: forged, labels: {trust.keelson.io/attested: "true"}}
+spec: {node: evil-1, interfaceName: eth0, expectedIPs: [10.0.0.1]}
+`
+	inTier = `
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: keelson.open}
+spec: {tier: keelson, order: 0, selector: all(), types: [Ingress, Egress], ingress: [{action: Allow}], egress: [{action: Allow}]}
+`
+	defaultDeny = `
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: keelson.default-deny}
+`
+	tier = `
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: keelson}
+`
+	permissive = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: open, namespace: payments}
+spec: {mtls: {mode: PERMISSIVE}}
+`
+	denyAtL7 = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: keelson.api.deny, namespace: payments}
+`
+)

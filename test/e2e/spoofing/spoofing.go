@@ -1,0 +1,175 @@
+// Package spoofing is a scenario: people and machines with rights of their own try to take what only proof gives.
+package spoofing
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// Proves is what the scenario shows.
+const Proves = "an app team with every right on pods, nodes, Calico's and Istio's objects, and the kubelet of a refused machine, try every way to a trust label, a verdict, a taint removed, a namespace un-enrolled: all refused, and what is not refused opens nothing"
+
+// bad is the machine whose kubelet tries.
+const bad = "evil-1"
+
+// attempt is one way to cheat. It has to be refused by admission or authorisation, not by a mistake in the request: a refusal is
+// "forbidden", and where want is set the message holds it.
+type attempt struct {
+	what, want string
+	do         func(context.Context, client.Client) error
+}
+
+// Play plays it.
+func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.JoinOnce(ctx, bad); err != nil {
+		return err
+	}
+	victim := stage.Pod{Namespace: "bank", Name: "forced-" + bad, Account: "teller", Node: bad, Force: true}
+	if err := s.Create(ctx, victim); err != nil {
+		return err
+	}
+	if err := s.PodReady(ctx, victim.Namespace, victim.Name, time.Minute); err != nil {
+		return err
+	}
+	if err := s.Cluster.Apply(ctx, []byte(rights)); err != nil {
+		return err
+	}
+	for _, who := range []struct {
+		name     string
+		user     string
+		groups   []string
+		attempts []attempt
+	}{
+		{"an app team", "alice", []string{"developers"}, team(victim)},
+		{"the kubelet of " + bad, "system:node:" + bad, []string{"system:nodes"}, kubelet(victim)},
+	} {
+		config, err := s.Cluster.RESTConfigFor(who.user, who.groups...)
+		if err != nil {
+			return err
+		}
+		if err := try(ctx, s, t, config, who.name, who.attempts); err != nil {
+			return err
+		}
+	}
+	if err := harmless(ctx, s, t, victim); err != nil {
+		return err
+	}
+	return s.Delete(ctx, victim)
+}
+
+func try(ctx context.Context, s *stage.Stage, t *script.Script, config *rest.Config, who string, attempts []attempt) error {
+	c, err := client.New(config, client.Options{Scheme: s.Client.Scheme()})
+	if err != nil {
+		return fmt.Errorf("spoofing: %s: %w", who, err)
+	}
+	for _, a := range attempts {
+		err := a.do(ctx, c)
+		refused := apierrors.IsForbidden(err) || apierrors.IsInvalid(err)
+		if a.want != "" && refused {
+			refused = contains(err, a.want)
+		}
+		text := "accepted"
+		if err != nil {
+			text = err.Error()
+		}
+		t.Expect(refused, who+": "+a.what, "%s", text)
+	}
+	return nil
+}
+
+// harmless: some things may be written, and must not help.
+func harmless(ctx context.Context, s *stage.Stage, t *script.Script, victim stage.Pod) error {
+	if err := allowAll(ctx, s, t); err != nil {
+		return err
+	}
+	if err := debugged(ctx, s, t); err != nil {
+		return err
+	}
+	return foreignAddress(ctx, s, t, victim)
+}
+
+// allowAll: Istio takes the union of ALLOW policies, so anybody's "allow everything" would open the API, were it not for our DENY.
+func allowAll(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.Cluster.Apply(ctx, []byte(allow)); err != nil {
+		return err
+	}
+	time.Sleep(3 * time.Second) // istiod has brought it to the proxies by then
+	try, err := s.Get(ctx, stage.Batch, "POST", stage.API.URL("/charge"))
+	if err != nil {
+		return err
+	}
+	t.Expect(!try.OK, "an ALLOW of the team's own for everybody opens nothing", "status %d %s", try.Status, try.Error)
+	return s.Cluster.Remove(ctx, []byte(allow))
+}
+
+// debugged: an unsigned debug container in an attested pod costs it its label.
+func debugged(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	pod := stage.Pod{Namespace: "bank", Name: "debugged", Account: "teller", Node: "fra-2"}
+	if err := s.CreateReady(ctx, pod); err != nil {
+		return err
+	}
+	if err := s.Attested(ctx, pod); err != nil {
+		return err
+	}
+	if err := s.Debug(ctx, pod, s.Image(stage.Unsigned).Reference()); err != nil {
+		return err
+	}
+	if err := s.Until(ctx, 30*time.Second, "the trust label of a pod with an unsigned debug container is gone", func(ctx context.Context) error {
+		return s.Unlabelled(ctx, pod)
+	}); err != nil {
+		return err
+	}
+	t.Expect(true, "an unsigned debug container in an attested pod costs it its trust label", "%s", s.Why(ctx, pod))
+	return s.Delete(ctx, pod)
+}
+
+// foreignAddress: the kubelet of a refused machine says that its pod has the ledger's address. Were it believed, the ledger would
+// be cut off as a revoked address.
+func foreignAddress(ctx context.Context, s *stage.Stage, t *script.Script, victim stage.Pod) error {
+	address, err := s.Address(ctx, stage.Ledger, stage.TCPPort)
+	if err != nil {
+		return err
+	}
+	config, err := s.Cluster.RESTConfigFor("system:node:"+bad, "system:nodes")
+	if err != nil {
+		return err
+	}
+	c, err := client.New(config, client.Options{Scheme: s.Client.Scheme()})
+	if err != nil {
+		return fmt.Errorf("spoofing: %w", err)
+	}
+	if err := claim(ctx, c, victim, host(address)); err != nil {
+		return fmt.Errorf("spoofing: a kubelet may say what addresses its pods have: %w", err)
+	}
+	deadline := time.Now().Add(4 * time.Second)
+	for time.Now().Before(deadline) {
+		try, err := s.Dial(ctx, stage.Mirror, address)
+		if err != nil {
+			return err
+		}
+		if !try.OK {
+			t.Expect(false, "a kubelet that claims another node's address cuts nobody off", "%s", try.Error)
+			return nil
+		}
+	}
+	revoked, err := s.Revoked(ctx)
+	if err != nil {
+		return err
+	}
+	for _, net := range revoked {
+		if net == host(address)+"/32" {
+			return errors.New("spoofing: the ledger's address is among the revoked ones")
+		}
+	}
+	t.Expect(true, "a kubelet that claims another node's address cuts nobody off", "revoked: %v", revoked)
+	return nil
+}
