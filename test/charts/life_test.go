@@ -20,13 +20,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/charts/helm"
-	"github.com/keelson-project/keelson/test/cluster"
 )
 
 // TestInstallUpgradeUninstall takes the chart through its life. The steps build on each other.
