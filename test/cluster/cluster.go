@@ -50,6 +50,9 @@ type Cluster struct {
 	url    string
 	admin  string // kubeconfig
 	etcd   string // URL
+
+	apiServer  Command
+	apiProcess *Process
 }
 
 // Start starts a cluster and waits until it serves. On error nothing is left running.

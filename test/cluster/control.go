@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -80,8 +81,20 @@ func (c *Cluster) startAPIServer(ctx context.Context, path string) error {
 	}
 	c.url = fmt.Sprintf("https://%s:%d", c.opts.Address, port)
 	begun := time.Now()
-	p, err := c.group.Start(Command{Name: "kube-apiserver", Path: path, Args: c.apiServerArgs(port)})
-	if err != nil {
+	c.apiServer = Command{Name: "kube-apiserver", Path: path, Args: c.apiServerArgs(port)}
+	if err := c.runAPIServer(ctx); err != nil {
+		return err
+	}
+	if c.admin, err = c.KubeconfigFor("admin", "system:masters"); err != nil {
+		return err
+	}
+	say(c.opts.Log, "kube-apiserver serves at %s after %.1f s", c.url, time.Since(begun).Seconds())
+	return nil
+}
+
+func (c *Cluster) runAPIServer(ctx context.Context) error {
+	var err error
+	if c.apiProcess, err = c.group.Start(c.apiServer); err != nil {
 		return err
 	}
 	client, err := kubernetes.NewForConfig(c.RESTConfig())
@@ -90,17 +103,23 @@ func (c *Cluster) startAPIServer(ctx context.Context, path string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
-	err = p.Until(ctx, func(ctx context.Context) error {
+	return c.apiProcess.Until(ctx, func(ctx context.Context) error {
 		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
-	if err != nil {
-		return err
+}
+
+// KillAPIServer ends kube-apiserver as kill -9 does, and starts it again after a pause. It returns when it serves.
+func (c *Cluster) KillAPIServer(ctx context.Context, pause time.Duration) error {
+	if err := syscall.Kill(-c.apiProcess.PID(), syscall.SIGKILL); err != nil {
+		return fmt.Errorf("cluster: kube-apiserver: %w", err)
 	}
-	if c.admin, err = c.KubeconfigFor("admin", "system:masters"); err != nil {
-		return err
+	<-c.apiProcess.Done()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(pause):
 	}
-	say(c.opts.Log, "kube-apiserver serves at %s after %.1f s", c.url, time.Since(begun).Seconds())
-	return nil
+	return c.runAPIServer(ctx)
 }
 
 func (c *Cluster) apiServerArgs(port int) []string {

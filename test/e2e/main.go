@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/keelson-project/keelson/test/cluster/factory"
+	"github.com/keelson-project/keelson/test/e2e/faults"
 	"github.com/keelson-project/keelson/test/e2e/geofence"
 	"github.com/keelson-project/keelson/test/e2e/image"
 	"github.com/keelson-project/keelson/test/e2e/join"
@@ -48,6 +49,7 @@ func (o *options) scenarios() []scenario {
 		{"privileged", privileged.Proves, privileged.Play},
 		{"spoofing", spoofing.Proves, spoofing.Play},
 		{"tampering", tampering.Proves, tampering.Play(o.runs)},
+		{"faults", faults.Proves, faults.Play(o.faults, o.seed)},
 	}
 }
 
@@ -56,6 +58,8 @@ type options struct {
 	out        string
 	list, hold bool
 	runs       int
+	faults     time.Duration
+	seed       uint64
 	names      []string
 }
 
@@ -68,6 +72,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&o.out, "o", "out/e2e", "folder for the timelines")
 	flags.BoolVar(&o.list, "list", false, "list the scenarios and what each proves")
 	flags.BoolVar(&o.hold, "hold", false, "play nothing: bring up the cluster with its cast and keep it until Ctrl-C")
+	flags.DurationVar(&o.faults, "faults", 2*time.Minute, "how long scenario faults kills")
+	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "what scenario faults draws its victims from") // #nosec G115 -- any number will do
 	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
 	if err := flags.Parse(args); err != nil {
 		return 2

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -188,6 +189,15 @@ func (m *Machine) command(c cluster.Command) cluster.Command {
 	c.Args = append([]string{"exec", fmt.Sprint(m.PID), c.Path}, c.Args...)
 	c.Path = m.Program
 	return c
+}
+
+// Run runs a program in the machine to its end.
+func (m *Machine) Run(ctx context.Context, path string, args ...string) error {
+	c := m.command(cluster.Command{Path: path, Args: args})
+	if out, err := exec.CommandContext(ctx, c.Path, c.Args...).CombinedOutput(); err != nil { // #nosec G204 -- a test's own program
+		return fmt.Errorf("machine: %s: %s: %w: %s", m.Name, path, err, out)
+	}
+	return nil
 }
 
 // Close ends the machine and removes its cgroups. Its files are left to whoever made Dir.

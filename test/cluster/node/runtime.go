@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -199,6 +200,19 @@ func (r *Runtime) Exec(ctx context.Context, containerID string, command ...strin
 		return Result{}, fmt.Errorf("node: exec on %s: %w", r.name, err)
 	}
 	return Result{Stdout: string(out.Stdout), Stderr: string(out.Stderr), ExitCode: out.ExitCode}, nil
+}
+
+// PID is the first process of a container, in the PID namespace of its runtime.
+func (r *Runtime) PID(ctx context.Context, containerID string) (int, error) {
+	status, err := r.runtime.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: containerID, Verbose: true})
+	if err != nil {
+		return 0, fmt.Errorf("node: container status on %s: %w", r.name, err)
+	}
+	var info struct{ PID int }
+	if err := json.Unmarshal([]byte(status.Info["info"]), &info); err != nil || info.PID == 0 {
+		return 0, fmt.Errorf("node: container %s on %s: the runtime does not tell its process: %w", containerID, r.name, err)
+	}
+	return info.PID, nil
 }
 
 // Remove stops and removes a pod.
