@@ -79,8 +79,21 @@ charts: setup ## lint the Helm charts, compare what they render, and install the
 	cd test/charts && go vet ./... && go test -count=1 -timeout 20m ./...
 
 .PHONY: e2e
-e2e: setup ## run the end-to-end suite: the demo, its every expectation checked
-	go run ./test/demo
+e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root on Linux), and the light demo
+	go run ./test/demo -light
+	go run ./test/e2e
+
+.PHONY: e2e-long
+e2e-long: setup ## the scenarios that measure and that kill, at length: 20 runs, ten minutes
+	go run ./test/e2e -runs 20 -faults 10m tampering faults
+
+.PHONY: cluster
+cluster: setup ## bring up the whole cluster with its workloads, until Ctrl-C
+	go run ./test/e2e -hold
+
+.PHONY: cluster-down
+cluster-down: ## end that cluster from elsewhere, and clean up after one that was killed
+	go run ./test/e2e -down
 
 .PHONY: fuzz
 FUZZTIME ?= 20s

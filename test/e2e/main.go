@@ -4,7 +4,8 @@
 //	make e2e                          # or: go run ./test/e2e
 //	go run ./test/e2e join image      # only these
 //	go run ./test/e2e -list           # what there is
-//	go run ./test/e2e -hold           # the cluster with its cast, until Ctrl-C
+//	make cluster                      # the cluster with its cast, until Ctrl-C: go run ./test/e2e -hold
+//	make cluster-down                 # ends it from elsewhere, and cleans up after one that was killed
 //
 // Each scenario writes its timeline as out/e2e/<name>.json. Whatever happens, nothing is left running, mounted or written elsewhere.
 package main
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/keelson-project/keelson/test/cluster/factory"
+	"github.com/keelson-project/keelson/test/cluster/fleet"
 	"github.com/keelson-project/keelson/test/e2e/faults"
 	"github.com/keelson-project/keelson/test/e2e/geofence"
 	"github.com/keelson-project/keelson/test/e2e/image"
@@ -57,6 +59,7 @@ func (o *options) scenarios() []scenario {
 type options struct {
 	out        string
 	list, hold bool
+	down       bool
 	runs       int
 	faults     time.Duration
 	seed       uint64
@@ -75,6 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.DurationVar(&o.faults, "faults", 2*time.Minute, "how long scenario faults kills")
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "what scenario faults draws its victims from") // #nosec G115 -- any number will do
 	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
+	flags.BoolVar(&o.down, "down", false, "end every such cluster on this computer, and clean up after those whose program is gone")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -90,6 +94,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 0
 	}
+	if o.down {
+		return down(stdout, stderr)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	passed, err := o.play(ctx, stdout, chosen)
@@ -99,6 +106,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, err)
 		return 1
 	}
+	return 0
+}
+
+// down ends all clusters.
+func down(stdout, stderr io.Writer) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	owners, err := fleet.List()
+	for _, owner := range owners {
+		_, _ = fmt.Fprintf(stdout, "ending %s\n", owner.Dir)
+		err = errors.Join(err, owner.Down(ctx))
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(stderr, err)
+		return 1
+	}
+	_, _ = fmt.Fprintf(stdout, "%d clusters ended\n", len(owners))
 	return 0
 }
 

@@ -143,6 +143,9 @@ func (f *Fleet) open(ctx context.Context) error {
 	if f.Network, err = machine.NewNetwork(); err != nil {
 		return err
 	}
+	if err := f.writeOwner(); err != nil {
+		return err
+	}
 	if f.janitor, err = startJanitor(ctx, f.Log, f.Dir, f.Network.Bridge); err != nil {
 		return err
 	}

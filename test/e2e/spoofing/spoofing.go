@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 )
@@ -21,8 +22,8 @@ const Proves = "an app team with every right on pods, nodes, Calico's and Istio'
 // bad is the machine whose kubelet tries.
 const bad = "evil-1"
 
-// attempt is one way to cheat. It has to be refused by admission or authorisation, not by a mistake in the request: a refusal is
-// "forbidden", and where want is set the message holds it.
+// attempt is one way to cheat. It has to be refused by admission or authorisation, not because of a mistake in the request: the
+// answer is "forbidden", or where want is set it holds that.
 type attempt struct {
 	what, want string
 	do         func(context.Context, client.Client) error
@@ -38,6 +39,9 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		return err
 	}
 	if err := s.PodReady(ctx, victim.Namespace, victim.Name, time.Minute); err != nil {
+		return err
+	}
+	if err := s.Verdict(ctx, bad, v1alpha1.VerdictUntrusted); err != nil {
 		return err
 	}
 	if err := s.Cluster.Apply(ctx, []byte(rights)); err != nil {
@@ -73,9 +77,9 @@ func try(ctx context.Context, s *stage.Stage, t *script.Script, config *rest.Con
 	}
 	for _, a := range attempts {
 		err := a.do(ctx, c)
-		refused := apierrors.IsForbidden(err) || apierrors.IsInvalid(err)
-		if a.want != "" && refused {
-			refused = contains(err, a.want)
+		refused := apierrors.IsForbidden(err)
+		if a.want != "" {
+			refused = err != nil && contains(err, a.want)
 		}
 		text := "accepted"
 		if err != nil {
@@ -89,6 +93,9 @@ func try(ctx context.Context, s *stage.Stage, t *script.Script, config *rest.Con
 // harmless: some things may be written, and must not help.
 func harmless(ctx context.Context, s *stage.Stage, t *script.Script, victim stage.Pod) error {
 	if err := allowAll(ctx, s, t); err != nil {
+		return err
+	}
+	if err := brokenGlass(ctx, s, t); err != nil {
 		return err
 	}
 	if err := debugged(ctx, s, t); err != nil {
@@ -109,6 +116,24 @@ func allowAll(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	}
 	t.Expect(!try.OK, "an ALLOW of the team's own for everybody opens nothing", "status %d %s", try.Status, try.Error)
 	return s.Cluster.Remove(ctx, []byte(allow))
+}
+
+// brokenGlass: an administrator, or whoever has rights on Keelson's tier, deletes the default deny. It is written again.
+func brokenGlass(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	if err := s.Client.Delete(ctx, object(defaultDeny)); err != nil {
+		return fmt.Errorf("spoofing: %w", err)
+	}
+	begun := time.Now()
+	if err := s.Until(ctx, 20*time.Second, "the default deny is back", func(ctx context.Context) error {
+		o := object(defaultDeny)
+		return s.Client.Get(ctx, client.ObjectKeyFromObject(o), o)
+	}); err != nil {
+		return err
+	}
+	back := time.Since(begun)
+	t.Measure("a deleted default deny is back", back)
+	t.Expect(true, "an administrator deletes the default deny, and it is written again", "after %.1f s", back.Seconds())
+	return nil
 }
 
 // debugged: an unsigned debug container in an attested pod costs it its label.

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/cluster/node"
@@ -145,11 +146,11 @@ func (s *Stage) Unlabelled(ctx context.Context, p Pod) error {
 
 // Revoked is Calico's set of revoked addresses.
 func (s *Stage) Revoked(ctx context.Context) ([]string, error) {
-	client, err := dynamic.NewForConfig(s.Cluster.RESTConfig())
+	dynamicClient, err := dynamic.NewForConfig(s.Cluster.RESTConfig())
 	if err != nil {
 		return nil, fmt.Errorf("stage: %w", err)
 	}
-	sets := client.Resource(schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "globalnetworksets"})
+	sets := dynamicClient.Resource(schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "globalnetworksets"})
 	set, err := sets.Get(ctx, "keelson.revoked", metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("stage: %w", err)
@@ -166,4 +167,18 @@ func (s *Stage) JoinOnce(ctx context.Context, name string) error {
 		}
 	}
 	return s.Ready(ctx)
+}
+
+// Verdict waits until there is a verdict on a machine.
+func (s *Stage) Verdict(ctx context.Context, name string, want v1alpha1.Verdict) error {
+	return s.Until(ctx, time.Minute, fmt.Sprintf("the verdict on %s is %s", name, want), func(ctx context.Context) error {
+		var trust v1alpha1.NodeTrust
+		if err := s.Client.Get(ctx, client.ObjectKey{Name: name}, &trust); err != nil {
+			return err
+		}
+		if trust.Spec.Verdict != want {
+			return fmt.Errorf("it is %s", trust.Spec.Verdict)
+		}
+		return nil
+	})
 }
