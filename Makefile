@@ -60,6 +60,7 @@ tools: ## build the pinned linters and generators (cached)
 lint: tools ## run golangci-lint and staticcheck
 	$(TOOLS)/golangci-lint run ./...
 	$(TOOLS)/staticcheck ./...
+	cd test/charts && $(TOOLS)/golangci-lint run ./... && $(TOOLS)/staticcheck ./...
 
 .PHONY: generate
 generate: tools ## write deep copies and definitions from the API types, and what of the chart follows from code
@@ -73,6 +74,7 @@ generate-check: generate ## fail where generated files are not up to date
 .PHONY: tidy-check
 tidy-check: ## fail where go.mod or go.sum is not tidy
 	go mod tidy -diff
+	cd test/charts && go mod tidy -diff
 
 .PHONY: charts
 charts: setup ## lint the Helm charts, compare what they render, and install them into a real Kubernetes API

@@ -7,6 +7,7 @@ package main
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -15,7 +16,7 @@ func main() {
 	if len(os.Args) != 2 {
 		fail(fmt.Errorf("give the chart's folder"))
 	}
-	files, err := generated(os.Args[1])
+	files, err := generated(os.DirFS(os.Args[1]))
 	if err != nil {
 		fail(err)
 	}
@@ -31,14 +32,14 @@ func fail(err error) {
 	os.Exit(1)
 }
 
-// generated makes every generated file of the chart in dir, by its path there.
-func generated(dir string) (map[string][]byte, error) {
+// generated makes every generated file of a chart, by its path there.
+func generated(chart fs.FS) (map[string][]byte, error) {
 	out := map[string][]byte{}
 	for name, make := range map[string]func() ([]byte, error){
 		"templates/rbac-policy-sync.yaml": policySyncRoles,
 		"templates/rbac-node.yaml":        nodeRoles,
 		"templates/guards.yaml":           guards,
-		"README.md":                       func() ([]byte, error) { return readme(dir) },
+		"README.md":                       func() ([]byte, error) { return readme(chart) },
 	} {
 		content, err := make()
 		if err != nil {

@@ -5,8 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"io/fs"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -25,8 +24,8 @@ type property struct {
 }
 
 // readme is the chart's README with the table of values as it should be.
-func readme(dir string) ([]byte, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "README.md"))
+func readme(chart fs.FS) ([]byte, error) {
+	text, err := fs.ReadFile(chart, "README.md")
 	if err != nil {
 		return nil, err
 	}
@@ -35,19 +34,19 @@ func readme(dir string) ([]byte, error) {
 	if !begins || !ends {
 		return nil, errors.New("it has no place for the table of values")
 	}
-	table, err := values(dir)
+	table, err := values(chart)
 	return bytes.Join([][]byte{before, []byte(tableBegins), table, []byte(tableEnds), after}, nil), err
 }
 
 // values is the table: every value in the order of values.yaml, with its default and the schema's sentence.
-func values(dir string) ([]byte, error) {
+func values(chart fs.FS) ([]byte, error) {
 	var schema property
 	var defaults yaml.Node
 	for name, read := range map[string]func([]byte) error{
 		"values.schema.json": func(b []byte) error { return json.Unmarshal(b, &schema) },
 		"values.yaml":        func(b []byte) error { return yaml.Unmarshal(b, &defaults) },
 	} {
-		content, err := os.ReadFile(filepath.Join(dir, name))
+		content, err := fs.ReadFile(chart, name)
 		if err != nil {
 			return nil, err
 		}

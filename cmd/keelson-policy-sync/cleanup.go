@@ -126,13 +126,11 @@ func (c *cleanup) stop(ctx context.Context, cluster kubernetes.Interface, namesp
 	var left []corev1.Pod
 	err = wait.PollUntilContextTimeout(ctx, 250*time.Millisecond, c.wait, true, func(ctx context.Context) (bool, error) {
 		pods, err := cluster.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: nameLabel + "=" + c.deployment})
-		if ctx.Err() != nil {
-			return false, nil // its error would hide what it is about
+		if err != nil {
+			return false, err
 		}
-		if err == nil {
-			left = pods.Items
-		}
-		return err == nil && len(left) == 0, err
+		left = pods.Items
+		return len(left) == 0, nil
 	})
 	if wait.Interrupted(err) && len(left) > 0 {
 		return fmt.Errorf("cleanup: pod %s/%s of policy-sync is still there after %s; nothing was taken away. Delete it (when its node is away: kubectl delete pod --force), then try again",

@@ -134,6 +134,8 @@ var rules = []never{
 		reason: "policy-sync acts on verdicts; it never appraises"},
 	{from: own("nodeattestor/...", "workloadattestor/...", "policy-sync/...", "cmd/..."), to: append(own("test/..."), "testing", "github.com/google/go-tpm-tools/...", "github.com/google/go-tpm/tpm2/transport/simulator"), deep: true,
 		reason: "nothing that ships contains a simulator, a test helper or a fake"},
+	{from: own("charts"), to: own("policy-sync/...", "nodeattestor/...", "workloadattestor/...", "cmd/..."), deep: true,
+		reason: "embedded files have no logic; what makes them from Go code is charts/generate, which does not ship"},
 	{from: own("nodeattestor/...", "workloadattestor/...", "policy-sync/..."), to: own("cmd/..."), deep: true,
 		reason: "commands are imported by nobody"},
 }

@@ -110,7 +110,7 @@ func stepGuards(t *testing.T, w *world) {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "spire-server", Name: "forged", Labels: map[string]string{v1alpha1.PodAttestedLabel: "true"}},
 			Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
 		if err := w.api.Create(t.Context(), pod, client.DryRunAll); !strings.Contains(fmt.Sprint(err), "written by policy-sync alone") {
-			return fmt.Errorf("got %v", err)
+			return errors.Join(errors.New("it is not"), err)
 		}
 		return nil
 	})
