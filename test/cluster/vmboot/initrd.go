@@ -2,18 +2,13 @@ package vmboot
 
 import (
 	"bytes"
-	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 )
 
 //go:embed init.sh
@@ -40,27 +35,25 @@ const (
 	modeChar    = 0o020600
 )
 
-// initrd is the whole system of the guest. The same inputs make the same bytes, so that a boot's measurements can be told
-// beforehand.
-func (k *Kit) initrd(ctx context.Context) ([]byte, error) {
+// initrd is what the guest needs to fetch and start its programs. The same inputs make the same bytes, so that a boot's
+// measurements can be told beforehand.
+func (k *Kit) initrd() ([]byte, error) {
 	files := map[string]file{
 		"init": {mode: modeProgram, content: initScript},
 		// Before devtmpfs is mounted, the kernel opens this for init.
 		"dev/console": {mode: modeChar, device: [2]uint32{5, 1}},
 	}
-	for _, dir := range []string{"proc", "sys", "run", "tmp"} {
+	for _, dir := range []string{"proc", "sys", "run", "tmp", "opt/keelson"} {
 		files[dir] = file{mode: modeDir}
 	}
 	for _, name := range applets {
 		files["bin/"+name] = file{mode: modeLink, content: []byte("busybox")}
 	}
-	for name, path := range k.programs {
-		content, err := k.stripped(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		files["bin/"+name] = file{mode: modeProgram, content: content}
+	busybox, err := os.ReadFile(k.system["busybox"])
+	if err != nil {
+		return nil, fmt.Errorf("vmboot: initrd: %w", err)
 	}
+	files["bin/busybox"] = file{mode: modeProgram, content: busybox}
 	order, err := k.kernel.load(drivers...)
 	if err != nil {
 		return nil, err
@@ -75,25 +68,11 @@ func (k *Kit) initrd(ctx context.Context) ([]byte, error) {
 		list.WriteString(name + ".ko\n")
 	}
 	files["lib/modules/order"] = file{mode: modeFile, content: []byte(list.String())}
-	return compress(archive(files))
-}
-
-// stripped is a program without what only debuggers read, which is half of it.
-func (k *Kit) stripped(ctx context.Context, path string) (content []byte, err error) {
-	dir, err := os.MkdirTemp("", "vmboot-")
-	if err != nil {
-		return nil, fmt.Errorf("vmboot: initrd: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	out := filepath.Join(dir, "program")
-	if _, err := tool(ctx, dir, k.system["objcopy"], "--strip-all", path, out); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(out)
+	return archive(files), nil
 }
 
 // archive writes a cpio archive in the format "newc" (Linux, Documentation/driver-api/early-userspace/buffer-format.rst),
-// folders before what is in them.
+// folders before what is in them. It is not compressed: firmware hashes megabytes faster than the kernel inflates them here.
 func archive(files map[string]file) []byte {
 	all := maps.Clone(files)
 	for name := range files {
@@ -119,14 +98,3 @@ func entry(b *bytes.Buffer, inode int, name string, f file) {
 }
 
 func pad(b *bytes.Buffer) { b.Write(make([]byte, -b.Len()&3)) }
-
-// compress keeps what the firmware has to hash, three times over and in emulation, small.
-func compress(data []byte) ([]byte, error) {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		return nil, fmt.Errorf("vmboot: initrd: %w", err)
-	}
-	out := bytes.NewBuffer(w.EncodeAll(data, nil))
-	pad(out) // the kernel skips zeros, and looks for what follows on a multiple of four
-	return out.Bytes(), w.Close()
-}

@@ -1,15 +1,19 @@
 package vmboot
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/keelson-project/keelson/test/parts"
 )
@@ -26,14 +30,14 @@ const (
 // Kit is what images and machines are made of. Gather makes one.
 type Kit struct {
 	system   map[string]string // paths of programs and firmware
-	programs map[string]string // the guest's, by their names in its /bin
+	programs string            // the disk that holds the guest's
 	kernel   *kernel
 	base     []byte // initrd
 }
 
 // Gather finds, installs or builds everything: QEMU, firmware, stub, kernel, SPIRE's agent, the attestor plugin. The error is
-// ErrUnavailable where this machine cannot have it.
-func Gather(ctx context.Context, log io.Writer) (*Kit, error) {
+// ErrUnavailable where this machine cannot have it. dir is for what machines share.
+func Gather(ctx context.Context, log io.Writer, dir string) (*Kit, error) {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
 		return nil, fmt.Errorf("%w: the guest is linux/amd64, and runs programs of this machine, which is %s/%s", ErrUnavailable, runtime.GOOS, runtime.GOARCH)
 	}
@@ -51,20 +55,62 @@ func Gather(ctx context.Context, log io.Writer) (*Kit, error) {
 	if k.kernel, err = findKernel(ctx, log); err != nil {
 		return nil, err
 	}
+	if k.base, err = k.initrd(); err != nil {
+		return nil, err
+	}
+	k.programs = filepath.Join(dir, "programs.img")
+	return k, k.writePrograms(ctx, log, dir)
+}
+
+// writePrograms makes the guest's second disk: a tar archive of what it runs.
+func (k *Kit) writePrograms(ctx context.Context, log io.Writer, dir string) error {
 	spire, err := parts.Ensure(ctx, log, "spire-agent")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	own, err := parts.Commands(ctx, log, collectCommand, pluginCommand)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	k.programs = map[string]string{
-		"busybox": k.system["busybox"], "spire-agent": spire["spire-agent"],
-		filepath.Base(pluginCommand): own[pluginCommand], filepath.Base(collectCommand): own[collectCommand],
+	files := map[string][]byte{}
+	for name, path := range map[string]string{
+		"spire-agent": spire["spire-agent"], filepath.Base(pluginCommand): own[pluginCommand], filepath.Base(collectCommand): own[collectCommand],
+	} {
+		// Without what only debuggers read, which is half of it: the guest's kernel hashes it all.
+		out := filepath.Join(dir, "stripped")
+		if _, err := tool(ctx, dir, k.system["objcopy"], "--strip-all", path, out); err != nil {
+			return err
+		}
+		if files[name], err = os.ReadFile(out); err != nil {
+			return fmt.Errorf("vmboot: %w", err)
+		}
 	}
-	k.base, err = k.initrd(ctx)
-	return k, err
+	disk, err := tarOf(0o755, files)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(k.programs, disk, 0o600); err != nil {
+		return fmt.Errorf("vmboot: %w", err)
+	}
+	return nil
+}
+
+// tarOf is a disk for the guest, which reads it without a file system.
+func tarOf(mode int64, files map[string][]byte) ([]byte, error) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(files[name]))}); err != nil {
+			return nil, fmt.Errorf("vmboot: disk: %w", err)
+		}
+		if _, err := w.Write(files[name]); err != nil {
+			return nil, fmt.Errorf("vmboot: disk: %w", err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, fmt.Errorf("vmboot: disk: %w", err)
+	}
+	return b.Bytes(), nil
 }
 
 // static refuses a program that needs libraries, which the guest has not.

@@ -2,7 +2,6 @@ package vmboot
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +67,7 @@ func (k *Kit) Start(ctx context.Context, g *cluster.Group, o VMOptions) (*VM, er
 	if err != nil {
 		return nil, err
 	}
-	for name, content := range map[string][]byte{"vars.fd": variables, "config.img": config, "evidence.img": make([]byte, evidenceDisk)} {
+	for name, content := range map[string][]byte{"vars.fd": variables, "config.img": config, "evidence.img": make([]byte, evidenceDisk), "console.log": nil} {
 		if err := os.WriteFile(filepath.Join(o.Dir, name), content, 0o600); err != nil {
 			return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)
 		}
@@ -100,7 +99,7 @@ func (k *Kit) arguments(o VMOptions, tpmSocket string) []string {
 	server := net.JoinHostPort(o.Server.Host, fmt.Sprint(o.Server.Port))
 	host, port, _ := net.SplitHostPort(server) // joined just now
 	args := []string{
-		"-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", "1024",
+		"-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", "512",
 		"-display", "none", "-nodefaults", "-no-reboot",
 		"-chardev", "file,id=console,path=" + filepath.Join(o.Dir, "console.log"), "-serial", "chardev:console",
 		"-drive", "if=pflash,format=raw,readonly=on,file=" + k.system["ovmf"],
@@ -109,12 +108,13 @@ func (k *Kit) arguments(o VMOptions, tpmSocket string) []string {
 		"-netdev", fmt.Sprintf("user,id=net,restrict=on,guestfwd=tcp:%s:%d-cmd:%s nc %s %s", serverAddress, serverPort, k.system["busybox"], host, port),
 		"-device", "virtio-net-pci,netdev=net,romfile=",
 	}
-	for i, disk := range []string{o.Image.path, filepath.Join(o.Dir, "config.img"), filepath.Join(o.Dir, "evidence.img")} {
+	disks := []string{o.Image.path, k.programs, filepath.Join(o.Dir, "config.img"), filepath.Join(o.Dir, "evidence.img")}
+	for i, disk := range disks { // vda, vdb, vdc, vdd
 		readonly, boot := "on", ""
 		switch i {
 		case 0:
 			boot = ",bootindex=0"
-		case 2:
+		case len(disks) - 1:
 			readonly = "off"
 		}
 		args = append(args,
@@ -137,20 +137,7 @@ func (o VMOptions) configDisk() ([]byte, error) {
 	if o.Golden {
 		files["collect"] = nil
 	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for name, content := range files {
-		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: int64(len(content))}); err != nil {
-			return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)
-		}
-		if _, err := w.Write(content); err != nil {
-			return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)
-	}
-	return b.Bytes(), nil
+	return tarOf(0o600, files)
 }
 
 // agentConfig is the agent's configuration as README.md shows it; the TPM and the logs are where Linux has them.
@@ -171,7 +158,7 @@ func (o VMOptions) agentConfig() string {
 plugins {
   KeyManager "memory" { plugin_data {} }
   NodeAttestor "keelson_tpm" {
-    plugin_cmd = "/bin/%s"
+    plugin_cmd = "/opt/keelson/%s"
     plugin_data {
       data_dir = "/run/keelson/data"
       %s
