@@ -82,7 +82,7 @@ charts: setup ## lint the Helm charts, compare what they render, and install the
 
 .PHONY: e2e
 e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root on Linux), and the light demo
-	go run ./test/demo -light
+	go run ./test/demo
 	go run ./test/e2e
 
 .PHONY: e2e-long

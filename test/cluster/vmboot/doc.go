@@ -2,7 +2,7 @@
 // extend the TPM (swtpm) and write the logs, nothing is replayed, and SPIRE's agent runs in the guest with our attestor plugin,
 // which reaches the TPM through the kernel's resource manager at /dev/tpmrm0.
 //
-//	kit, err := vmboot.Gather(ctx, log)                         // QEMU, firmware, kernel, the guest's programs; cached
+//	kit, err := vmboot.Gather(ctx, log, dir)                    // QEMU, firmware, kernel, the guest's programs; cached
 //	image, err := kit.Build(ctx, dir, vmboot.Changes{})          // the golden image; Changes say what is tampered with
 //	tpm, err := kit.MakeTPM(ctx, group, log, "fra-1", dir, ca, provision)
 //	vm, err := kit.Start(ctx, group, vmboot.VMOptions{Image: image, TPM: tpm, Server: spire, …})
@@ -13,13 +13,16 @@
 //
 // # The guest
 //
-// All of the guest is a unified kernel image: kernel, command line, and an initrd with busybox, SPIRE's agent and the plugin
-// (init.sh is its PID 1). PCR 4 has the image as a whole, PCR 11 its sections, PCR 9 what the kernel was given. IMA measures what
-// the guest runs; the initrd is unpacked on a ramfs for that, because the kernel's policy "tcb" leaves out tmpfs. What
-// differs from run to run (the agent's configuration, the trust bundle, the asset tag) comes as a tar archive on the second
-// disk, is unpacked on a tmpfs, and is measured by nobody: it is data that the agent would fail with, not code. A golden
-// guest writes its evidence to the third disk. The guest has no network but one address, 10.0.2.100:8081, which QEMU hands to
-// the SPIRE server on the host's loopback.
+// What boots is a unified kernel image: kernel, command line, and an initrd with busybox, drivers and init.sh, its PID 1. PCR 4
+// has the image as a whole, PCR 11 its sections, PCR 9 what the kernel was given. SPIRE's agent, the plugin and the program that
+// collects evidence come from the second disk and are measured by IMA, each before it runs: they are unpacked on
+// a ramfs, because the kernel's policy "tcb" leaves out tmpfs. (In the initrd, firmware would hash them three times over, in
+// emulation.) What differs from run to run (the agent's configuration, the trust bundle, the asset tag) comes from the third disk, is
+// unpacked on a tmpfs and is measured by nobody, so init runs nothing from there; but the agent's configuration names the plugin, and
+// a real machine has it measured. Disks but the first are tar archives. A golden guest writes its evidence to the last.
+// The guest reaches one address, 10.0.2.100:8081, which QEMU hands to the SPIRE server on the host's loopback.
+//
+// On two idle cores a boot takes about 18 s until init runs and 5 s more until the server's verdict.
 //
 // # As a node of a cluster
 //

@@ -310,6 +310,9 @@ func (r *rig) trusted(ctx context.Context, t *testing.T, m machine, image *vmboo
 	ctx, cancel := context.WithTimeout(ctx, time.Minute) // between the verdict and what the agent makes of it
 	defer cancel()
 	must(t, vm.Until(ctx, "Node attestation was successful"))
+	if text, err := vm.Text(); err != nil || strings.Contains(text, "no evidence for the server") {
+		t.Errorf("the plugin logs a failure of an attestation that succeeded (%v):\n%s", err, text)
+	}
 	if r.agent(ctx, t, m) == "" {
 		t.Error("the server has no agent of that TPM")
 	}

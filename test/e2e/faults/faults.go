@@ -80,7 +80,7 @@ func victims() []victim {
 	return []victim{
 		container("spire", "app=spire-server", "spire-server"),
 		container("spire", "app=spire-agent", "spire-agent"),
-		container(stage.Namespace, "app.kubernetes.io/component=policy-sync", ""),
+		container(stage.Namespace, "app.kubernetes.io/name=keelson-policy-sync", ""),
 		container("istio-system", "app=istiod", "discovery"),
 		container("shop", "app=frontend", "istio-proxy"),
 		container("payments", "app=api", "istio-proxy"),
