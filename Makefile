@@ -14,7 +14,7 @@ help: ## print this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: setup ## run the main job: three nodes, real SPIRE, real TPM commands; only attested workloads get in
+demo: setup ## run the main job: a whole cluster (root on Linux), else its light form; only attested workloads get in
 	go run ./test/demo
 
 .PHONY: test
@@ -82,7 +82,7 @@ charts: setup ## lint the Helm charts, compare what they render, and install the
 
 .PHONY: e2e
 e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root on Linux), and the light demo
-	go run ./test/demo
+	go run ./test/demo -light
 	go run ./test/e2e
 
 .PHONY: e2e-long

@@ -23,7 +23,7 @@ const trustDomain = "keelson.demo"
 type demo struct {
 	settings
 	out    io.Writer
-	report Report
+	report *Report
 
 	dir      string // everything that is written, and what the run's processes are marked with
 	root     string // of the checkout
@@ -67,10 +67,15 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	for _, s := range d.steps() {
-		say(d.out, "\n== %s: %s", s.id, s.name)
-		record := &Step{ID: s.id, Name: s.name, out: d.out}
-		d.report.Steps = append(d.report.Steps, record)
+	return d.report.play(ctx, d.out, d.steps())
+}
+
+// play goes through the steps, and stops at the first that cannot go on.
+func (r *Report) play(ctx context.Context, out io.Writer, steps []step) error {
+	for _, s := range steps {
+		say(out, "\n== %s: %s", s.id, s.name)
+		record := &Step{ID: s.id, Name: s.name, out: out}
+		r.Steps = append(r.Steps, record)
 		begun := time.Now()
 		err := s.run(ctx, record)
 		if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -80,7 +85,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("demo: step %s: %w", s.id, err)
 		}
-		say(d.out, "   (%.1f s)", record.Seconds)
+		say(out, "   (%.1f s)", record.Seconds)
 	}
 	return nil
 }

@@ -27,8 +27,8 @@ func TestHoweverTheDemoEndsItLeavesNothing(t *testing.T) {
 		args   []string
 	}{
 		"interrupted while servers start": {"kube-apiserver serves", syscall.SIGINT, []string{"-standin"}},
-		"interrupted while pods run":      {"pods run under", syscall.SIGTERM, nil},
-		"killed while pods run":           {"pods run under", syscall.SIGKILL, nil},
+		"interrupted while pods run":      {"pods run under", syscall.SIGTERM, []string{"-light"}},
+		"killed while pods run":           {"pods run under", syscall.SIGKILL, []string{"-light"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tmp, err := os.MkdirTemp("", "k") // t.TempDir is too long for a Unix socket

@@ -17,6 +17,8 @@ type Report struct {
 	OK      bool      `json:"ok"`
 	Started time.Time `json:"started"`
 	Seconds float64   `json:"seconds"`
+	// Form is "whole" or "light".
+	Form string `json:"form"`
 	// Containers is "containerd" or "stand-in", TPM "swtpm" or "simulator".
 	Containers string  `json:"containers"`
 	TPM        string  `json:"tpm,omitempty"`
