@@ -1,46 +1,259 @@
 package fleet
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/keelson-project/keelson/test/cluster/machine"
+	"github.com/keelson-project/keelson/test/cluster/node"
+	"github.com/keelson-project/keelson/test/parts"
 )
 
-// TestACluster is for now a way to look at a cluster by hand.
-func TestACluster(t *testing.T) {
-	if err := CanRun(); err != nil {
-		t.Skip(err)
+// needsRoot skips with the reason where machines cannot be made.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a whole cluster, which -short leaves out")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	if err := CanRun(); err != nil {
+		t.Skipf("a cluster's machines are made of namespaces: %v", err)
+	}
+}
+
+func TestPodsOfTwoNodesReachEachOtherByNameAndTheClusterGoesAwayWhole(t *testing.T) {
+	needsRoot(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	begun := time.Now()
-	f, err := Start(ctx, Options{Log: os.Stderr})
+	f, err := Start(ctx, Options{Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
+	closed := false
 	defer func() {
-		begun := time.Now()
-		if err := f.Close(); err != nil {
-			t.Error(err)
+		if !closed {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
 		}
-		fmt.Println("closed after", time.Since(begun))
 	}()
-	fmt.Println("started after", time.Since(begun), f.Dir, f.Cluster.AdminKubeconfig())
-	for _, name := range []string{"fra-1", "par-1"} {
+	names := []string{"one", "two"}
+	for _, name := range names {
 		if _, err := f.AddNode(ctx, machine.Options{Name: name}); err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
 	}
-	err = f.Ready(ctx)
-	fmt.Println("ready after", time.Since(begun), err)
-	for os.Getenv("HOLD") != "" {
-		if _, err := os.Stat(os.Getenv("HOLD")); err != nil {
+	if err := f.Ready(ctx); err != nil {
+		t.Fatal(err)
+	}
+	run(t, ctx, f, names)
+	dial(t, ctx, f)
+	closed = true
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, f.Dir, f.Network.Bridge)
+}
+
+// run starts a pod on each node, and a Service for that on the second.
+func run(t *testing.T, ctx context.Context, f *Fleet, nodes []string) {
+	t.Helper()
+	const workload = "test/e2e/workload"
+	paths, err := parts.Commands(ctx, t.Output(), workload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := Files(map[string]string{"/workload": paths[workload]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := f.Push(ctx, "workload", node.Image{Files: files, Entrypoint: []string{"/workload"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range nodes {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}},
+			Spec: corev1.PodSpec{
+				NodeSelector: map[string]string{corev1.LabelHostname: name},
+				Containers:   []corev1.Container{{Name: "main", Image: image.Reference(), Args: []string{"serve", "-tcp", ":9000"}}},
+			},
+		}
+		// The account that pods run as is made by a controller, a moment after the namespace.
+		if err := until(ctx, func() error {
+			_, err := f.Kubernetes.CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{})
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "two"},
+		Spec:       corev1.ServiceSpec{Selector: map[string]string{"app": "two"}, Ports: []corev1.ServicePort{{Port: 9000}}},
+	}
+	if _, err := f.Kubernetes.CoreV1().Services("default").Create(ctx, service, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dial calls the second pod from within the first: by way of Felix's routes, kube-proxy and CoreDNS.
+func dial(t *testing.T, ctx context.Context, f *Fleet) {
+	t.Helper()
+	if err := until(ctx, func() error {
+		pod, err := f.Kubernetes.CoreV1().Pods("default").Get(ctx, "one", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if len(pod.Status.ContainerStatuses) == 0 || pod.Status.ContainerStatuses[0].State.Running == nil {
+			return errors.New("pod one does not run yet")
+		}
+		_, id, _ := strings.Cut(pod.Status.ContainerStatuses[0].ContainerID, "://")
+		result, err := f.Node("one").Runtime.Exec(ctx, id, "/workload", "dial", "two.default.svc.cluster.local:9000")
+		if err != nil {
+			return err
+		}
+		if !strings.Contains(result.Stdout, `"ok":true`) {
+			return errors.New(result.Stdout + result.Stderr)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func until(ctx context.Context, check func() error) error {
+	limit := time.Now().Add(time.Minute)
+	for {
+		err := check()
+		if err == nil || time.Now().After(limit) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// nothingLeft looks for whatever a cluster makes outside of its processes' memory.
+func nothingLeft(t *testing.T, dir, bridge string) {
+	t.Helper()
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("folder %s is left: %v", dir, err)
+	}
+	if _, err := net.InterfaceByName(bridge); err == nil {
+		t.Errorf("bridge %s is left", bridge)
+	}
+	if cgroups, err := filepath.Glob("/sys/fs/cgroup/*/" + bridge); err != nil || len(cgroups) > 0 {
+		t.Errorf("cgroups are left: %v %v", cgroups, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), dir) {
+		t.Errorf("mounts below %s are left", dir)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		if content, err := os.ReadFile(p); err == nil && strings.Contains(string(content), dir+"/") { // others have just ended
+			t.Errorf("a process is left: %q", content)
+		}
+	}
+}
+
+// helper is set in the environment of the process that TestAKilledClusterLeavesNothing kills.
+const helper = "KEELSON_FLEET_TO_BE_KILLED"
+
+func TestAKilledClusterLeavesNothing(t *testing.T) {
+	needsRoot(t)
+	if os.Getenv(helper) != "" {
+		toBeKilled(t)
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=10m") // #nosec G204 -- this very program
+	cmd.Env = append(os.Environ(), helper+"=1")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var dir, bridge string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if _, err := fmt.Sscanf(lines.Text(), "stands %s %s", &dir, &bridge); err == nil {
 			break
 		}
-		time.Sleep(time.Second)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // it was killed
+	if dir == "" {
+		t.Fatal("it never stood")
+	}
+	if err := until(t.Context(), func() error { // the janitor is another process
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is still there: %w", dir, err)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, dir, bridge)
+}
+
+// toBeKilled makes a cluster with a node and waits for its end.
+func toBeKilled(t *testing.T) {
+	f, err := Start(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.AddNode(t.Context(), machine.Options{Name: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("stands %s %s\n", f.Dir, f.Network.Bridge)
+	select {}
+}
+
+func TestOnlyWhatLooksLikeOursIsRemoved(t *testing.T) {
+	for _, c := range [][2]string{{"/", "klsn1234"}, {"/tmp/other", "klsn1234"}, {"klsn-1", "klsn1234"}, {"/tmp/klsn-1", "eth0"}} {
+		if err := Remove(c[0], c[1]); err == nil {
+			t.Errorf("%v was removed", c)
+		}
+	}
+}
+
+func TestAnOwnerThatIsGoneIsNotTakenForAnother(t *testing.T) {
+	own := Owner{PID: os.Getpid(), Started: startTime(os.Getpid())}
+	if !own.Alive() {
+		t.Error("this process is not alive")
+	}
+	own.Started = "1"
+	if own.Alive() {
+		t.Error("a process of the same number, started at another time, was taken for the owner")
+	}
+	if (Owner{PID: 1 << 30}).Alive() {
+		t.Error("a process that cannot be is alive")
 	}
 }
