@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,15 +64,51 @@ func (k *table) set(f func()) {
 	f()
 }
 
+// swept, cuts and left are copies of what the table holds.
+func (k *table) swept() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.sweeps)
+}
+
+func (k *table) cuts() []time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.cut)
+}
+
+func (k *table) left() []flows.Entry {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.flows)
+}
+
+// output is a log that is read while it is written.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
 // bench is a cutter on a table, within a synctest bubble.
 type bench struct {
 	*testing.T
 	*table
 	cutter   *cutter.Cutter
-	log      bytes.Buffer
+	log      output
 	registry *prometheus.Registry
 	local    []netip.Addr
-	localErr error
 }
 
 func run(t *testing.T, f func(b *bench)) {
@@ -81,7 +118,11 @@ func run(t *testing.T, f func(b *bench)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.cutter = cutter.New(cutter.Options{Node: "fra-1", Table: b.table, Local: func() ([]netip.Addr, error) { return b.local, b.localErr },
+		b.cutter = cutter.New(cutter.Options{Node: "fra-1", Table: b.table, Local: func() ([]netip.Addr, error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.local, nil
+		},
 			Log: slog.New(slog.NewJSONHandler(&b.log, nil)), Metrics: metrics, Now: time.Now})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -185,25 +226,27 @@ func TestARevokedAddressIsCutAgainAndAgain(t *testing.T) {
 			run(t, func(b *bench) {
 				b.update(world())
 				b.after(time.Minute)
-				if len(b.sweeps) > 0 {
-					t.Fatalf("nothing is revoked, but the table was swept %d times", len(b.sweeps))
+				if b.swept() > 0 {
+					t.Fatalf("nothing is revoked, but the table was swept %d times", b.swept())
 				}
-				b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2"), flow("10.1.0.3", "10.2.0.2")}
-				b.begun = time.Now()
+				b.set(func() {
+					b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2"), flow("10.1.0.3", "10.2.0.2")}
+					b.begun = time.Now()
+				})
 				b.update(world("10.1.0.2/32"))
-				if len(b.cut) != 1 || b.cut[0] != 0 {
-					t.Fatalf("cut at %v, want at once", b.cut)
+				if cuts := b.cuts(); len(cuts) != 1 || cuts[0] != 0 {
+					t.Fatalf("cut at %v, want at once", cuts)
 				}
 				b.after(felix)
 				b.set(func() { b.drop = true })
 				b.after(time.Minute)
-				if last := b.cut[len(b.cut)-1]; last < felix || last > felix+max(felix/4, 20*time.Millisecond) {
+				if last := b.cuts()[len(b.cuts())-1]; last < felix || last > felix+max(felix/4, 20*time.Millisecond) {
 					t.Errorf("cut for good at %s, with the drop in place at %s", last, felix)
 				}
-				if len(b.flows) != 1 || b.flows[0] != flow("10.1.0.3", "10.2.0.2") {
-					t.Errorf("left are %v, want the flow of others", b.flows)
+				if left := b.left(); len(left) != 1 || left[0] != flow("10.1.0.3", "10.2.0.2") {
+					t.Errorf("left are %v, want the flow of others", left)
 				}
-				if n := len(b.sweeps); n < 25 || n > 50 {
+				if n := b.swept(); n < 25 || n > 50 {
 					t.Errorf("%d sweeps in a minute", n)
 				}
 				b.wantReady(200, "ok")
@@ -218,7 +261,7 @@ func TestARevokedAddressIsCutAgainAndAgain(t *testing.T) {
 // TestADropThatNeverComesIsSaidOnce: and taken back when it came.
 func TestADropThatNeverComesIsSaidOnce(t *testing.T) {
 	run(t, func(b *bench) {
-		b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2")}
+		b.set(func() { b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2")} })
 		b.update(world("10.1.0.2/32"))
 		b.after(flows.FastPhase - time.Second)
 		if n := b.lines("cutting open flows, but", "drop"); n != 0 {
@@ -231,10 +274,10 @@ func TestADropThatNeverComesIsSaidOnce(t *testing.T) {
 		b.wantReady(200, "ok", "warning: drop: ", "10.1.0.2:40000 to 10.2.0.2:8080", "not enrolled")
 		b.wantMetric(1, "keelson_node_flows_still_there", "")
 		b.wantMetric(1, "keelson_node_condition", "drop")
-		sweeps := len(b.cut)
+		sweeps := len(b.cuts())
 		b.after(time.Minute)
-		if len(b.cut) < sweeps+10 {
-			t.Errorf("sweeping did not go on: %d and %d", sweeps, len(b.cut))
+		if len(b.cuts()) < sweeps+10 {
+			t.Errorf("sweeping did not go on: %d and %d", sweeps, len(b.cuts()))
 		}
 		b.set(func() { b.drop = true })
 		b.after(time.Minute)
@@ -248,23 +291,25 @@ func TestADropThatNeverComesIsSaidOnce(t *testing.T) {
 // TestProbesAreNoReasonToBlameFelix: flows that come back and are to be expected are cut, and not reported.
 func TestProbesAreNoReasonToBlameFelix(t *testing.T) {
 	run(t, func(b *bench) {
-		b.flows = []flows.Entry{flow("192.0.2.1", "10.1.0.2")}
+		b.set(func() { b.flows = []flows.Entry{flow("192.0.2.1", "10.1.0.2")} })
 		b.update(world("10.1.0.2/32"))
 		b.after(time.Minute)
-		if len(b.cut) == 0 || b.lines("cutting open flows, but", "drop") > 0 {
-			t.Errorf("cut %d times; log: %s", len(b.cut), b.log.String())
+		if len(b.cuts()) == 0 || b.lines("cutting open flows, but", "drop") > 0 {
+			t.Errorf("cut %d times; log: %s", len(b.cuts()), b.log.String())
 		}
 	})
 }
 
 func TestHostsAreRefused(t *testing.T) {
 	run(t, func(b *bench) {
-		b.drop = true
-		b.flows = []flows.Entry{flow("192.0.2.1", "10.96.0.1"), flow("10.1.0.2", "10.96.0.1")}
+		b.set(func() {
+			b.drop = true
+			b.flows = []flows.Entry{flow("192.0.2.1", "10.96.0.1"), flow("10.1.0.2", "10.96.0.1")}
+		})
 		b.update(world("192.0.2.1/32", "10.96.0.1/32", "0.0.0.0/0", "127.0.0.1/32", "10.1.0.2/32"))
 		b.after(time.Minute)
-		if len(b.flows) != 1 || b.flows[0] != flow("192.0.2.1", "10.96.0.1") {
-			t.Errorf("left are %v, want the node's own flow with the API server", b.flows)
+		if left := b.left(); len(left) != 1 || left[0] != flow("192.0.2.1", "10.96.0.1") {
+			t.Errorf("left are %v, want the node's own flow with the API server", left)
 		}
 		const refused = "an entry of the set of revoked addresses is refused: flows of it are not cut"
 		if n := b.lines(refused, ""); n != 4 {
@@ -281,9 +326,9 @@ func TestHostsAreRefused(t *testing.T) {
 		w := world("192.0.2.1/32", "10.96.0.1/32", "0.0.0.0/0", "127.0.0.1/32", "10.1.0.2/32")
 		w.Hosts[ip("10.1.0.2")] = "node fra-2"
 		b.update(w)
-		sweeps := len(b.sweeps)
+		sweeps := b.swept()
 		b.after(time.Minute)
-		if len(b.sweeps) != sweeps {
+		if b.swept() != sweeps {
 			t.Error("nothing is left to cut, but the table is swept")
 		}
 		if n := b.lines(refused, ""); n != 5 {
@@ -303,16 +348,16 @@ func TestThreatTheAPIDies(t *testing.T) {
 		b.wantReady(200)
 		away := world("10.1.0.2/32")
 		away.Problem = "connection refused"
-		b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2")}
+		b.set(func() { b.flows = []flows.Entry{flow("10.1.0.2", "10.2.0.2")} })
 		b.update(away)
 		b.after(time.Hour)
 		b.wantReady(200, "warning: api: connection refused")
-		if last := b.cut[len(b.cut)-1]; last < time.Hour {
+		if last := b.cuts()[len(b.cuts())-1]; last < time.Hour {
 			t.Errorf("cut for the last time after %s", last)
 		}
 		b.update(flows.World{Problem: "even that"})
 		b.after(time.Minute)
-		if last := b.cut[len(b.cut)-1]; last < time.Hour+50*time.Second {
+		if last := b.cuts()[len(b.cuts())-1]; last < time.Hour+50*time.Second {
 			t.Errorf("a world that knows nothing ended the cutting after %s", last)
 		}
 	})
@@ -353,18 +398,18 @@ func TestAChangeOfNothingThatIsCutSweepsNothing(t *testing.T) {
 	run(t, func(b *bench) {
 		b.update(world("10.1.0.2/32"))
 		b.after(time.Minute)
-		sweeps := len(b.sweeps)
+		sweeps := b.swept()
 		for i := range 100 {
 			w := world("10.1.0.2/32")
 			w.Hosts[netip.AddrFrom4([4]byte{192, 0, 2, byte(100 + i)})] = "another node"
 			b.update(w)
 		}
-		if len(b.sweeps) != sweeps {
-			t.Errorf("%d sweeps for changes of Nodes", len(b.sweeps)-sweeps)
+		if b.swept() != sweeps {
+			t.Errorf("%d sweeps for changes of Nodes", b.swept()-sweeps)
 		}
 		b.after(flows.SlowPeriod)
-		if len(b.sweeps) != sweeps+1 {
-			t.Errorf("%d sweeps in a slow period after them", len(b.sweeps)-sweeps)
+		if b.swept() != sweeps+1 {
+			t.Errorf("%d sweeps in a slow period after them", b.swept()-sweeps)
 		}
 	})
 }
