@@ -71,17 +71,24 @@ func MakeCgroup(cgroup string) error {
 	return nil
 }
 
-// inherit copies a setting of the parent cgroup that the child has and left empty.
+// inherit copies a setting of the parent cgroup that the child has and left empty. A hierarchy other than that of cpusets has no such
+// setting, and the root of version 2 has not either.
 func inherit(parent, dir, name string) error {
 	own, err := os.ReadFile(filepath.Join(dir, name))
-	if err != nil || strings.TrimSpace(string(own)) != "" {
-		return nil // not a cpuset hierarchy, or set already
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("node: cgroup: %w", err)
 	}
 	value, err := os.ReadFile(filepath.Join(parent, name))
-	if err != nil {
-		return nil // version 2 has it in every cgroup but the root
+	if errors.Is(err, fs.ErrNotExist) || strings.TrimSpace(string(own)) != "" {
+		return nil
 	}
-	if err := os.WriteFile(filepath.Join(dir, name), value, 0); err != nil {
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, name), value, 0)
+	}
+	if err != nil {
 		return fmt.Errorf("node: cgroup: %w", err)
 	}
 	return nil
