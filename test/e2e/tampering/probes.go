@@ -39,7 +39,8 @@ func (p *probes) start(ctx context.Context, all *errgroup.Group) error {
 	p.deniedByTheProxy = ip
 	connections := stage.Probing{For: 55 * time.Second, Every: 10 * time.Millisecond, Timeout: 300 * time.Millisecond, Until: "failing", Linger: 3 * time.Second}
 	proxy := stage.Probing{
-		For: 55 * time.Second, Every: 40 * time.Millisecond, Timeout: 2 * time.Second, Until: "ok", Linger: 500 * time.Millisecond, Contains: fmt.Sprintf("%q", ip),
+		// Not more often: the proxy writes its configuration in the thread that also takes over a new one.
+		For: 55 * time.Second, Every: 100 * time.Millisecond, Timeout: 2 * time.Second, Until: "ok", Linger: 500 * time.Millisecond, Contains: fmt.Sprintf("%q", ip),
 	}
 	all.Go(func() (err error) {
 		p.out, err = p.s.Probe(ctx, stage.Mirror, connections, "tcp:"+p.ledger)
@@ -50,7 +51,7 @@ func (p *probes) start(ctx context.Context, all *errgroup.Group) error {
 		return err
 	})
 	all.Go(func() (err error) {
-		p.envoy, err = p.s.Probe(ctx, stage.Frontend, proxy, "http://127.0.0.1:15000/config_dump?resource=dynamic_listeners")
+		p.envoy, err = p.s.Probe(ctx, stage.Frontend, proxy, "http://127.0.0.1:15000/config_dump?resource=dynamic_listeners&name_regex=virtualInbound")
 		return err
 	})
 	all.Go(func() (err error) {
@@ -107,7 +108,7 @@ func (p *probes) judge(t *script.Script, verdict time.Time) error {
 		ok   bool
 	}{{toClosed, p.out, true}, {toClosedIn, p.in, true}, {toEnvoy, p.envoy, false}} {
 		at, before, err := closed(c.try, c.ok)
-		if !t.Expect(err == nil && before > 10, c.what, "%d tries before; %v", before, err) {
+		if !t.Expect(err == nil, c.what, "%d tries before; %v", before, err) {
 			continue
 		}
 		t.Measure(c.what, at.Sub(verdict))
@@ -117,7 +118,7 @@ func (p *probes) judge(t *script.Script, verdict time.Time) error {
 		held []said.Held
 	}{{toCutOut, p.heldOut}, {toCutIn, p.heldIn}} {
 		end := c.held[len(c.held)-1]
-		if t.Expect(c.held[0].Open && !end.Open && end.Echoes > 10, c.what, "%d echoes, then: %s", end.Echoes, end.Error) {
+		if t.Expect(c.held[0].Open && !end.Open && end.Echoes > 0, c.what, "%d echoes, then: %s", end.Echoes, end.Error) {
 			t.Measure(c.what, time.Unix(0, end.At).Sub(verdict))
 		}
 	}
