@@ -4,9 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -27,13 +25,10 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
-	"github.com/keelson-project/keelson/policy-sync/conntrack"
-	"github.com/keelson-project/keelson/policy-sync/cutter"
 	"github.com/keelson-project/keelson/policy-sync/flows"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/revocations"
 	"github.com/keelson-project/keelson/test/cluster"
-	"github.com/keelson-project/keelson/test/netlab"
 )
 
 const account = "system:serviceaccount:keelson-node:keelson-node"
@@ -383,183 +378,4 @@ func (a *api) away() {
 	if last, after := w.now(); after != before {
 		a.Errorf("said again %d times: %s", after-before, last.Problem)
 	}
-}
-
-// TestThreatTheAPIDiesAndComesBack is row 25 of the threats: what was known is kept, and what changed meanwhile is known soon
-// after the API is back.
-func TestThreatTheAPIDiesAndComesBack(t *testing.T) {
-	a := newAPI(t)
-	a.node("fra-1", true, "192.0.2.1")
-	a.set(v1alpha1.RevokedSet, "10.1.0.2/32")
-	config := a.own()
-	p := newProxy(t, strings.TrimPrefix(config.Host, "https://"))
-	config.Host = "https://" + p.address
-	var w worlds
-	a.watch(config, w.update)
-	a.until(&w, "the set", func(w flows.World) bool { return w.Known && w.Problem == "" && len(w.Nets) == 1 })
-	p.stop()
-	away := a.until(&w, "that the API is away", func(w flows.World) bool { return w.Problem != "" })
-	if !away.Known || len(away.Nets) != 1 || away.Hosts[ip("192.0.2.1")] == "" {
-		t.Errorf("without the API it knows %+v", away)
-	}
-	time.Sleep(5 * time.Second)
-	a.set(v1alpha1.RevokedSet, "10.1.0.2/32", "10.1.0.3/32")
-	back := p.start()
-	a.until(&w, "the second address", func(w flows.World) bool { return len(w.Nets) == 2 })
-	if took := time.Since(back); took > 15*time.Second {
-		t.Errorf("the API was back for %s before the set was read", took)
-	} else {
-		t.Logf("the set was read %s after the API was back", took)
-	}
-}
-
-// proxy is the way to the API server, which can be cut.
-type proxy struct {
-	t               *testing.T
-	address, server string
-
-	mu       sync.Mutex
-	listener net.Listener
-	open     []net.Conn
-}
-
-func newProxy(t *testing.T, server string) *proxy {
-	p := &proxy{t: t, address: "127.0.0.1:0", server: server}
-	p.start()
-	t.Cleanup(p.stop)
-	return p
-}
-
-func (p *proxy) start() time.Time {
-	l, err := net.Listen("tcp", p.address)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	p.mu.Lock()
-	p.listener, p.address = l, l.Addr().String()
-	p.mu.Unlock()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s, err := net.Dial("tcp", p.server)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			p.mu.Lock()
-			p.open = append(p.open, c, s)
-			p.mu.Unlock()
-			go func() { _, _ = io.Copy(s, c) }()
-			go func() { _, _ = io.Copy(c, s) }()
-		}
-	}()
-	return time.Now()
-}
-
-func (p *proxy) stop() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_ = p.listener.Close()
-	for _, c := range p.open {
-		_ = c.Close()
-	}
-	p.open = nil
-}
-
-// TestLeastRights: what a bad node's token can and cannot read.
-func TestLeastRights(t *testing.T) {
-	a := newAPI(t)
-	a.set(v1alpha1.RevokedSet, "10.1.0.2/32")
-	a.set("other", "10.66.0.1/32")
-	client, err := dynamic.NewForConfig(a.own())
-	if err != nil {
-		t.Fatal(err)
-	}
-	core := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Version: "v1", Resource: r}
-	}
-	one := metav1.ListOptions{FieldSelector: "metadata.name=" + v1alpha1.RevokedSet}
-	ctx := t.Context()
-	for name, c := range map[string]struct {
-		try     func() error
-		allowed bool
-	}{
-		"list the one set": {func() error { _, err := client.Resource(sets).List(ctx, one); return err }, true},
-		"list all sets":    {func() error { _, err := client.Resource(sets).List(ctx, metav1.ListOptions{}); return err }, false},
-		"read another set": {func() error { _, err := client.Resource(sets).Get(ctx, "other", metav1.GetOptions{}); return err }, false},
-		"delete the set":   {func() error { return client.Resource(sets).Delete(ctx, v1alpha1.RevokedSet, metav1.DeleteOptions{}) }, false},
-		"list nodes":       {func() error { _, err := client.Resource(core("nodes")).List(ctx, metav1.ListOptions{}); return err }, true},
-		"list pods":        {func() error { _, err := client.Resource(core("pods")).List(ctx, metav1.ListOptions{}); return err }, false},
-		"list secrets":     {func() error { _, err := client.Resource(core("secrets")).List(ctx, metav1.ListOptions{}); return err }, false},
-		"list policies": {func() error {
-			_, err := client.Resource(schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "globalnetworkpolicies"}).List(ctx, metav1.ListOptions{})
-			return err
-		}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			err := c.try()
-			if c.allowed && err != nil || !c.allowed && !apierrors.IsForbidden(err) {
-				t.Errorf("got %v, want allowed %t", err, c.allowed)
-			}
-		})
-	}
-}
-
-// inside sweeps the kernel's table of a namespace.
-type inside struct {
-	lab *netlab.Lab
-	at  chan time.Time // of each sweep that cut something, after it
-}
-
-func (i inside) Sweep(cut func(*flows.Entry) bool) (out flows.Swept, err error) {
-	i.lab.In(i.lab.Node, func() { out, err = conntrack.Table{}.Sweep(cut) })
-	if out.Cut > 0 {
-		select {
-		case i.at <- time.Now():
-		default:
-		}
-	}
-	return out, err
-}
-
-// TestThreatLiveConnectionsOutliveRevocation is row 18 of the threats on real parts: policy-sync's set is written to Calico's API,
-// Felix's drop follows some time later, and a connection that was open is cut on a real kernel.
-func TestThreatLiveConnectionsOutliveRevocation(t *testing.T) {
-	lab := netlab.New(t)
-	lab.Echo(8080)
-	a := newAPI(t)
-	a.node("fra-1", true, "10.77.1.1", "10.77.2.1")
-	a.set(v1alpha1.RevokedSet)
-	table := inside{lab, make(chan time.Time, 1)}
-	c := cutter.New(cutter.Options{Node: "fra-1", Table: table, Now: time.Now, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Local: func() (out []netip.Addr, err error) {
-			lab.In(lab.Node, func() { out, err = conntrack.Local() })
-			return out, err
-		}})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	var w worlds
-	a.watch(a.own(), func(n flows.World) { w.update(n); c.Update(n) })
-	a.until(&w, "an empty set", func(w flows.World) bool { return w.Known && w.Problem == "" })
-
-	mine, other := lab.Dial("tcp", "10.77.1.2", "10.77.2.2:8080"), lab.Dial("tcp", "10.77.1.3", "10.77.2.2:8080")
-	lab.MustTalk(mine, "nothing is revoked yet")
-	lab.MustTalk(other, "nothing is revoked yet")
-	written := a.set(v1alpha1.RevokedSet, "10.77.1.2/32", "10.77.1.1/32")
-	t.Logf("first cut %s after the set was written", (<-table.at).Sub(written))
-	time.Sleep(60 * time.Millisecond) // Felix
-	lab.Drop("10.77.1.2")
-	time.Sleep(500 * time.Millisecond)
-	lab.MustNot(mine, "its address is revoked, and a sweep followed the drop")
-	lab.MustTalk(other, "its address is not revoked")
 }
