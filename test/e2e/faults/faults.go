@@ -33,6 +33,9 @@ func Play(length time.Duration, seed uint64) func(context.Context, *stage.Stage,
 		if err != nil {
 			return err
 		}
+		if err := recovered(ctx, s, t, all); err != nil { // whatever came before
+			return err
+		}
 		deadline := time.Now().Add(length)
 		group, limited := errgroup.WithContext(ctx)
 		for _, p := range all {
@@ -125,6 +128,6 @@ func recovered(ctx context.Context, s *stage.Stage, t *script.Script, all []*pat
 			return err
 		}
 	}
-	t.Expect(true, "every allowed path is open", "%.1f s after the last kill", time.Since(begun).Seconds())
+	t.Expect(true, "every allowed path is open", "after %.1f s", time.Since(begun).Seconds())
 	return nil
 }
