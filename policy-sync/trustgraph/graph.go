@@ -26,7 +26,7 @@ type Graph struct {
 	Policies   []Policy
 	// Identities are what SPIRE may issue, one per service account.
 	Identities []Identity
-	// Revoked are addresses of pods on nodes that are proved bad.
+	// Revoked are addresses of enrolled pods on nodes that are proved bad.
 	Revoked []Revoked
 	// Evict are the SPIRE agents of nodes that are proved bad.
 	Evict []Eviction

@@ -12,7 +12,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// buildRevocations collects the addresses of pods on machines that are proved bad, and
+// buildRevocations collects the addresses of enrolled pods on machines that are proved bad, and
 // their agents. All that says which addresses those are comes from the bad machine: its
 // kubelet reports the pods' addresses (and whether they have ended, so that is not asked),
 // may have registered the Node with a range of its choice, and its CNI plugin claims
@@ -23,7 +23,9 @@ func (b *builder) buildRevocations() {
 	for _, name := range b.badMachines() {
 		for j := range b.s.Pods {
 			pod := &b.s.Pods[j]
-			if pod.Spec.NodeName != name || pod.Spec.HostNetwork {
+			// Who was never let in has nothing to lose, and others need it: SPIRE's server, a name server or istiod may run there
+			// (design/2026-11-25-whose-addresses-are-revoked.md).
+			if pod.Spec.NodeName != name || pod.Spec.HostNetwork || b.modes[pod.Namespace] == "" {
 				continue
 			}
 			for _, addr := range podAddresses(pod) {
