@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -105,19 +106,39 @@ func ready(p *corev1.Pod) error {
 	return fmt.Errorf("it is %s: %s", p.Status.Phase, strings.Join(why, "; "))
 }
 
-// Exec runs a program in a pod's container, by way of the node's runtime: it works while the API does not.
+// Exec runs a program in a pod's container, by way of the node's runtime. Where the API does not answer, the container is the one that
+// it was when it last did: what is played must be seen while the API is down.
 func (s *Stage) Exec(ctx context.Context, namespace, name, container string, command ...string) (node.Result, error) {
-	p, err := s.GetPod(ctx, namespace, name)
+	found, err := s.find(ctx, namespace, name, container)
 	if err != nil {
 		return node.Result{}, err
 	}
+	return s.Node(found.node).Runtime.Exec(ctx, found.id, command...)
+}
+
+// running is a container that runs.
+type running struct{ node, id string }
+
+func (s *Stage) find(ctx context.Context, namespace, name, container string) (running, error) {
+	key := namespace + "/" + name + "/" + container
+	asking, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	p, err := s.GetPod(asking, namespace, name)
+	if err != nil {
+		if known, ok := s.containers.Load(key); ok && !apierrors.IsNotFound(err) {
+			return known.(running), nil
+		}
+		return running{}, err
+	}
 	for _, c := range p.Status.ContainerStatuses {
-		if c.Name == container {
+		if c.Name == container && c.ContainerID != "" {
 			_, id, _ := strings.Cut(c.ContainerID, "://")
-			return s.Node(p.Spec.NodeName).Runtime.Exec(ctx, id, command...)
+			found := running{p.Spec.NodeName, id}
+			s.containers.Store(key, found)
+			return found, nil
 		}
 	}
-	return node.Result{}, fmt.Errorf("stage: pod %s/%s has no container %s that runs", namespace, name, container)
+	return running{}, fmt.Errorf("stage: pod %s/%s has no container %s that runs", namespace, name, container)
 }
 
 // Debug adds a debug container to a pod, as kubectl debug does.

@@ -16,6 +16,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -76,6 +77,8 @@ type Stage struct {
 	authority *mesh.Authority
 	programs  map[string]string
 	parts     map[string]string
+
+	containers sync.Map // what find found, by namespace/pod/container
 }
 
 // Start puts everything on the stage and waits until every machine that should be trusted is.
