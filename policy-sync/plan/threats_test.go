@@ -264,9 +264,10 @@ func TestThreat32_ForeignAllowsAndFiltersAreReportedAndDoNotWiden(t *testing.T) 
 	_ = unstructured.SetNestedSlice(allow.Object, []any{map[string]any{}}, "spec", "rules") // allows everything
 	filter := foreign("networking.istio.io/v1alpha3", "EnvoyFilter", "payments", "odd")
 	w.Objects = append(w.Objects, allow, filter)
-	w.podNamed("payments/api-fra-1").Annotations = map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "8443"}
+	w.podNamed("payments/api-fra-1").Annotations = map[string]string{"traffic.sidecar.istio.io/excludeInboundPorts": "8443", "proxy.istio.io/config": "{}", "sidecar.istio.io/discoveryAddress": "elsewhere"}
 	text := strings.Join(mustMake(t, w.Snapshot).Graph.Reports, "\n")
-	for _, want := range []string{"AuthorizationPolicy payments/open", "EnvoyFilter payments/odd", "annotation traffic.sidecar.istio.io/excludeInboundPorts"} {
+	for _, want := range []string{"AuthorizationPolicy payments/open", "EnvoyFilter payments/odd", "annotation traffic.sidecar.istio.io/excludeInboundPorts",
+		"annotation proxy.istio.io/config", "annotation sidecar.istio.io/discoveryAddress"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no report of %s in:\n%s", want, text)
 		}

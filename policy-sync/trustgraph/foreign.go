@@ -151,7 +151,15 @@ func (b *builder) foreignIstio(o *unstructured.Unstructured) {
 	}
 }
 
-// exclusions: these annotations lead traffic past the proxy of a pod.
+// pastTheProxy are annotations, by their start, with which the author of a pod leads traffic past its proxy, or has the proxy take
+// its orders elsewhere (Istio's resource annotations).
+var pastTheProxy = []string{
+	"traffic.sidecar.istio.io/exclude", "traffic.sidecar.istio.io/include", "traffic.sidecar.istio.io/kubevirtInterfaces",
+	"sidecar.istio.io/interceptionMode", "sidecar.istio.io/discoveryAddress", "sidecar.istio.io/bootstrapOverride",
+	"proxy.istio.io/config", "proxy.istio.io/overrides", "status.sidecar.istio.io/port",
+}
+
+// exclusions reports pods with such annotations.
 func (b *builder) exclusions() {
 	for i := range b.s.Pods {
 		pod := &b.s.Pods[i]
@@ -159,7 +167,8 @@ func (b *builder) exclusions() {
 			continue
 		}
 		for _, key := range sortedKeys(pod.Annotations) {
-			if strings.HasPrefix(key, "traffic.sidecar.istio.io/exclude") || strings.HasPrefix(key, "traffic.sidecar.istio.io/include") || key == "sidecar.istio.io/inject" && pod.Annotations[key] == "false" {
+			starts := func(prefix string) bool { return strings.HasPrefix(key, prefix) }
+			if slices.ContainsFunc(pastTheProxy, starts) || key == "sidecar.istio.io/inject" && pod.Annotations[key] == "false" {
 				b.report("pod %s has annotation %s: traffic can pass its proxy by, so only network policy guards it there", snapshot.Key(pod), key)
 			}
 		}
