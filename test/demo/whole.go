@@ -136,7 +136,7 @@ func (w *whole) showIdentity(ctx context.Context, s *Step, p stage.Pod) error {
 }
 
 func (w *whole) call(ctx context.Context, s *Step, c call) error {
-	cell := Cell{From: c.from.String(), To: strings.TrimSpace(c.to.String() + " " + c.method + c.path), Expected: c.open}
+	cell := Cell{From: c.from.String(), To: strings.TrimSpace(c.to.String() + " " + c.method + " " + c.path), Expected: c.open}
 	check := func(ctx context.Context) error {
 		try, err := w.stage.Dial(ctx, c.from, c.to.Account+"."+c.to.Namespace+fmt.Sprintf(":%d", stage.TCPPort))
 		if c.method != "" {
