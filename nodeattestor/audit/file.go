@@ -26,7 +26,9 @@ type File struct {
 	file   *os.File
 	size   int64
 	head   Head
-	broken error // why nothing can be appended until the log is opened anew
+	torn   bool  // bytes of a line that was not acknowledged may stand after size
+	failed error // why the last append failed; nil when it did not
+	closed bool
 }
 
 // DefaultMaxSize is when a log is rotated, in bytes.
@@ -163,12 +165,18 @@ func lastLine(r io.ReaderAt, size int64) (line []byte, end int64, err error) {
 
 // Append writes one entry and waits until the disk has it. An error means that the entry
 // is not on record: the caller must then grant nothing on its strength. What a failed write
-// left behind is removed, so that the next one finds a whole chain.
+// left behind is removed, now or before the next one, so that the chain stays whole and goes
+// on as soon as the disk takes it.
 func (f *File) Append(e Entry) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.broken != nil {
-		return f.broken
+	f.failed = f.append(e)
+	return f.failed
+}
+
+func (f *File) append(e Entry) error {
+	if err := f.mend(); err != nil {
+		return err
 	}
 	if f.size >= f.maxSize {
 		if err := f.rotate(); err != nil {
@@ -179,36 +187,105 @@ func (f *File) Append(e Entry) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.file.WriteAt(line, f.size); err != nil {
-		return f.undo(err)
-	}
-	if err := f.file.Sync(); err != nil {
-		return f.undo(err)
+	if err := f.write(line); err != nil {
+		return err
 	}
 	f.size += int64(len(line))
 	f.head = head
 	return nil
 }
 
-// undo removes a line that may be on disk in part.
-func (f *File) undo(cause error) error {
-	err := fmt.Errorf("audit: %s: %w", f.path, cause)
-	if t := f.file.Truncate(f.size); t != nil {
-		f.broken = errors.Join(err, fmt.Errorf("audit: %s: the unfinished line could not be removed: %w", f.path, t))
-		return f.broken
+// write puts bytes after the last line, on the disk; what it could not finish it takes away again.
+func (f *File) write(line []byte) error {
+	_, err := f.file.WriteAt(line, f.size)
+	if err == nil {
+		err = f.file.Sync()
 	}
-	return err
+	if err == nil {
+		return nil
+	}
+	f.torn = true
+	return errors.Join(f.explain(err), f.mend())
 }
 
-// rotate renames the full file and begins a new one, whose chain goes on from it.
+// mend removes what an unfinished write left after the last line.
+func (f *File) mend() error {
+	if f.closed {
+		return fmt.Errorf("audit: %s: closed", f.path)
+	}
+	if !f.torn {
+		return nil
+	}
+	if err := f.file.Truncate(f.size); err != nil {
+		return fmt.Errorf("audit: %s: the unfinished line could not be removed: %w", f.path, err)
+	}
+	f.torn = false
+	return nil
+}
+
+// explain says what a person can do about an error of the file system.
+func (f *File) explain(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
+		return fmt.Errorf("audit: %s: %w: make room (rotated files can be moved elsewhere) or raise the limit; nobody is let in until a line can be written", f.path, err)
+	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EIO):
+		return fmt.Errorf("audit: %s: %w: the disk or its mount needs repair; nobody is let in until a line can be written", f.path, err)
+	}
+	return fmt.Errorf("audit: %s: %w", f.path, err)
+}
+
+// probeSize is about what an ordinary line takes, in bytes.
+const probeSize = 4 << 10
+
+// Writable tells why a line could not be written now: the log is closed, somebody took its file away, or
+// the last line failed and so does a trial of the same size, which is removed again.
+func (f *File) Writable() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.mend(); err != nil {
+		return err
+	}
+	if err := f.inPlace(); err != nil {
+		return err
+	}
+	if f.failed == nil {
+		return nil
+	}
+	if err := f.write(bytes.Repeat([]byte(" "), probeSize)); err != nil {
+		f.failed = err
+		return err
+	}
+	f.torn, f.failed = true, nil
+	return f.mend()
+}
+
+// inPlace refuses a path that no longer leads to the open file: lines would go where nobody reads them.
+func (f *File) inPlace() error {
+	open, err := f.file.Stat()
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	there, err := os.Stat(f.path)
+	if err != nil {
+		return fmt.Errorf("audit: the open log is no longer at its path: %w; put it back or restart the server", err)
+	}
+	if !os.SameFile(open, there) {
+		return fmt.Errorf("audit: %s is another file than the one that is written to; put that one back or restart the server", f.path)
+	}
+	return nil
+}
+
+// rotate renames the full file and begins a new one, whose chain goes on from it. When the new one cannot be
+// made, the full one stays the log.
 func (f *File) rotate() error {
-	old := f.file
-	if err := os.Rename(f.path, rotatedName(f.path, f.head.Seq)); err != nil {
-		return fmt.Errorf("audit: rotate: %w", err)
+	old, size := f.file, f.size
+	full := rotatedName(f.path, f.head.Seq)
+	if err := os.Rename(f.path, full); err != nil {
+		return f.explain(fmt.Errorf("rotate: %w", err))
 	}
 	if err := f.open(); err != nil {
-		f.broken = err
-		return err
+		f.file, f.size = old, size
+		return errors.Join(f.explain(fmt.Errorf("rotate: %w", err)), os.Rename(full, f.path))
 	}
 	if err := old.Close(); err != nil {
 		return fmt.Errorf("audit: rotate: %w", err)
@@ -223,10 +300,27 @@ func (f *File) Head() Head {
 	return f.head
 }
 
+// Size is how large the file is that is written to now, in bytes.
+func (f *File) Size() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.size
+}
+
+// Limit sets the size at which the log is rotated, as Open does.
+func (f *File) Limit(maxSize int64) {
+	if maxSize <= 0 {
+		maxSize = DefaultMaxSize
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.maxSize = maxSize
+}
+
 // Close closes the log.
 func (f *File) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.broken = fmt.Errorf("audit: %s: closed", f.path)
+	f.closed = true
 	return f.file.Close()
 }
