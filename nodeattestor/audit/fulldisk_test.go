@@ -91,7 +91,7 @@ func TestThreat25_TheLogGoesOnWhenAFullDiskHasRoomAgain(t *testing.T) {
 func TestThreat25_AFullDiskAtARotationLeavesTheFullFileInPlace(t *testing.T) {
 	dir := smallDisk(t, "64k,nr_inodes=3") // of which the folder takes one
 	path := filepath.Join(dir, "audit.jsonl")
-	f := openLog(t, path, 500)
+	f := openLog(t, path, 300)
 	appendN(t, f, 2)
 	before := f.Head()
 	ballast := filepath.Join(dir, "ballast")
