@@ -30,7 +30,7 @@ type node struct {
 }
 
 func openNode(ctx context.Context, c *config) (*node, error) {
-	dev, err := tpmdev.OpenOptions(c.tpm, tpmdev.Options{Template: c.ekTemplate})
+	dev, err := tpmdev.OpenOptions(c.tpm, tpmdev.Options{Template: c.ekTemplate, AKType: c.akType})
 	if err != nil {
 		return nil, err
 	}

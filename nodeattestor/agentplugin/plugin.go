@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
 
 // hclConfig is the plugin_data block as people write it; README.md explains each key.
@@ -27,6 +28,7 @@ type hclConfig struct {
 	TPM         string `hcl:"tpm"`
 	DataDir     string `hcl:"data_dir"`
 	EKTemplate  string `hcl:"ek_template"`
+	AKType      string `hcl:"ak_type"`
 	EventLog    string `hcl:"event_log"`
 	IMALog      string `hcl:"ima_log"`
 	CommandLine string `hcl:"command_line"`
@@ -38,6 +40,7 @@ type hclConfig struct {
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
 	tpm, dataDir, ekTemplate      string
+	akType                        tpmdev.AKType
 	eventLog, imaLog, commandLine string
 	tagDocument, tokenPath        string
 	timeout                       time.Duration
@@ -60,6 +63,10 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 	}
 	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
 		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
+	var err error
+	if c.akType, err = tpmdev.ParseAKType(raw.AKType); err != nil {
+		p.Add("ak_type", "%v", err)
+	}
 	if c.dataDir == "" {
 		p.Add("data_dir", "missing; the attestation key is kept there across restarts")
 	}
@@ -136,6 +143,9 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	n, err := openNode(ctx, c)
 	if err != nil {
 		return p.fail(err)
+	}
+	if n.ak.New {
+		p.log.Warn("a new attestation key was made; servers audit it and read the whole IMA log", "type", n.ak.Type(), "replaces", n.ak.Replaced, "data_dir", c.dataDir)
 	}
 	err = converse(ctx, stream, n)
 	if err := errors.Join(err, n.close()); err != nil {

@@ -66,3 +66,32 @@ func TestOnlyAStreamThatBreaksIsAnError(t *testing.T) {
 		})
 	}
 }
+
+// Servers notice a new attestation key, so whoever runs the agent must be told of it.
+func TestANewAttestationKeyIsLogged(t *testing.T) {
+	base := fmt.Sprintf("tpm = %q\ndata_dir = %q\n", tpmtest.Start(t), tpmtest.Dir(t))
+	var log bytes.Buffer
+	p := agentplugin.New()
+	p.SetLogger(hclog.New(&hclog.LoggerOptions{Output: &log}))
+	for _, c := range []struct{ config, want string }{
+		{"", `type=ecdsa replaces= `},
+		{"", ""},
+		{`ak_type = "rsa"`, "type=rsa replaces=ecdsa"},
+		{`ak_type = "rsa"`, ""},
+	} {
+		log.Reset()
+		if _, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: base + c.config}); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.AidAttestation(&stream{ctx: t.Context(), end: io.EOF}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(log.String(), "new attestation key"); got != (c.want != "") || !strings.Contains(log.String(), c.want) {
+			t.Errorf("%q: log %q, want %q", c.config, log.String(), c.want)
+		}
+	}
+	_, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: base + `ak_type = "dsa"`})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "ak_type") {
+		t.Errorf("an unknown type: %v", err)
+	}
+}

@@ -160,7 +160,7 @@ func (d *Device) quoteBank(k *loadedKey, session tpm2.Session, nonce []byte, sel
 		if err != nil {
 			return BankQuote{}, fmt.Errorf("tpmdev: quote bank %s: %w", sel.Bank, err)
 		}
-		// The AK's scheme hash is SHA-256 whatever the bank, see akArea.
+		// The AK's scheme hash is SHA-256 whatever the bank, see AKType.
 		if bytes.Equal(quote.Composite(nodeclaim.SHA256, values, sel.PCRs), info.PCRDigest.Buffer) {
 			return BankQuote{Bank: sel.Bank, Evidence: quote.Evidence{
 				Attest:    rsp.Quoted.Bytes(),

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,46 +15,55 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 )
 
-// AKFile is the file under the agent's data directory that keeps the AK across
-// restarts. It holds no secret: the key itself is derived inside the TPM from the
-// endorsement seed and the random number kept here.
-const AKFile = "ak.json"
-
 // ErrOtherTPM says that the data directory belongs to another TPM, or that this TPM's
 // endorsement seed was changed.
 var ErrOtherTPM = errors.New("tpmdev: the attestation key was made on another TPM, or this TPM's endorsement seed was changed")
 
-// AK is this machine's attestation key: a restricted ECDSA P-256 signing key, made as a
-// primary key of the endorsement hierarchy.
-type AK struct {
-	// Public is the AK's TPM2B_PUBLIC.
-	Public []byte
+// AKType is the algorithm of an attestation key.
+type AKType string
 
-	unique []byte
-	salt   ek.Template // of the EK that sessions are salted with
-	saltEK []byte      // its TPMT_PUBLIC as first seen
-}
-
-// akState is the content of AKFile.
-type akState struct {
-	Version  int    `json:"version"`
-	Unique   string `json:"unique"`   // hex, 64 random bytes
-	Public   string `json:"public"`   // hex, the AK's TPMT_PUBLIC
-	Template string `json:"template"` // EK template of the sessions' salt
-	EK       string `json:"ek"`       // hex, that EK's TPMT_PUBLIC
-}
-
+// The types. A server takes both.
 const (
-	akStateVersion = 1
-	maxStateSize   = 16 << 10
-	uniqueSize     = 64 // bytes, half of it for each coordinate
+	ECDSA AKType = "ecdsa" // P-256, signs with SHA-256
+	RSA   AKType = "rsa"   // 2048 bits, RSASSA (PKCS #1 v1.5) with SHA-256
 )
 
-// akArea is the AK's template. userWithAuth with an empty authValue lets the agent use
+// ParseAKType reads "ecdsa" or "rsa"; "" is ECDSA.
+func ParseAKType(s string) (AKType, error) {
+	switch t := AKType(s); t {
+	case "":
+		return ECDSA, nil
+	case ECDSA, RSA:
+		return t, nil
+	}
+	return "", fmt.Errorf("tpmdev: attestation key type %.40q is neither %q nor %q", s, ECDSA, RSA)
+}
+
+// other is the type to try where a TPM cannot make this one.
+func (t AKType) other() AKType {
+	if t == RSA {
+		return ECDSA
+	}
+	return RSA
+}
+
+// uniqueSize is the size of the template's unique field in bytes: both coordinates of a
+// point, or a modulus.
+func (t AKType) uniqueSize() int {
+	if t == RSA {
+		return akRSABits / 8
+	}
+	return 64
+}
+
+// akRSABits is the size of an RSA AK: what every TPM with RSA makes.
+const akRSABits = 2048
+
+// area is the AK's template. userWithAuth with an empty authValue lets the agent use
 // it; noDA keeps a wrong use from locking the TPM. Being restricted, it signs only what
 // the TPM itself made (TPM 2.0 Part 1, section 25.2.3).
-func akArea(unique []byte) tpm2.TPMTPublic {
-	return tpm2.TPMTPublic{
+func (t AKType) area(unique []byte) tpm2.TPMTPublic {
+	p := tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgECC,
 		NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{
@@ -68,54 +75,101 @@ func akArea(unique []byte) tpm2.TPMTPublic {
 			Restricted:          true,
 			SignEncrypt:         true,
 		},
-		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-			Scheme: tpm2.TPMTECCScheme{
-				Scheme:  tpm2.TPMAlgECDSA,
-				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
-			},
-			CurveID: tpm2.TPMECCNistP256,
-		}),
-		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
-			X: tpm2.TPM2BECCParameter{Buffer: unique[:uniqueSize/2]},
-			Y: tpm2.TPM2BECCParameter{Buffer: unique[uniqueSize/2:]},
-		}),
 	}
+	if t == RSA {
+		p.Type = tpm2.TPMAlgRSA
+		p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{
+			Scheme: tpm2.TPMTRSAScheme{
+				Scheme:  tpm2.TPMAlgRSASSA,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgRSASSA, &tpm2.TPMSSigSchemeRSASSA{HashAlg: tpm2.TPMAlgSHA256}),
+			},
+			KeyBits: akRSABits,
+		})
+		p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: unique})
+		return p
+	}
+	p.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+		Scheme: tpm2.TPMTECCScheme{
+			Scheme:  tpm2.TPMAlgECDSA,
+			Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
+		},
+		CurveID: tpm2.TPMECCNistP256,
+	})
+	half := len(unique) / 2
+	p.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
+		X: tpm2.TPM2BECCParameter{Buffer: unique[:half]},
+		Y: tpm2.TPM2BECCParameter{Buffer: unique[half:]},
+	})
+	return p
 }
 
+// AK is this machine's attestation key: a restricted signing key, made as a primary key
+// of the endorsement hierarchy.
+type AK struct {
+	// Public is the AK's TPM2B_PUBLIC.
+	Public []byte
+	// New says that the AK was made by this call, which servers notice.
+	New bool
+	// Replaced is the type of the AK that a New one took the place of, because Options
+	// ask for another type now; "" otherwise.
+	Replaced AKType
+
+	kind   AKType
+	unique []byte
+	salt   ek.Template // of the EK that sessions are salted with
+	saltEK []byte      // its TPMT_PUBLIC as first seen
+}
+
+// Type is the AK's algorithm.
+func (k AK) Type() AKType { return k.kind }
+
 // AK is the attestation key kept in dir, which is made (mode 0700) where it is missing.
-// Without AKFile in it a new AK comes into being. A file that was written on another
-// TPM is ErrOtherTPM, and an unreadable one an error too: neither is replaced silently,
-// because servers audit a new AK.
+// Without AKFile in it, or when it is of another type than Options ask for, a new AK
+// comes into being. A file that was written on another TPM is ErrOtherTPM, and an
+// unreadable one an error too: neither is replaced silently, because servers audit a new AK.
 func (d *Device) AK(ctx context.Context, dir string) (AK, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return AK{}, fmt.Errorf("tpmdev: data directory: %w", err)
 	}
 	path := filepath.Join(dir, AKFile)
 	old, err := readAK(path)
-	if err == nil {
-		return old, d.do(ctx, func() error {
-			if _, _, err := d.attestation(old); err != nil {
-				return fmt.Errorf("%w (%s; remove it to start with a new attestation key)", err, path)
-			}
-			return nil
-		})
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return AK{}, err
 	}
-	k := AK{unique: make([]byte, uniqueSize)}
+	if old.kind == d.opts.AKType {
+		return old, d.do(ctx, func() error {
+			_, _, err := d.attestation(old)
+			return hint(err, path)
+		})
+	}
+	k := AK{New: true, Replaced: old.kind, kind: d.opts.AKType, unique: make([]byte, d.opts.AKType.uniqueSize()), salt: old.salt, saltEK: old.saltEK}
 	if _, err := rand.Read(k.unique); err != nil {
 		return AK{}, fmt.Errorf("tpmdev: %w", err)
 	}
-	if err := d.do(ctx, func() error { return d.makeAK(&k) }); err != nil {
+	if err := d.do(ctx, func() error { return hint(d.makeAK(&k), path) }); err != nil {
 		return AK{}, err
 	}
 	return k, writeAK(path, k)
 }
 
-// makeAK makes a new AK and records the EK that its sessions are salted with from now on.
+// hint says what to do about a state file of another TPM.
+func hint(err error, path string) error {
+	if errors.Is(err, ErrOtherTPM) {
+		return fmt.Errorf("%w (%s; remove it to start with a new attestation key)", err, path)
+	}
+	return err
+}
+
+// makeAK makes a new AK. The EK that its sessions are salted with is the one recorded
+// with an earlier AK, else it is chosen and recorded now.
 func (d *Device) makeAK(k *AK) error {
-	endorsement, err := d.saltKey(k)
+	var endorsement *loadedKey
+	var err error
+	if k.saltEK == nil {
+		endorsement, err = d.saltKey(k)
+	} else {
+		endorsement, err = d.recordedEK(*k)
+	}
 	if err != nil {
 		return err
 	}
@@ -123,12 +177,27 @@ func (d *Device) makeAK(k *AK) error {
 	if err != nil {
 		return err
 	}
-	made, err := d.primary(akArea(k.unique), session)
+	made, err := d.primary(k.kind.area(k.unique), session)
+	if lacks(err) {
+		return fmt.Errorf("tpmdev: this TPM makes no attestation key of type %[1]q (%[3]w); set ak_type = %[2]q", k.kind, k.kind.other(), err)
+	}
 	if err != nil {
 		return fmt.Errorf("tpmdev: attestation key: %w", err)
 	}
 	k.Public = sized(made.area)
 	return nil
+}
+
+// lacks reports whether a TPM refused a key because it does not implement its algorithm,
+// curve, scheme or size: what unmarshalling its public area answers then (TPM 2.0 Part 2,
+// sections 12.2.2, 11.2.5.5, 11.2.4.2 and 11.2.4.6).
+func lacks(err error) bool {
+	for _, rc := range []tpm2.TPMRC{tpm2.TPMRCType, tpm2.TPMRCCurve, tpm2.TPMRCScheme, tpm2.TPMRCAsymmetric, tpm2.TPMRCValue, tpm2.TPMRCKeySize} {
+		if errors.Is(err, rc) {
+			return true
+		}
+	}
+	return false
 }
 
 // saltKey picks the EK for the salt: P-256 where the TPM can make it, certificate or not,
@@ -151,21 +220,30 @@ func (d *Device) saltKey(k *AK) (*loadedKey, error) {
 	return made, nil
 }
 
+// recordedEK loads the EK that was recorded when the AK was made, and no other.
+func (d *Device) recordedEK(k AK) (*loadedKey, error) {
+	endorsement, err := d.loadEK(k.salt, k.saltEK)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(endorsement.area, k.saltEK) {
+		return nil, ErrOtherTPM
+	}
+	return endorsement, nil
+}
+
 // attestation loads the AK of one operation and opens a session for it, salted with the
 // EK that was recorded when the AK was made.
 func (d *Device) attestation(k AK) (*loadedKey, tpm2.Session, error) {
-	endorsement, err := d.loadEK(k.salt, k.saltEK)
+	endorsement, err := d.recordedEK(k)
 	if err != nil {
 		return nil, nil, err
-	}
-	if !bytes.Equal(endorsement.area, k.saltEK) {
-		return nil, nil, ErrOtherTPM
 	}
 	create, err := d.salt(endorsement, d.opts.EndorsementAuth, inOut())
 	if err != nil {
 		return nil, nil, err
 	}
-	loaded, err := d.primary(akArea(k.unique), create)
+	loaded, err := d.primary(k.kind.area(k.unique), create)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpmdev: attestation key: %w", err)
 	}
@@ -190,72 +268,6 @@ func (d *Device) release(h tpm2.TPMHandle) error {
 			}
 			return nil
 		}
-	}
-	return nil
-}
-
-func readAK(path string) (AK, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return AK{}, fmt.Errorf("tpmdev: attestation key: %w", err)
-	}
-	bad := func(what string) (AK, error) {
-		return AK{}, fmt.Errorf("tpmdev: attestation key: %s: %s; remove it to start with a new attestation key", path, what)
-	}
-	if len(data) > maxStateSize {
-		return bad("too large")
-	}
-	var s akState
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&s); err != nil {
-		return bad(err.Error())
-	}
-	if s.Version != akStateVersion {
-		return bad(fmt.Sprintf("version %d is not %d", s.Version, akStateVersion))
-	}
-	k := AK{}
-	for _, t := range ek.Templates() {
-		if t.Name == s.Template {
-			k.salt = t
-		}
-	}
-	unique, err1 := hex.DecodeString(s.Unique)
-	public, err2 := hex.DecodeString(s.Public)
-	saltEK, err3 := hex.DecodeString(s.EK)
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return bad(err.Error())
-	}
-	if k.salt.Name == "" || len(unique) != uniqueSize || len(public) == 0 || len(saltEK) == 0 {
-		return bad("a field is missing or of the wrong size")
-	}
-	k.unique, k.Public, k.saltEK = unique, sized(public), saltEK
-	return k, nil
-}
-
-// writeAK writes the state so that a crash leaves the old file, the new one or none.
-func writeAK(path string, k AK) error {
-	data, err := json.MarshalIndent(akState{
-		Version:  akStateVersion,
-		Unique:   hex.EncodeToString(k.unique),
-		Public:   hex.EncodeToString(k.Public[2:]),
-		Template: k.salt.Name,
-		EK:       hex.EncodeToString(k.saltEK),
-	}, "", "  ")
-	if err != nil {
-		return fmt.Errorf("tpmdev: attestation key: %w", err)
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), AKFile+".*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("tpmdev: attestation key: %w", err)
-	}
-	_, err = f.Write(append(data, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("tpmdev: attestation key: %w", err), os.Remove(f.Name()))
 	}
 	return nil
 }

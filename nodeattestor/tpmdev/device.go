@@ -37,6 +37,8 @@ import (
 type Options struct {
 	OwnerAuth       []byte // owner hierarchy, usually empty
 	EndorsementAuth []byte // endorsement hierarchy, usually empty
+	// AKType is the type of the attestation key; "" is ECDSA.
+	AKType AKType
 	// Template names the EK to use ("L-1" … "H-6" of the TCG EK Credential Profile);
 	// "" takes the first one that has a certificate, else the first that the TPM can make.
 	Template string
@@ -50,6 +52,9 @@ type Device struct {
 	mu  sync.Mutex
 	now operation    // the running operation
 	ek  *Endorsement // chosen on first use
+	// saved are the primary keys made so far, by template. A hardware TPM takes up to a
+	// minute to derive an RSA key, and loads a saved one at once.
+	saved map[string]savedKey
 }
 
 // Open checks that path is a TPM that answers: a character device with a resource
@@ -65,7 +70,11 @@ func OpenOptions(path string, opts Options) (*Device, error) {
 // OpenContext is Open with options, and a context that bounds how long the TPM may take
 // to answer.
 func OpenContext(ctx context.Context, path string, opts Options) (*Device, error) {
-	d := &Device{path: path, opts: opts}
+	d := &Device{path: path, opts: opts, saved: map[string]savedKey{}}
+	var err error
+	if d.opts.AKType, err = ParseAKType(string(opts.AKType)); err != nil {
+		return nil, err
+	}
 	if opts.Template != "" && d.template() == nil {
 		return nil, fmt.Errorf("tpmdev: EK template %q is unknown", opts.Template)
 	}
@@ -217,6 +226,10 @@ type loadedKey struct {
 // the password, which is usually empty: the first key of an operation has no other way,
 // since sessions are salted with it.
 func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, error) {
+	template := string(tpm2.Marshal(area))
+	if k := d.restore(template); k != nil {
+		return k, nil
+	}
 	if auth == nil {
 		auth = tpm2.PasswordAuth(d.opts.EndorsementAuth)
 	}
@@ -228,7 +241,45 @@ func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, e
 		return nil, fmt.Errorf("tpmdev: create primary key in the endorsement hierarchy: %w", err)
 	}
 	d.keep(rsp.ObjectHandle)
-	return newLoadedKey(rsp.ObjectHandle, rsp.Name, rsp.OutPublic)
+	k, err := newLoadedKey(rsp.ObjectHandle, rsp.Name, rsp.OutPublic)
+	if err == nil {
+		d.save(template, k)
+	}
+	return k, err
+}
+
+// savedKey is a key's context, which only the TPM that saved it, and only until its next
+// reset, loads again (TPM 2.0 Part 1, section 30).
+type savedKey struct {
+	context tpm2.TPMSContext
+	key     loadedKey
+}
+
+// save saves a key's context; one that the TPM does not save is made anew each time.
+func (d *Device) save(template string, k *loadedKey) {
+	rsp, err := tpm2.ContextSave{SaveHandle: k.handle}.Execute(d.now.tpm)
+	if err == nil {
+		d.saved[template] = savedKey{context: rsp.Context, key: *k}
+	}
+}
+
+// restore loads a saved key, or gives nil where there is none that the TPM takes. Who is
+// on the bus may have another object loaded in its place: then the session that uses it,
+// which is bound to the name known from before, fails.
+func (d *Device) restore(template string) *loadedKey {
+	s, ok := d.saved[template]
+	if !ok {
+		return nil
+	}
+	rsp, err := tpm2.ContextLoad{Context: s.context}.Execute(d.now.tpm)
+	if err != nil {
+		delete(d.saved, template)
+		return nil
+	}
+	d.keep(rsp.LoadedHandle)
+	k := s.key
+	k.handle = rsp.LoadedHandle
+	return &k
 }
 
 func newLoadedKey(handle tpm2.TPMHandle, name tpm2.TPM2BName, area tpm2.TPM2BPublic) (*loadedKey, error) {

@@ -88,7 +88,7 @@ func TestEvidenceOfARealTPMIsAccepted(t *testing.T) {
 	})
 }
 
-func attest(t *testing.T, dev *tpmdev.Device, id ek.Identity) {
+func attest(t *testing.T, dev *tpmdev.Device, id ek.Identity) tpmdev.AK {
 	t.Helper()
 	k, err := dev.AK(t.Context(), t.TempDir())
 	if err != nil {
@@ -128,6 +128,7 @@ func attest(t *testing.T, dev *tpmdev.Device, id ek.Identity) {
 			t.Error("the AK is not recognised as one of the endorsement hierarchy")
 		}
 	}
+	return k
 }
 
 func TestCredentialForAnotherAKIsNotActivated(t *testing.T) {
@@ -234,6 +235,8 @@ func TestUnreadableAKFileIsAnErrorNotANewAK(t *testing.T) {
 		"another version":            `{"version":2}`,
 		"fields that are missing":    `{"version":1}`,
 		"hex that is none":           `{"version":1,"unique":"zz","public":"00","template":"L-2","ek":"00"}`,
+		"a type that is none":        `{"version":1,"type":"dsa","unique":"00","public":"00","template":"L-2","ek":"00"}`,
+		"a random number too short":  `{"version":1,"type":"rsa","unique":"00","public":"00","template":"L-2","ek":"00"}`,
 		"a template that is none":    `{"version":1,"unique":"00","public":"00","template":"X","ek":"00"}`,
 		"more bytes than a file has": string(bytes.Repeat([]byte(" "), 17<<10)),
 	} {

@@ -3,11 +3,8 @@ package tpmdev_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"io"
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -19,57 +16,6 @@ import (
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
 
-// broken serves a socket whose answers are not a TPM's.
-func broken(t *testing.T, answer func(n int, command []byte) []byte) string {
-	t.Helper()
-	path := filepath.Join(tpmtest.Dir(t), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-		<-done
-	})
-	go func() {
-		defer close(done)
-		for n := 0; ; {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			n = serve(conn, n, answer)
-		}
-	}()
-	return path
-}
-
-func serve(conn net.Conn, n int, answer func(int, []byte) []byte) int {
-	defer func() { _ = conn.Close() }()
-	for {
-		head := make([]byte, 10)
-		if _, err := io.ReadFull(conn, head); err != nil {
-			return n
-		}
-		body := make([]byte, binary.BigEndian.Uint32(head[2:])-10)
-		if _, err := io.ReadFull(conn, body); err != nil {
-			return n
-		}
-		out := answer(n, append(head, body...))
-		n++
-		if out == nil { // hang until the client goes
-			_, _ = io.ReadAll(conn)
-			return n
-		}
-		if _, err := conn.Write(out); err != nil || len(out) < 10 {
-			return n
-		}
-	}
-}
-
 func TestGarbageFromATPMIsAnError(t *testing.T) {
 	for name, response := range map[string][]byte{
 		"a short response":      {0x80, 1, 0, 0},
@@ -80,7 +26,7 @@ func TestGarbageFromATPMIsAnError(t *testing.T) {
 		"another tag":           {0xff, 0xff, 0, 0, 0, 10, 0, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := broken(t, func(int, []byte) []byte { return response })
+			path := tpmtest.Between(t, "", func([]byte, tpmtest.Forward) []byte { return response })
 			if _, err := tpmdev.Open(path); err == nil {
 				t.Error("no error")
 			}
@@ -115,22 +61,13 @@ func TestHangingTPMEndsWithTheDeadline(t *testing.T) {
 
 // A TPM that is busy says so with a warning, and wants the same command again.
 func TestBusyTPMIsAskedAgain(t *testing.T) {
-	real := tpmtest.Start(t)
-	busy := 0
-	path := broken(t, func(n int, command []byte) []byte {
-		if n%2 == 0 {
+	n, busy := 0, 0
+	path := tpmtest.Between(t, tpmtest.Start(t), func(command []byte, forward tpmtest.Forward) []byte {
+		if n++; n%2 == 1 {
 			busy++
-			return []byte{0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x22} // TPM_RC_RETRY
+			return tpmtest.Failed(0x922) // TPM_RC_RETRY
 		}
-		tpm, err := linuxudstpm.Open(real)
-		if err != nil {
-			return []byte{0}
-		}
-		out, err := tpm.Send(command)
-		if err != nil {
-			return []byte{0}
-		}
-		return out
+		return forward(command)
 	})
 	banks, err := open(t, path, tpmdev.Options{}).Banks(t.Context())
 	if err != nil {
@@ -149,25 +86,22 @@ func TestBanksAreQuotedAtOneMoment(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			real := tpmtest.Start(t)
 			extended := 0
-			path := broken(t, func(_ int, command []byte) []byte {
+			path := tpmtest.Between(t, real, func(command []byte, forward tpmtest.Forward) []byte {
+				out := forward(command)
+				if tpmtest.Code(command) != quoteCode || extended >= times {
+					return out
+				}
+				extended++
 				tpm, err := linuxudstpm.Open(real)
 				if err != nil {
 					return []byte{0}
 				}
-				defer func() { _ = tpm.Close() }()
-				out, err := tpm.Send(command)
-				if err != nil {
-					return []byte{0}
-				}
-				if binary.BigEndian.Uint32(command[6:]) == quoteCode && extended < times {
-					extended++
-					_, err = tpm2.PCRExtend{
-						PCRHandle: tpm2.AuthHandle{Handle: 10, Auth: tpm2.PasswordAuth(nil)},
-						Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
-							{HashAlg: tpm2.TPMAlgSHA1, Digest: make([]byte, 20)}, {HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}},
-					}.Execute(tpm)
-				}
-				if err != nil {
+				_, err = tpm2.PCRExtend{
+					PCRHandle: tpm2.AuthHandle{Handle: 10, Auth: tpm2.PasswordAuth(nil)},
+					Digests: tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{
+						{HashAlg: tpm2.TPMAlgSHA1, Digest: make([]byte, 20)}, {HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}},
+				}.Execute(tpm)
+				if errors.Join(err, tpm.Close()) != nil {
 					return []byte{0}
 				}
 				return out
