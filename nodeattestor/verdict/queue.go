@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 )
 
 // Writer stores one result; Store is the one that ships.
@@ -34,6 +35,8 @@ type Queue struct {
 	mu      sync.Mutex
 	pending map[string]Result
 	tried   map[string]time.Time // node -> when its result was last tried
+	failed  error                // why a result could not be written in the last round, nil when all could
+	unsaved error                // why the file is behind what is pending, nil when it is not
 	closed  bool
 	wake    chan struct{}
 	cancel  context.CancelFunc
@@ -49,12 +52,53 @@ func StartQueue(w Writer, path string, log hclog.Logger, now func() time.Time) (
 	if err != nil {
 		return nil, err
 	}
+	return newQueue(w, path, log, now, pending).start(), nil
+}
+
+func newQueue(w Writer, path string, log hclog.Logger, now func() time.Time, pending map[string]Result) *Queue {
+	return &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending, tried: map[string]time.Time{},
+		wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+func (q *Queue) start() *Queue {
 	ctx, cancel := context.WithCancel(context.Background())
-	q := &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending, tried: map[string]time.Time{},
-		wake: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
+	q.cancel = cancel
 	q.trigger()
 	go q.run(ctx)
-	return q, nil
+	return q
+}
+
+// Succeed closes q and starts a queue in its place, with another writer or file, that goes on with what is
+// pending. An error leaves q as it was, at work. The caller submits nothing meanwhile.
+func (q *Queue) Succeed(w Writer, path string) (*Queue, error) {
+	pending := map[string]Result{}
+	if path != q.path {
+		var err error
+		if pending, err = loadPending(path); err != nil {
+			return nil, err
+		}
+	}
+	next := newQueue(w, path, q.log, q.now, pending)
+	if err := next.adopt(q.snapshot()); err != nil {
+		return nil, err
+	}
+	q.Close() // it may have written some of them meanwhile; writing those again changes nothing
+	if path != q.path {
+		if err := removeIfThere(q.path); err != nil {
+			q.log.Warn("pending verdicts moved, but the old file stays", "file", q.path, "error", err)
+		}
+	}
+	return next.start(), nil
+}
+
+// adopt queues results before the queue starts.
+func (q *Queue) adopt(results []Result) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, r := range results {
+		q.put(r)
+	}
+	return q.save()
 }
 
 func loadPending(path string) (map[string]Result, error) {
@@ -92,15 +136,54 @@ func (q *Queue) Submit(r Result) error {
 	if q.closed {
 		return ErrClosed
 	}
+	q.put(r)
+	q.trigger()
+	return q.save()
+}
+
+// put queues a result in memory. The caller holds the lock.
+func (q *Queue) put(r Result) {
 	if old, ok := q.pending[r.Node]; ok && old.EKHash == r.EKHash {
 		if !r.supersedes(old.ReceivedAt, old.Trusted) {
 			old, r = r, old // the one that waits already stands
 		}
 		r = r.notBelow(old.TagSerial)
 	}
-	q.pending[r.Node] = r
-	q.trigger()
-	return q.save()
+	q.pending[r.Node] = r.bounded(maxReasons, maxReasonChars)
+}
+
+// Status is how a queue stands.
+type Status struct {
+	Pending int       // results that wait to be written
+	Oldest  time.Time // when the evidence of the oldest of them was received; zero without any
+	Failed  error     // why a result could not be written at the last try; nil when it could
+	Unsaved error     // why a restart would lose what is pending; nil when it would not
+}
+
+// Status tells how the queue stands.
+func (q *Queue) Status() Status {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s := Status{Pending: len(q.pending), Failed: q.failed, Unsaved: q.unsaved}
+	for _, r := range q.pending {
+		if s.Oldest.IsZero() || r.ReceivedAt.Before(s.Oldest) {
+			s.Oldest = r.ReceivedAt
+		}
+	}
+	return s
+}
+
+// Newest is the latest receipt among what waits; zero without any. Whoever orders receipts begins after it.
+func (q *Queue) Newest() time.Time {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var newest time.Time
+	for _, r := range q.pending {
+		if r.ReceivedAt.After(newest) {
+			newest = r.ReceivedAt
+		}
+	}
+	return newest
 }
 
 // TagSerial is the highest tag serial of a machine in a verdict that waits to be written, 0 when
@@ -151,10 +234,13 @@ func (q *Queue) run(ctx context.Context) {
 // round tries what is pending once. It is true when something was submitted meanwhile, for which the
 // rest of the round must not be waited for: a slow API and many pending trusted results must not hold up
 // an untrusted one.
-func (q *Queue) round(ctx context.Context) bool {
+func (q *Queue) round(ctx context.Context) (again bool) {
+	var failures []failure
+	defer func() { q.report(failures) }()
+	q.saveAgain()
 	for _, r := range q.snapshot() {
 		if err := q.attempt(ctx, r); err != nil && ctx.Err() == nil {
-			q.log.Warn("verdict waits to be written", "node", r.Node, "trusted", r.Trusted, "error", err)
+			failures = append(failures, failure{r.Node, err})
 		}
 		select {
 		case <-q.wake:
@@ -163,6 +249,35 @@ func (q *Queue) round(ctx context.Context) bool {
 		}
 	}
 	return false
+}
+
+type failure struct {
+	node string
+	err  error
+}
+
+// report keeps why results could not be written, and says so once a round: an API that is away would else
+// fill the log with a line for each node.
+func (q *Queue) report(failures []failure) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.failed = nil; len(failures) == 0 {
+		return
+	}
+	q.failed = fmt.Errorf("node %s: %w", failures[0].node, failures[0].err)
+	q.log.Warn("verdicts wait to be written", "failed", len(failures), "pending", len(q.pending), "node", failures[0].node, "error", failures[0].err)
+}
+
+// saveAgain writes the file when it is behind, for example because the disk was full.
+func (q *Queue) saveAgain() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.unsaved == nil || q.closed {
+		return
+	}
+	if err := q.save(); err == nil {
+		q.log.Info("pending verdicts saved", "file", q.path)
+	}
 }
 
 // snapshot is what is pending: untrusted results first, for they close doors, else the
@@ -238,23 +353,56 @@ func (q *Queue) drop(r Result, why string) {
 
 // save replaces the file atomically. The caller holds the lock.
 func (q *Queue) save() error {
-	data, err := json.Marshal(q.pending)
+	q.unsaved = q.write()
+	return q.unsaved
+}
+
+func (q *Queue) write() error {
+	data, err := q.marshal()
 	if err != nil {
 		return fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(q.path), ".pending-*")
-	if err != nil {
+	temporary := q.path + ".new" // one name: what a crash leaves behind is replaced, and never adds up
+	if err := writeSynced(temporary, data); err != nil {
+		err = errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(temporary))
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			err = fmt.Errorf("%w: make room in %s", err, filepath.Dir(q.path))
+		}
+		return err
+	}
+	if err := os.Rename(temporary, q.path); err != nil {
 		return fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	_, werr := tmp.Write(data)
-	err = errors.Join(werr, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), q.path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(tmp.Name()))
 	}
 	return syncDir(filepath.Dir(q.path))
+}
+
+// marshal is the file's content. What would not be read again after a restart is not written: with very many
+// nodes, each keeps only the first of its reasons.
+func (q *Queue) marshal() ([]byte, error) {
+	data, err := json.Marshal(q.pending)
+	if err != nil || len(data) <= maxPending {
+		return data, err
+	}
+	short := make(map[string]Result, len(q.pending))
+	for node, r := range q.pending {
+		short[node] = r.bounded(1, maxReasonChars/4)
+	}
+	if data, err = json.Marshal(short); err == nil && len(data) > maxPending {
+		err = fmt.Errorf("%d results take %d bytes, more than %d", len(short), len(data), maxPending)
+	}
+	return data, err
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // syncDir makes a rename in a directory survive a loss of power.

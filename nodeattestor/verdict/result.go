@@ -81,6 +81,18 @@ const (
 	maxCheckChars  = 64
 )
 
+// bounded is the result with at most n reasons of so many characters: what a machine can be made to say is
+// long, and it waits in memory and in a file.
+func (r Result) bounded(n, chars int) Result {
+	var short []nodeclaim.Refusal
+	for _, ref := range r.Refusals[:min(len(r.Refusals), n)] {
+		ref.Check, ref.Reason = cut(ref.Check, maxCheckChars), cut(ref.Reason, chars)
+		short = append(short, ref)
+	}
+	r.Refusals = short
+	return r
+}
+
 // spec is the result as a NodeTrust spec.
 func (r Result) spec(nodeUID string) v1alpha1.NodeTrustSpec {
 	s := v1alpha1.NodeTrustSpec{
@@ -98,8 +110,8 @@ func (r Result) spec(nodeUID string) v1alpha1.NodeTrustSpec {
 	if r.Trusted {
 		s.Verdict = v1alpha1.VerdictTrusted
 	}
-	for _, ref := range r.Refusals[:min(len(r.Refusals), maxReasons)] {
-		s.Reasons = append(s.Reasons, v1alpha1.Reason{Check: cut(ref.Check, maxCheckChars), Reason: cut(ref.Reason, maxReasonChars)})
+	for _, ref := range r.bounded(maxReasons, maxReasonChars).Refusals {
+		s.Reasons = append(s.Reasons, v1alpha1.Reason{Check: ref.Check, Reason: ref.Reason})
 	}
 	return s
 }

@@ -30,6 +30,9 @@ var ErrBoundElsewhere = errors.New("the node is bound to another EK")
 // no Node of that name exists yet; while it is trusted, policy-sync does not act on it.
 var ErrNodeMissing = errors.New("no Node object of that name exists yet")
 
+// readTimeout bounds one read of the store.
+const readTimeout = 5 * time.Second
+
 // Binding is what the shared store knows of a node.
 type Binding struct {
 	EKHash    string // EK that the node is bound to
@@ -62,8 +65,11 @@ func NewStoreFor(c client.Client) *Store { return &Store{client: c, known: map[s
 
 // Binding returns what is known of the node, nil when it was never bound. When the
 // API cannot be read, the last known binding stands, and a node that has none gets
-// the error: new bindings wait until the store can be read again.
+// the error: new bindings wait until the store can be read again. An API that does not answer
+// is away after readTimeout: it must not use up the time of the attestation.
 func (s *Store) Binding(ctx context.Context, node string) (*Binding, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	var nt v1alpha1.NodeTrust
 	err := s.client.Get(ctx, client.ObjectKey{Name: node}, &nt)
 	s.mu.Lock()
