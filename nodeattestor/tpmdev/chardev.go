@@ -23,6 +23,7 @@ type charDevice struct {
 
 	mu       sync.Mutex
 	deadline time.Time
+	waiting  bool // a command was written, its response not read
 }
 
 func openCharDevice(path string) (*charDevice, error) {
@@ -58,6 +59,7 @@ func (c *charDevice) Write(p []byte) (int, error) {
 	if err != nil {
 		return 0, os.NewSyscallError("write", err)
 	}
+	c.await(true)
 	if n != len(p) {
 		return n, fmt.Errorf("the driver took %d of %d bytes", n, len(p))
 	}
@@ -89,10 +91,26 @@ func (c *charDevice) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, os.NewSyscallError("read", err)
 		}
+		c.await(false)
 		return n, nil
 	}
 }
 
-// Close waits for a command that is under way, and has the resource manager flush what
-// this descriptor left in the TPM.
-func (c *charDevice) Close() error { return os.NewSyscallError("close", unix.Close(c.fd)) }
+func (c *charDevice) await(waiting bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = waiting
+}
+
+// Close has the resource manager flush what this descriptor left in the TPM. The kernel
+// first waits for a command that is under way, up to its own timeout of minutes; the
+// caller does not, so that a TPM that hangs does not hang the agent.
+func (c *charDevice) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting {
+		go func() { _ = unix.Close(c.fd) }() // nobody is left to tell
+		return nil
+	}
+	return os.NewSyscallError("close", unix.Close(c.fd))
+}

@@ -12,19 +12,26 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/sys/unix"
 )
 
 // maxResponse bounds one TPM response in bytes; PC client TPMs say 4096.
 const maxResponse = 8 << 10
 
-// commandTimeout bounds one command where the context has no deadline: an RSA primary
-// takes a hardware TPM up to about a minute.
-const commandTimeout = 2 * time.Minute
-
-// retries and retryDelay bound how often a command that the TPM was too busy for is sent again.
+// How long one command may take, whatever longer deadline the context has. An RSA
+// primary takes a hardware TPM up to about a minute, and any command waits for another
+// program's before it, so the short bound is far above what a TPM itself needs.
 const (
-	retries    = 20
-	retryDelay = 50 * time.Millisecond
+	keyTimeout     = 2 * time.Minute // commands that make keys or seeds
+	commandTimeout = 30 * time.Second
+)
+
+// retries bounds how often a command that the TPM was too busy for is sent again, with a
+// pause that doubles from firstPause to lastPause: about 10 s in all.
+const (
+	retries    = 15
+	firstPause = 20 * time.Millisecond
+	lastPause  = time.Second
 )
 
 // port is a character device or a socket that takes one raw command and gives one raw response.
@@ -34,11 +41,17 @@ type port interface {
 }
 
 // link sends commands over a port for the length of one operation. It implements
-// transport.TPM.
+// transport.TPM. Once a command failed on the way, it sends no further one: a late answer
+// must never be taken for the answer to the next command.
 type link struct {
-	ctx    context.Context // here because transport.TPM has no context; a link lives for one call
-	port   port
-	stream bool // a socket: a response may come in pieces
+	ctx     context.Context // here because transport.TPM has no context; a link lives for one call
+	port    port
+	stream  bool                // a socket: a response may come in pieces
+	unread  func() (int, error) // bytes that wait to be read; nil where a port tells none
+	long    time.Duration       // for commands that make keys
+	short   time.Duration       // for all others
+	pause   time.Duration       // before a busy TPM is first asked again
+	failure error               // why the link is of no more use
 }
 
 var _ transport.TPM = (*link)(nil)
@@ -51,57 +64,94 @@ func dial(ctx context.Context, path string) (*link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tpmdev: %w; give /dev/tpmrm0 or the Unix socket of a TPM", err)
 	}
+	l := &link{ctx: ctx, long: keyTimeout, short: commandTimeout, pause: firstPause}
 	switch mode := fi.Mode(); {
 	case mode&os.ModeSocket != 0:
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 		if err != nil {
 			return nil, fmt.Errorf("tpmdev: %w", err)
 		}
-		return &link{ctx: ctx, port: conn.(*net.UnixConn), stream: true}, nil
+		socket := conn.(*net.UnixConn)
+		l.port, l.stream, l.unread = socket, true, func() (int, error) { return unread(socket) }
+		return l, nil
 	case mode&os.ModeCharDevice != 0:
 		c, err := openCharDevice(path)
 		if err != nil {
 			return nil, fmt.Errorf("tpmdev: %w", err)
 		}
-		return &link{ctx: ctx, port: c}, nil
+		l.port = c
+		return l, nil
 	}
 	return nil, fmt.Errorf("tpmdev: %s is neither a character device nor a socket", path)
 }
 
+// unread is how many bytes wait to be read.
+func unread(conn *net.UnixConn) (n int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) //nolint:gosec // a descriptor; TIOCINQ is FIONREAD
+	})
+	return n, errors.Join(err, ctlErr)
+}
+
 func (l *link) close() error { return l.port.Close() }
 
-// Send implements transport.TPM: one command, one response, within the context's deadline.
+// Send implements transport.TPM: one command, one response, within the command's time
+// and the context's deadline. A TPM that is busy is asked again, a bounded number of
+// times; a response code that says what is wrong with the TPM itself, and not with the
+// command, is an error here, with what to do about it.
 func (l *link) Send(command []byte) ([]byte, error) {
+	pause := l.pause
 	for try := 0; ; try++ {
+		if l.failure != nil {
+			return nil, fmt.Errorf("tpmdev: no further command after: %w", l.failure)
+		}
 		response, err := l.exchange(command)
 		if err != nil {
+			l.failure = err
 			return nil, err
 		}
-		if try == retries || !busy(response) {
-			return response, nil
+		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
+		if !busy(rc) {
+			return response, condition(rc)
+		}
+		if try == retries {
+			return nil, fmt.Errorf("tpmdev: the TPM was too busy for a command %d times in a row, try again later: %w", try+1, rc)
 		}
 		select {
 		case <-l.ctx.Done():
-			return nil, fmt.Errorf("tpmdev: TPM busy: %w", l.ctx.Err())
-		case <-time.After(retryDelay):
+			return nil, fmt.Errorf("tpmdev: the TPM is busy (%w): %w", rc, l.ctx.Err())
+		case <-time.After(pause):
 		}
+		pause = min(2*pause, lastPause)
 	}
 }
 
-// busy reports whether the TPM asks to have the very same command again
-// (TPM 2.0 Part 2, section 6.6.3: TPM_RC_RETRY, TPM_RC_YIELDED, TPM_RC_TESTING).
-func busy(response []byte) bool {
-	rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
-	return rc == tpm2.TPMRCRetry || rc == tpm2.TPMRCYielded || rc == tpm2.TPMRCTesting
+// timeout is how long a command may take.
+func (l *link) timeout(command []byte) time.Duration {
+	switch tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) {
+	case tpm2.TPMCCCreatePrimary, tpm2.TPMCCCreate, tpm2.TPMCCCreateLoaded, tpm2.TPMCCClear, tpm2.TPMCCChangeEPS:
+		return l.long
+	default:
+		return l.short
+	}
 }
 
 func (l *link) exchange(command []byte) ([]byte, error) {
 	if err := l.ctx.Err(); err != nil {
 		return nil, fmt.Errorf("tpmdev: %w", err)
 	}
-	deadline, ok := l.ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(commandTimeout)
+	if l.unread != nil {
+		if n, err := l.unread(); err != nil || n != 0 {
+			return nil, fmt.Errorf("tpmdev: the TPM sent %d bytes that no command asked for (%v)", n, err)
+		}
+	}
+	deadline := time.Now().Add(l.timeout(command))
+	if d, ok := l.ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
 	}
 	if err := l.port.SetDeadline(deadline); err != nil {
 		return nil, fmt.Errorf("tpmdev: deadline: %w", err)
@@ -112,6 +162,9 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 		return nil, l.explain("write command", err)
 	}
 	response, err := l.read()
+	if err == nil {
+		err = checkTag(command, response)
+	}
 	if err != nil {
 		return nil, l.explain("read response", err)
 	}
@@ -122,7 +175,13 @@ func (l *link) explain(what string, err error) error {
 	if cause := l.ctx.Err(); cause != nil {
 		err = cause
 	} else if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = context.DeadlineExceeded // the port's clock was a moment ahead of the context's
+		err = context.DeadlineExceeded // the command's own, or the port's clock was a moment ahead of the context's
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("tpmdev: %s: the TPM did not answer in time; if it stays so, see the kernel's log and power the machine off and on: %w", what, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("tpmdev: %s: the TPM ended the connection in the middle of a response: %w", what, err)
 	}
 	return fmt.Errorf("tpmdev: %s: %w", what, err)
 }
@@ -131,13 +190,13 @@ func (l *link) explain(what string, err error) error {
 const header = 10
 
 func (l *link) read() ([]byte, error) {
-	buf := make([]byte, maxResponse)
+	buf := make([]byte, maxResponse+1)
 	if !l.stream { // the driver gives the whole response to one read
 		n, err := l.port.Read(buf)
 		if err != nil {
 			return nil, err
 		}
-		if n < header || int(binary.BigEndian.Uint32(buf[2:])) != n {
+		if n < header || n > maxResponse || int(binary.BigEndian.Uint32(buf[2:])) != n {
 			return nil, fmt.Errorf("response of %d bytes does not match its header", n)
 		}
 		return buf[:n], nil
@@ -153,4 +212,18 @@ func (l *link) read() ([]byte, error) {
 		return nil, err
 	}
 	return buf[:size], nil
+}
+
+// checkTag refuses a response whose tag is not the one that a TPM 2.0 gives to this
+// command: the command's own with success, else TPM_ST_NO_SESSIONS (TPM 2.0 Part 1,
+// section 18.3; Part 3, section 5.2).
+func checkTag(command, response []byte) error {
+	tag, want := binary.BigEndian.Uint16(response), uint16(tpm2.TPMSTNoSessions)
+	if binary.BigEndian.Uint32(response[6:]) == 0 {
+		want = binary.BigEndian.Uint16(command)
+	}
+	if tag != want {
+		return fmt.Errorf("response has tag 0x%04x, wanted 0x%04x", tag, want)
+	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -348,6 +349,38 @@ func SetAuth(path string, hierarchy tpm2.TPMHandle, auth []byte) error {
 	}.Execute(tpm)
 	if err != nil {
 		return fmt.Errorf("tpmtest: %w", err)
+	}
+	return nil
+}
+
+// Clear does what "clear the TPM" in a firmware's setup does: the owner's keys and NV
+// indices go, the endorsement seed stays (TPM 2.0 Part 3, section 24.6 TPM2_Clear).
+func Clear(path string) error {
+	tpm, err := linuxudstpm.Open(path)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	_, err = tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHPlatform, Auth: tpm2.PasswordAuth(nil)}}.Execute(tpm)
+	return errors.Join(err, tpm.Close())
+}
+
+// ChangeEPS gives the TPM a new endorsement seed, which makes it another TPM in all but
+// its housing (TPM 2.0 Part 3, section 24.5 TPM2_ChangeEPS).
+func ChangeEPS(path string) error {
+	tpm, err := linuxudstpm.Open(path)
+	if err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	response, err := tpm.Send([]byte{
+		0x80, 0x02, 0, 0, 0, 27, 0, 0, 0x01, 0x24, // TPM_ST_SESSIONS, size, TPM_CC_ChangeEPS
+		0x40, 0, 0, 0x0c, // TPM_RH_PLATFORM
+		0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0, // its empty password
+	})
+	if err := errors.Join(err, tpm.Close()); err != nil {
+		return fmt.Errorf("tpmtest: %w", err)
+	}
+	if rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
+		return fmt.Errorf("tpmtest: change the endorsement seed: %w", rc)
 	}
 	return nil
 }
