@@ -27,10 +27,11 @@ type attempt struct {
 	conversation
 	sinks *Plugin // where results go, as it is when they do
 	log   hclog.Logger
-	now   func() time.Time
+	clock *clock
 	rand  io.Reader
 
 	received time.Time       // when the payload arrived: the order among verdicts
+	until    time.Time       // when a verdict becomes stale
 	pending  *verify.Pending // nil until Begin accepted the payload
 }
 
@@ -50,17 +51,19 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err != nil {
 		return none, err
 	}
-	a.received = a.now()
+	a.received = a.clock.receipt()
+	a.until = a.clock.validUntil(a.received, a.validFor)
 	payload, err := evidence.ParsePayload(data)
 	if err != nil {
 		return none, malformed{err}
 	}
-	pending, challenge, err := verify.BeginAgain(payload, a.policy, a.states.get, a.now(), a.rand)
+	begun, elapsed := a.clock.now(), a.clock.elapsed()
+	pending, challenge, err := verify.BeginAgain(payload, a.policy, a.states.get, begun, a.rand)
 	if err != nil {
 		return none, err
 	}
 	a.pending = pending
-	response, err := a.prove(ctx, challenge)
+	response, err := a.prove(ctx, challenge, func() time.Time { return begun.Add(a.clock.elapsed() - elapsed) })
 	if err != nil {
 		return none, err
 	}
@@ -82,10 +85,11 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err := a.logs(ctx, response.Chunks); err != nil {
 		return none, err
 	}
-	return pending.Finish(a.now())
+	return pending.Finish(a.clock.now())
 }
 
-func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge) (*evidence.Response, error) {
+// prove has the agent answer the challenge; now is the time by a clock that nobody sets meanwhile.
+func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge, now func() time.Time) (*evidence.Response, error) {
 	data, err := challenge.Marshal()
 	if err != nil {
 		return nil, err
@@ -98,7 +102,7 @@ func (a *attempt) prove(ctx context.Context, challenge *evidence.Challenge) (*ev
 	if err != nil {
 		return nil, malformed{err}
 	}
-	return response, a.pending.Prove(response, a.now())
+	return response, a.pending.Prove(response, now())
 }
 
 // review has the Kubernetes API review the node's token, where the policy binds by one.
@@ -190,6 +194,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	}
 	if err := a.sinks.submit(r); err != nil {
 		a.log.Error("attestation refused: verdict not kept", "error", err)
+		a.note(audit.Inconclusive, fmt.Sprintf("the line before let nobody in: the verdict could not be kept: %v", err))
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
 	}
 	if state, ok := a.pending.State(); ok {
@@ -207,6 +212,11 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 // status what the agent may know.
 func (a *attempt) refuse(err error) error {
 	refusals := nodeclaim.AsRefusals(err)
+	if onlyDated(refusals) && a.clock.setClock() {
+		a.log.Warn("the server's clock was set while it runs: what is out of date lowers no verdict until the server starts again", "by", a.clock.step())
+		err = fmt.Errorf("the server's clock was set by %s while it runs, so that this proves nothing: %v", a.clock.step(), err)
+		refusals = nil
+	}
 	proved := len(refusals) > 0 && a.pending != nil && a.pending.Proved()
 	outcome, code := audit.Inconclusive, codes.Unavailable
 	switch {
@@ -266,12 +276,21 @@ func checks(refusals nodeclaim.Refusals) string {
 }
 
 func (a *attempt) entry(outcome audit.Outcome) audit.Entry {
-	e := audit.Entry{Time: a.now().UTC(), Outcome: outcome}
+	e := audit.Entry{Time: a.clock.wall().UTC(), Outcome: outcome}
 	if a.pending != nil {
 		e.EKHash, e.Node, e.EvidenceDigest = a.pending.EK().String(), a.pending.Node(), a.pending.EvidenceDigest()
 		e.AgentID = a.agentID()
 	}
 	return e
+}
+
+// note records something beside the attestation's own line; the log is what is left when that fails too.
+func (a *attempt) note(outcome audit.Outcome, text string) {
+	e := a.entry(outcome)
+	e.Error = text
+	if err := a.sinks.record(e); err != nil {
+		a.log.Error("audit line lost", "error", err)
+	}
 }
 
 func (a *attempt) agentID() string {
@@ -281,7 +300,7 @@ func (a *attempt) agentID() string {
 func (a *attempt) result() verdict.Result {
 	return verdict.Result{
 		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
-		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.received.Add(a.validFor),
+		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.until,
 	}
 }
 

@@ -52,6 +52,7 @@ type hclTag struct {
 	Signers  []string `hcl:"signers"`
 	Index    string   `hcl:"index"`
 	Required *bool    `hcl:"required"`
+	Revoked  string   `hcl:"revoked"`
 }
 
 type hclKubernetes struct {
@@ -302,6 +303,15 @@ func (b *builder) tag(raw *hclTag, out *verify.TagPolicy) {
 		out.Index = uint32(n)
 	}
 	out.Signers = b.signers("tag.signers", raw.Signers)
+	if raw.Revoked == "" {
+		return
+	}
+	if data, ok := b.read("tag.revoked", raw.Revoked); ok {
+		var err error
+		if out.Revoked, err = assettag.ParseRevocations(data); err != nil {
+			b.problems.Add("tag.revoked", "%s: %v", raw.Revoked, err)
+		}
+	}
 }
 
 // signers reads the public keys that may sign; none is a problem.

@@ -33,10 +33,12 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	log hclog.Logger
+	log   hclog.Logger
+	clock *clock
 
-	mu  sync.RWMutex
-	run *running
+	configuring sync.Mutex // one configuration at a time
+	mu          sync.RWMutex
+	run         *running
 }
 
 var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
@@ -54,47 +56,68 @@ type running struct {
 }
 
 // New makes a plugin that still has to be configured.
-func New() *Plugin { return &Plugin{log: hclog.NewNullLogger()} }
+func New() *Plugin { return &Plugin{log: hclog.NewNullLogger(), clock: newClock()} }
 
 // SetLogger is called by SPIRE's framework when the plugin is loaded.
 func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
 
 // Validate reports every problem of a configuration, and opens nothing.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
-	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), time.Now())
+	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.now())
 	return &configv1.ValidateResponse{Valid: problems.Err() == nil, Notes: problems.List()}, nil
 }
 
-// Configure puts a configuration in force, whole or not at all.
+// Configure puts a configuration in force, whole or not at all: after an error the one before it, if there
+// was one, works on.
 func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
-	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), time.Now())
+	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.now())
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
 	if sets := c.weak(); len(sets) > 0 {
 		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
 	}
-	defer p.unwatch(p.swapWatcher(nil)) // a reload under way needs the lock that is held below
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.run != nil && p.run.queue != nil {
-		p.run.queue.Close() // two queues must not share the state directory
-	}
-	next, err := open(c, p.run, p.log)
-	if p.run != nil && (err != nil || next.audit != p.run.audit) {
-		if err := p.run.audit.Close(); err != nil {
-			p.log.Warn("audit log not closed", "error", err)
-		}
-	}
-	p.run = next
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	before, err := p.replace(c)
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
 	}
-	next.watch, err = watch(c.files, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
+	p.unwatch(before) // not under the lock that replace holds: a reload under way needs it
+	w, err := watch(c.files, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
 	if err != nil {
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
+	p.swapWatcher(w)
 	return &configv1.ConfigureResponse{}, nil
+}
+
+// replace opens what a configuration names and puts it in place of the one in force, whose watcher it
+// returns. An error changes nothing.
+func (p *Plugin) replace(c *config) (*watcher, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.run
+	next, err := open(c, old, p.log)
+	if err != nil {
+		return nil, err
+	}
+	p.run = next
+	if next.queue != nil {
+		p.clock.after(next.queue.Newest())
+	}
+	if old == nil {
+		return nil, nil
+	}
+	if old.queue != nil {
+		old.queue.Close()
+	}
+	if next.audit != old.audit {
+		if err := old.audit.Close(); err != nil {
+			p.log.Warn("audit log not closed", "error", err)
+		}
+	}
+	return old.watch, nil
 }
 
 // weak lists the reference sets whose bank is a broken hash.
@@ -108,8 +131,9 @@ func (c *config) weak() []string {
 	return out
 }
 
-// open opens what a configuration names. An audit log that is open already goes on, for
-// it has one writer and attestations under way still need it.
+// open opens what a configuration names, beside the old one, which an error leaves at work. What both
+// use goes on: an audit log has one writer, and attestations under way still need it; a queue's file is the
+// next one's.
 func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	r := &running{config: c, gate: newGate(c.maxParallel), states: newStates(maxStateBytes)}
 	var err error
@@ -118,19 +142,30 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	} else if r.audit, err = audit.Open(c.auditLog, c.auditMaxSize, time.Now()); err != nil {
 		return nil, err
 	}
-	if c.kube == nil {
-		return r, nil
+	if err := r.openQueue(old, log); err != nil {
+		if old == nil || r.audit != old.audit {
+			err = errors.Join(err, r.audit.Close())
+		}
+		return nil, err
 	}
-	if r.store, err = verdict.NewStore(c.kube); err == nil {
-		r.queue, err = verdict.StartQueue(r.store, filepath.Join(c.stateDir, "pending-verdicts.json"), log, time.Now)
+	r.audit.Limit(c.auditMaxSize)
+	return r, nil
+}
+
+func (r *running) openQueue(old *running, log hclog.Logger) (err error) {
+	if r.kube == nil {
+		return nil
 	}
-	if err == nil {
-		return r, nil
+	if r.store, err = verdict.NewStore(r.kube); err != nil {
+		return err
 	}
-	if old == nil || r.audit != old.audit {
-		err = errors.Join(err, r.audit.Close())
+	file := filepath.Join(r.stateDir, "pending-verdicts.json")
+	if old != nil && old.queue != nil {
+		r.queue, err = old.queue.Succeed(r.store, file)
+		return err
 	}
-	return nil, err
+	r.queue, err = verdict.StartQueue(r.store, file, log, time.Now)
+	return err
 }
 
 // swapWatcher puts a watcher in place of the one in force, which it returns.
@@ -186,7 +221,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 		return status.Errorf(codes.Unavailable, "keelson_tpm: %v", err)
 	}
 	defer leave()
-	a := &attempt{running: run, sinks: p, log: p.log, conversation: conversation{stream: stream}, now: time.Now, rand: rand.Reader}
+	a := &attempt{running: run, sinks: p, log: p.log, conversation: conversation{stream: stream}, clock: p.clock, rand: rand.Reader}
 	return a.attest(ctx)
 }
 

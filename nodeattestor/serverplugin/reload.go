@@ -95,7 +95,7 @@ func (p *Plugin) reload() {
 	if p.run == nil {
 		return
 	}
-	c, problems := buildConfig(p.run.text, p.run.trustDomain.Name(), time.Now())
+	c, problems := buildConfig(p.run.text, p.run.trustDomain.Name(), p.clock.now())
 	if err := problems.Err(); err != nil {
 		p.log.Error("files changed, but are not usable: the last good ones stay in force", "error", err)
 		return
@@ -104,5 +104,5 @@ func (p *Plugin) reload() {
 	next.config, next.states = c, newStates(maxStateBytes)
 	p.run = &next
 	p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
-		"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked))
+		"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked), "revokedTags", len(c.policy.Tag.Revoked))
 }
