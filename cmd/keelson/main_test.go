@@ -97,11 +97,11 @@ func holdsTag(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	dev, err := tpmdev.Open(ts.Getenv("TPM"))
 	ts.Check(err)
-	got, err := dev.ReadTag(context.Background(), assettag.DefaultIndex)
+	tag, err := dev.Tag(context.Background(), assettag.DefaultIndex)
 	ts.Check(errors.Join(err, dev.Close()))
 	want := assettag.Digest(signed)
-	if bytes.Equal(got, want[:]) == neg {
-		ts.Fatalf("the TPM holds %x, the document's digest is %x", got, want)
+	if bytes.Equal(tag.Contents, want[:]) == neg {
+		ts.Fatalf("the TPM holds %x, the document's digest is %x", tag.Contents, want)
 	}
 }
 

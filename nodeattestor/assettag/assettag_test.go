@@ -93,7 +93,7 @@ func (m machine) certify(t testing.TB, signed, name, contents []byte, offset uin
 func (m machine) evidence(t testing.TB, signed []byte) assettag.Evidence {
 	t.Helper()
 	digest := assettag.Digest(signed)
-	return m.certify(t, signed, nvName(t, assettag.NVPublic(assettag.DefaultIndex, true)), digest[:], 0)
+	return m.certify(t, signed, nvName(t, assettag.NVPublic(assettag.DefaultIndex, assettag.NVLocked)), digest[:], 0)
 }
 
 func nvName(t testing.TB, public tpm2.TPMSNVPublic) []byte {
@@ -142,7 +142,7 @@ func TestThreat21_ForgedOrCopiedTagsAreRefused(t *testing.T) {
 	m := newMachine(t)
 	signed := m.issue(t, document())
 	digest := assettag.Digest(signed)
-	name := nvName(t, assettag.NVPublic(assettag.DefaultIndex, true))
+	name := nvName(t, assettag.NVPublic(assettag.DefaultIndex, assettag.NVLocked))
 	stranger := newMachine(t)
 	other := document()
 	other.Tags = map[string]string{"country": "FR"}
@@ -229,7 +229,8 @@ func TestThreat21_IndexDefinedOtherwiseIsRefused(t *testing.T) {
 		"the owner may not write":  func(p *tpm2.TPMSNVPublic) { p.Attributes.OwnerWrite = false },
 		"parts may be written":     func(p *tpm2.TPMSNVPublic) { p.Attributes.WriteAll = false },
 		"it is an extend index":    func(p *tpm2.TPMSNVPublic) { p.Attributes.NT = tpm2.TPMNTExtend },
-		"it is locked":             func(p *tpm2.TPMSNVPublic) { p.Attributes.WriteLocked = true },
+		"it cannot be locked":      func(p *tpm2.TPMSNVPublic) { p.Attributes.WriteDefine, p.Attributes.WriteLocked = false, false },
+		"a reset unlocks it":       func(p *tpm2.TPMSNVPublic) { p.Attributes.WriteDefine, p.Attributes.WriteSTClear = false, true },
 		"it is lost with a reset":  func(p *tpm2.TPMSNVPublic) { p.Attributes.Orderly = true },
 		"it was never written":     func(p *tpm2.TPMSNVPublic) { p.Attributes.Written = false },
 		"it counts wrong guesses":  func(p *tpm2.TPMSNVPublic) { p.Attributes.NoDA = false },
@@ -239,12 +240,21 @@ func TestThreat21_IndexDefinedOtherwiseIsRefused(t *testing.T) {
 		"it is another index":      func(p *tpm2.TPMSNVPublic) { p.NVIndex++ },
 	} {
 		t.Run(name, func(t *testing.T) {
-			public := assettag.NVPublic(assettag.DefaultIndex, true)
+			public := assettag.NVPublic(assettag.DefaultIndex, assettag.NVLocked)
 			change(&public)
 			_, err := assettag.Verify(m.certify(t, signed, nvName(t, public), digest[:], 0), m.expected())
 			wantRefusal(t, err, "tag.index")
 		})
 	}
+}
+
+// Its content is right, and whoever writes it next has nothing to delete first.
+func TestThreat21_UnlockedIndexIsRefused(t *testing.T) {
+	m := newMachine(t)
+	signed := m.issue(t, document())
+	digest := assettag.Digest(signed)
+	_, err := assettag.Verify(m.certify(t, signed, nvName(t, assettag.NVPublic(assettag.DefaultIndex, assettag.NVWritten)), digest[:], 0), m.expected())
+	wantRefusal(t, err, "tag.unlocked")
 }
 
 func TestThreat30_OlderTagPutBackIsRefused(t *testing.T) {

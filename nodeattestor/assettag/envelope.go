@@ -33,6 +33,29 @@ func Sign(d Document, signer crypto.Signer, rand io.Reader) ([]byte, error) {
 // Digest is what goes into the NV index: SHA-256 of the envelope's exact bytes.
 func Digest(signed []byte) [DigestSize]byte { return sha256.Sum256(signed) }
 
+// Open reads a document that one of the signers signed. That says who issued the tag, and
+// nothing about any TPM: only [Verify] makes a tag something to decide by.
+func Open(signed []byte, signers []crypto.PublicKey) (Document, error) {
+	if len(signed) > MaxDocumentSize {
+		return Document{}, refuse("size", "the tag document has %d bytes, more than the %d allowed", len(signed), MaxDocumentSize)
+	}
+	return open(signed, signers)
+}
+
+// Unverified reads what an envelope claims to say and who it claims signed it, to show it
+// to a person. Anybody may have made it.
+func Unverified(signed []byte) (d Document, keyID string, err error) {
+	if len(signed) > MaxDocumentSize {
+		return Document{}, "", fmt.Errorf("assettag: envelope has %d bytes, more than the %d allowed", len(signed), MaxDocumentSize)
+	}
+	payload, keyID, err := dsse.Unverified(PayloadType, signed)
+	if err != nil {
+		return Document{}, "", fmt.Errorf("assettag: %w", err)
+	}
+	d, err = Parse(payload)
+	return d, keyID, err
+}
+
 // open verifies an envelope and parses the payload that the signature covers.
 func open(signed []byte, signers []crypto.PublicKey) (Document, error) {
 	payload, _, err := dsse.Open(PayloadType, signed, signers)

@@ -28,39 +28,55 @@ func CheckIndex(index uint32) error {
 	return nil
 }
 
-// NVPublic is the public area that the tag's index must have. written is false only for
-// TPM2_NV_DefineSpace: the TPM sets TPMA_NV_WRITTEN with the first write, and the name
-// of the index covers that bit (TPM 2.0 Part 1, section 14; Part 2, section 13.4).
+// NVState is how far an index has come on its way to hold a tag.
+type NVState int
+
+// The states, in their order. The TPM itself sets TPMA_NV_WRITTEN and TPMA_NV_WRITELOCKED.
+const (
+	NVDefined NVState = iota // as in TPM2_NV_DefineSpace
+	NVWritten                // after the first TPM2_NV_Write
+	NVLocked                 // after TPM2_NV_WriteLock: the only one that a server accepts
+)
+
+// NVPublic is the public area that the tag's index must have in a state. The name of an
+// index covers all of it, the two bits that the TPM sets included (TPM 2.0 Part 1,
+// section 14; Part 2, section 13.4).
 //
-// Attributes: only the owner writes (OWNERWRITE, whole digests: WRITEALL); whoever asks
-// may read and certify with the index's empty authValue (AUTHREAD), as may the owner;
-// reading never counts as a dictionary attack (NO_DA). There is no authPolicy, no write
-// lock and no other type: an ordinary index, which a new tag must be able to replace.
-func NVPublic(index uint32, written bool) tpm2.TPMSNVPublic {
+// Attributes: only the owner writes (OWNERWRITE, whole digests: WRITEALL), and once
+// locked nobody does, across resets too, until the index is deleted (WRITEDEFINE);
+// whoever asks may read and certify with the index's empty authValue (AUTHREAD), as may
+// the owner; reading never counts as a dictionary attack (NO_DA). There is no authPolicy
+// and no other type: an ordinary index, which the owner can delete and define anew for
+// the next tag. Why a lock: design/2026-11-26-nv-write-lock.md.
+func NVPublic(index uint32, state NVState) tpm2.TPMSNVPublic {
 	return tpm2.TPMSNVPublic{
 		NVIndex: tpm2.TPMHandle(index),
 		NameAlg: tpm2.TPMAlgSHA256,
 		Attributes: tpm2.TPMANV{
-			NT:         tpm2.TPMNTOrdinary,
-			OwnerWrite: true,
-			WriteAll:   true,
-			OwnerRead:  true,
-			AuthRead:   true,
-			NoDA:       true,
-			Written:    written,
+			NT:          tpm2.TPMNTOrdinary,
+			OwnerWrite:  true,
+			WriteAll:    true,
+			WriteDefine: true,
+			OwnerRead:   true,
+			AuthRead:    true,
+			NoDA:        true,
+			Written:     state >= NVWritten,
+			WriteLocked: state >= NVLocked,
 		},
 		DataSize: DigestSize,
 	}
 }
 
-// NVName is the name of the tag's index once it has been written. An index of any other
-// attributes, size or policy has another name, which is how a server sees that
+// NVName is the name of the tag's index once it is written and locked. An index of any
+// other attributes, size or policy has another name, which is how a server sees that
 // somebody defined it differently.
-func NVName(index uint32) ([]byte, error) {
+func NVName(index uint32) ([]byte, error) { return nvName(index, NVLocked) }
+
+func nvName(index uint32, state NVState) ([]byte, error) {
 	if err := CheckIndex(index); err != nil {
 		return nil, err
 	}
-	public := NVPublic(index, true)
+	public := NVPublic(index, state)
 	name, err := tpm2.NVName(&public)
 	if err != nil {
 		return nil, fmt.Errorf("assettag: name of NV index 0x%08x: %w", index, err)

@@ -28,6 +28,7 @@ type Expected struct {
 	Now       time.Time
 	Index     uint32 // NV index that the challenge named
 	MinSerial uint64 // highest serial seen for this machine, 0 when none was
+	Revoked   Revocations
 }
 
 // Tag is a verified tag. Only Verify makes one.
@@ -60,14 +61,15 @@ func (t Tag) IsZero() bool { return t.doc.Serial == 0 }
 //  1. size cap of the document;
 //  2. the NV_Certify statement: sizes, strict parse, magic, type TPM_ST_ATTEST_NV, scheme,
 //     signature by the same AK, same nonce (ak.Key.Open; TPM 2.0 Part 3, 31.16 TPM2_NV_Certify);
-//  3. the certified name is that of the expected index, attributes, policy and size
-//     included (Part 2, 10.12.8 TPMS_NV_CERTIFY_INFO; Part 1, 14);
+//  3. the certified name is that of the expected index, written and locked, attributes,
+//     policy and size included (Part 2, 10.12.8 TPMS_NV_CERTIFY_INFO; Part 1, 14);
 //  4. offset 0 and the whole content;
 //  5. the content is the digest of exactly these document bytes;
 //  6. a trusted signer signed the envelope; then a strict parse of what was signed;
 //  7. the EK is one of the machine's;
-//  8. time: notBefore <= now <= notAfter;
-//  9. serial: not below the highest seen (an older, validly signed tag put back).
+//  8. the operator has not revoked it, under any of the machine's EKs;
+//  9. time: notBefore <= now <= notAfter;
+//  10. serial: not below the highest seen (an older, validly signed tag put back).
 //
 // Errors are *nodeclaim.Refusal with a check that starts with "tag.".
 func Verify(ev Evidence, want Expected) (Tag, error) {
@@ -85,13 +87,16 @@ func Verify(ev Evidence, want Expected) (Tag, error) {
 	if want.EK.IsZero() || !slices.Contains(doc.EKHashes, want.EK.String()) { // 7
 		return Tag{}, refuse("ek", "the tag is for another machine: EK %s is not among its %d", want.EK, len(doc.EKHashes))
 	}
-	if want.Now.Before(doc.NotBefore) { // 8
+	if err := want.Revoked.check(doc); err != nil { // 8
+		return Tag{}, err
+	}
+	if want.Now.Before(doc.NotBefore) { // 9
 		return Tag{}, refuse("notyet", "the tag is valid from %s, it is %s", doc.NotBefore.Format(time.RFC3339), want.Now.UTC().Format(time.RFC3339))
 	}
 	if want.Now.After(doc.NotAfter) {
 		return Tag{}, refuse("expired", "the tag was valid until %s, it is %s; issue and provision a new one", doc.NotAfter.Format(time.RFC3339), want.Now.UTC().Format(time.RFC3339))
 	}
-	if doc.Serial < want.MinSerial { // 9
+	if doc.Serial < want.MinSerial { // 10
 		return Tag{}, refuse("serial", "the tag has serial %d, this machine has shown %d: an older tag was put back", doc.Serial, want.MinSerial)
 	}
 	return Tag{doc: doc, digest: digest}, nil
@@ -112,7 +117,10 @@ func checkCertified(ev Evidence, want Expected, digest [DigestSize]byte) error {
 		return refuse("index", "the challenge itself is wrong: %v", err)
 	}
 	if !bytes.Equal(info.IndexName.Buffer, name) {
-		return refuse("index", "the TPM certified an NV index named %x; index 0x%08x with the tag's attributes is %x", info.IndexName.Buffer, want.Index, name)
+		if unlocked, err := nvName(want.Index, NVWritten); err == nil && bytes.Equal(info.IndexName.Buffer, unlocked) {
+			return refuse("unlocked", "NV index 0x%08x holds a tag that is not locked; provision it anew", want.Index)
+		}
+		return refuse("index", "the TPM certified an NV index named %x; index 0x%08x with the tag's attributes is %x; provision the tag anew", info.IndexName.Buffer, want.Index, name)
 	}
 	if info.Offset != 0 || len(info.NVContents.Buffer) != DigestSize {
 		return refuse("offset", "the TPM certified %d bytes at offset %d, wanted all %d", len(info.NVContents.Buffer), info.Offset, DigestSize)

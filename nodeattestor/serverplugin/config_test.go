@@ -68,6 +68,11 @@ func TestEveryProblemOfAConfigurationIsToldAtOnceWithItsLine(t *testing.T) {
 			[]string{"line 3: kubernetes.node_binding: verify: node binding \"trust\" is unknown", "which uses no token"}},
 		"a PCR selector that is not quoted": {
 			"pcrs { sha256 = [7] }\npcr_selectors { sha256 = [8] }\n", []string{"pcr_selectors: PCR 8 of bank sha256 is not quoted"}},
+		"a list of revoked tags that is one of EKs": {
+			"tag {\n revoked = \"" + write("revoked.yaml", "revoked:\n- {ekHash: "+strings.Repeat("a", 64)+", reason: stolen}\n") + "\"\n}\n",
+			[]string{"tag.revoked: ", "entry 1: serial is missing or 0"}},
+		"a list of revoked tags that is not there": {
+			"tag { revoked = \"/does/not/exist\" }\n", []string{"tag.revoked: ", "/does/not/exist"}},
 		"two sets of one name": {
 			"references = [\"" + write("a.yaml", set) + "\", \"" + write("b.yaml", set) + "\"]\n", []string{"references"}},
 	}

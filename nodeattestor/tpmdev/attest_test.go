@@ -201,7 +201,7 @@ func defineOtherwise(t *testing.T, path string, index uint32, digest [assettag.D
 		t.Fatal(err)
 	}
 	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	area := assettag.NVPublic(index, false)
+	area := assettag.NVPublic(index, assettag.NVDefined)
 	area.Attributes.AuthWrite = true
 	if _, err := (tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(area)}).Execute(tpm); err != nil {
 		t.Fatal(err)

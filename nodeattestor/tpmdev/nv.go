@@ -1,14 +1,11 @@
 package tpmdev
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
-
-	"github.com/keelson-project/keelson/nodeattestor/assettag"
 )
 
 // ErrNoTag says that the tag's NV index is not defined or was never written; provision a tag.
@@ -91,7 +88,7 @@ func (d *Device) CertifyTag(ctx context.Context, k AK, nonce []byte, index uint3
 	err := d.do(ctx, func() error {
 		public, name, err := d.nvPublic(index)
 		if errors.Is(err, errNoIndex) || err == nil && !public.Attributes.Written {
-			return fmt.Errorf("%w at NV index 0x%08x; provision one", ErrNoTag, index)
+			return noTag(index)
 		}
 		if err != nil {
 			return err
@@ -123,86 +120,4 @@ func (d *Device) CertifyTag(ctx context.Context, k AK, nonce []byte, index uint3
 		return TagCertification{}, err
 	}
 	return out, nil
-}
-
-// ReadTag reads the digest in the tag's index, uncertified; ErrNoTag where there is none.
-func (d *Device) ReadTag(ctx context.Context, index uint32) ([]byte, error) {
-	var out []byte
-	err := d.do(ctx, func() error {
-		public, _, err := d.nvPublic(index)
-		if errors.Is(err, errNoIndex) || err == nil && !public.Attributes.Written {
-			return fmt.Errorf("%w at NV index 0x%08x; provision one", ErrNoTag, index)
-		}
-		if err != nil {
-			return err
-		}
-		out, err = d.nvRead(index)
-		return err
-	})
-	return out, err
-}
-
-// ProvisionTag writes a tag document's digest (assettag.Digest) to an index in the
-// owner's range. An index of other attributes is deleted and defined anew with those of
-// assettag.NVPublic, because servers accept no other. It needs the owner's authorisation.
-func (d *Device) ProvisionTag(ctx context.Context, index uint32, digest [assettag.DigestSize]byte) error {
-	want, err := assettag.NVName(index)
-	if err != nil {
-		return err
-	}
-	return d.do(ctx, func() error {
-		// Salted, so that the owner's authorisation does not cross the bus and the digest
-		// cannot be changed on it.
-		_, endorsement, err := d.endorsementKey()
-		if err != nil {
-			return err
-		}
-		session, err := d.salt(endorsement, d.opts.OwnerAuth)
-		if err != nil {
-			return err
-		}
-		owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: session}
-		if err := d.defineTag(owner, index, want); err != nil {
-			return err
-		}
-		return d.writeTag(owner, index, digest[:])
-	})
-}
-
-// defineTag makes sure that the index is defined as a tag's; want is its name once written.
-func (d *Device) defineTag(owner tpm2.AuthHandle, index uint32, want []byte) error {
-	public, name, err := d.nvPublic(index)
-	switch {
-	case errors.Is(err, errNoIndex):
-	case err != nil:
-		return err
-	case bytes.Equal(name.Buffer, want):
-		return nil
-	default:
-		_, err := tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: public.NVIndex, Name: *name}}.Execute(d.now.tpm)
-		if err != nil {
-			return fmt.Errorf("tpmdev: delete NV index 0x%08x, which is not defined as a tag's: %w", index, err)
-		}
-	}
-	_, err = tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(assettag.NVPublic(index, false))}.Execute(d.now.tpm)
-	if err != nil {
-		return fmt.Errorf("tpmdev: define NV index 0x%08x (is the owner authorisation right?): %w", index, err)
-	}
-	return nil
-}
-
-func (d *Device) writeTag(owner tpm2.AuthHandle, index uint32, digest []byte) error {
-	_, name, err := d.nvPublic(index)
-	if err != nil {
-		return err
-	}
-	_, err = tpm2.NVWrite{
-		AuthHandle: owner,
-		NVIndex:    tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: *name},
-		Data:       tpm2.TPM2BMaxNVBuffer{Buffer: digest},
-	}.Execute(d.now.tpm)
-	if err != nil {
-		return fmt.Errorf("tpmdev: write NV index 0x%08x: %w", index, err)
-	}
-	return nil
 }

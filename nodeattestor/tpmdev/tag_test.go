@@ -55,7 +55,7 @@ func TestTagIsProvisionedCertifiedAndReplaced(t *testing.T) {
 		if _, err := dev.CertifyTag(t.Context(), k, nonce, index); !errors.Is(err, tpmdev.ErrNoTag) {
 			t.Errorf("certifying an index that is not there: %v, want ErrNoTag", err)
 		}
-		if _, err := dev.ReadTag(t.Context(), index); !errors.Is(err, tpmdev.ErrNoTag) {
+		if _, err := dev.Tag(t.Context(), index); !errors.Is(err, tpmdev.ErrNoTag) {
 			t.Errorf("reading an index that is not there: %v, want ErrNoTag", err)
 		}
 		if err := tpmtest.StoreNV(path, 0x01c00123, []byte("other")); err != nil {

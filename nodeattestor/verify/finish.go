@@ -87,5 +87,5 @@ func (p *Pending) checkTag(now time.Time) (assettag.Tag, error) {
 	}
 	return assettag.Verify(assettag.Evidence{Document: p.tag.Document, Attest: p.tag.Attest, Signature: p.tag.Signature},
 		assettag.Expected{Key: p.key, Nonce: p.nonce, EK: p.EK(), Signers: p.policy.Tag.Signers, Now: now,
-			Index: p.policy.Tag.Index, MinSerial: p.known.TagSerial})
+			Index: p.policy.Tag.Index, MinSerial: p.known.TagSerial, Revoked: p.policy.Tag.Revoked})
 }

@@ -91,6 +91,8 @@ type TagPolicy struct {
 	Required bool
 	Index    uint32             // NV index that holds the tag's digest
 	Signers  []crypto.PublicKey // who may issue tags; none means that no tag is asked for
+	// Revoked lists tags that are believed no more, whoever signed them.
+	Revoked assettag.Revocations
 }
 
 // Defaults of the bounds in Policy. The largest event logs of real machines have a few

@@ -3,6 +3,7 @@ package plugintest_test
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -210,6 +211,7 @@ type serverOptions struct {
 	reference []byte
 	inventory map[string][]string // node -> EK hashes
 	tagSigner []byte              // PEM; empty asks for no tag
+	tagExtra  string              // further keys of the tag block
 	extra     string
 	// kubernetes replaces the block of that name.
 	kubernetes string
@@ -253,7 +255,7 @@ func (s *server) configure(t *testing.T, o serverOptions) error {
 	tag := ""
 	if len(o.tagSigner) > 0 {
 		check(t, os.WriteFile(s.file("signer.pem"), o.tagSigner, 0o600))
-		tag = fmt.Sprintf("tag {\n signers = [%q]\n}\n", s.file("signer.pem"))
+		tag = fmt.Sprintf("tag {\n signers = [%q]\n%s}\n", s.file("signer.pem"), o.tagExtra)
 	}
 	text := fmt.Sprintf("ek_mode = \"certificate\"\nek_roots = [%q]\ninventory = %q\nreferences = [%q]\naudit_log = %q\nstate_dir = %q\n"+
 		"pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }\n%s%s%s",
@@ -328,3 +330,5 @@ func (m *machine) measure(t testing.TB, entry []byte) {
 }
 
 type refusal = nodeclaim.Refusal
+
+func anyKeys(keys ...crypto.PublicKey) []crypto.PublicKey { return keys }
