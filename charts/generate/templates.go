@@ -62,46 +62,59 @@ func nodeRoles() ([]byte, error) {
 	return []byte(fmt.Sprintf(header, "policy-sync/kube.NodeRBAC") + "{{- if .Values.node.enabled }}\n" + string(body) + "{{- end }}\n"), err
 }
 
-// guards renders the guards; those that exist only with the taint, under a condition.
+// options are the guards that an installation may do without, by the Helm value that says so.
+var options = map[string]func(*guard.Params){
+	".Values.policySync.config.taint": func(p *guard.Params) { p.Taint = false },
+	".Values.guards.affinity":         func(p *guard.Params) { p.Affinity = false },
+}
+
+// guards renders the guards, each under the condition that it needs.
 func guards() ([]byte, error) {
 	p := guard.Params{PolicySync: "system:serviceaccount:" + namespace + ":" + account, SPIREServers: []string{spireServers},
-		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServer: calico, Taint: true}
+		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServer: calico, Taint: true, Affinity: true}
 	all, err := guard.Objects(p)
 	if err != nil {
 		return nil, err
 	}
-	p.Taint = false
-	untainted, err := guard.Objects(p)
-	if err != nil {
-		return nil, err
-	}
-	always := func(o runtime.Object) bool {
-		return slices.ContainsFunc(untainted, func(u runtime.Object) bool { return reflect.DeepEqual(o, u) })
-	}
-	if n := len(slices.DeleteFunc(slices.Clone(all), func(o runtime.Object) bool { return !always(o) })); n != len(untainted) {
-		return nil, fmt.Errorf("%d guards without the taint, of which %d are the same with it", len(untainted), n)
-	}
-	body, err := render("", all, func(o runtime.Object) string {
-		if always(o) {
-			return ""
+	conditions := make([]string, len(all))
+	for value, without := range options {
+		less := p
+		without(&less)
+		rest, err := guard.Objects(less)
+		if err != nil {
+			return nil, err
 		}
-		return ".Values.policySync.config.taint"
-	})
+		gone := 0
+		for i, o := range all {
+			if slices.ContainsFunc(rest, func(r runtime.Object) bool { return reflect.DeepEqual(o, r) }) {
+				continue
+			}
+			gone++
+			if conditions[i] != "" {
+				return nil, fmt.Errorf("a guard that is there only with both %s and %s", conditions[i], value)
+			}
+			conditions[i] = value
+		}
+		if len(all)-gone != len(rest) {
+			return nil, fmt.Errorf("%d guards without %s, of which %d are the same with it", len(rest), value, len(all)-gone)
+		}
+	}
+	body, err := render("", all, func(i int) string { return conditions[i] })
 	return []byte(fmt.Sprintf(header, "policy-sync/guard") + "{{- if .Values.guards.enabled }}\n" + string(body) + "{{- end }}\n"), err
 }
 
 // render writes objects as a template, each under its condition when it has one.
-func render(head string, objects []runtime.Object, condition func(runtime.Object) string) ([]byte, error) {
+func render(head string, objects []runtime.Object, condition func(i int) string) ([]byte, error) {
 	var out bytes.Buffer
 	out.WriteString(head)
-	for _, o := range objects {
+	for i, o := range objects {
 		text, err := document(o)
 		if err != nil {
 			return nil, fmt.Errorf("%T: %w", o, err)
 		}
 		when := ""
 		if condition != nil {
-			when = condition(o)
+			when = condition(i)
 		}
 		if when != "" {
 			text = "{{- if " + when + " }}\n---\n" + text + "{{- end }}\n"

@@ -212,6 +212,9 @@ func node(g trustgraph.Graph, n trustgraph.Node) Node {
 	trusted := n.Verdict == v1alpha1.VerdictTrusted
 	if trusted {
 		out.Labels[v1alpha1.NodeVerdictLabel] = string(v1alpha1.VerdictTrusted)
+		if len(validation.IsValidLabelValue(n.Reference)) == 0 && n.Reference != "" {
+			out.Labels[v1alpha1.NodeReferenceLabel] = n.Reference
+		}
 		for k, v := range n.Tags {
 			putTag(out.Labels, v1alpha1.NodeTagPrefix, k, v)
 		}

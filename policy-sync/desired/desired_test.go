@@ -51,12 +51,19 @@ func TestEveryIntentHasItsReason(t *testing.T) {
 	}
 }
 
-func TestATagThatCannotBeALabelOpensNothing(t *testing.T) {
+func TestATagOrReferenceThatCannotBeALabelOpensNothing(t *testing.T) {
 	s := snapshottest.Demo()
 	s.NodeTrusts[0].Spec.Tags = map[string]string{"country": "DE", "a b": "c", "place": "Frankfurt am Main", "empty": ""}
-	want := map[string]string{v1alpha1.NodeVerdictLabel: "trusted", v1alpha1.NodeTagPrefix + "country": "DE"}
+	want := map[string]string{v1alpha1.NodeVerdictLabel: "trusted", v1alpha1.NodeTagPrefix + "country": "DE", v1alpha1.NodeReferenceLabel: "prod"}
 	if diff := cmp.Diff(want, nodeOf(from(t, s), "fra-1").Labels); diff != "" {
 		t.Error(diff)
+	}
+	delete(want, v1alpha1.NodeReferenceLabel)
+	for _, name := range []string{"prod 2026", strings.Repeat("x", 64), ""} {
+		s.NodeTrusts[0].Spec.Reference = name
+		if diff := cmp.Diff(want, nodeOf(from(t, s), "fra-1").Labels); diff != "" {
+			t.Errorf("reference %q: %s", name, diff)
+		}
 	}
 }
 

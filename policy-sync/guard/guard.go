@@ -1,9 +1,9 @@
 // Package guard makes the admission policies that keep trust in the right hands: nobody
 // but policy-sync writes what opens doors.
 //
-// They are ValidatingAdmissionPolicies (and one MutatingAdmissionPolicy), which the API
-// server evaluates itself, with no webhook that could be away. They fail closed. They
-// are the first of two lines: what slips by while they are off is found and taken away
+// They are ValidatingAdmissionPolicies (and two MutatingAdmissionPolicies), which the API
+// server evaluates itself, with no webhook that could be away. They fail closed, but for the
+// one that helps the scheduler (affinityOnCreate). They are the first of two lines: what slips by while they are off is found and taken away
 // by policy-sync (see trustgraph.TrustKey).
 //
 // What has to go on working does: a kubelet patches a pod's status without touching
@@ -43,6 +43,8 @@ type Params struct {
 	CalicoAPIServer string
 	// Taint guards the taint of untrusted nodes and puts it on when a Node is created.
 	Taint bool
+	// Affinity has pods of enforced namespaces placed on nodes that their TrustPolicies accept.
+	Affinity bool
 }
 
 // Validate reports every problem at once.
@@ -100,6 +102,9 @@ func Objects(p Params) ([]runtime.Object, error) {
 	}
 	if p.Taint {
 		out = append(out, taintOnCreate()...)
+	}
+	if p.Affinity {
+		out = append(out, affinityOnCreate()...)
 	}
 	return out, nil
 }

@@ -27,7 +27,7 @@ const (
 )
 
 func params() guard.Params {
-	return guard.Params{PolicySync: syncer, SPIREServers: []string{spire}, CalicoAPIServer: calico, Taint: true}
+	return guard.Params{PolicySync: syncer, SPIREServers: []string{spire}, CalicoAPIServer: calico, Taint: true, Affinity: true}
 }
 
 func objects(t *testing.T) []runtime.Object {

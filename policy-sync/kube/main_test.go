@@ -68,7 +68,7 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 		return err
 	}
 	guards, err := guard.Objects(guard.Params{PolicySync: policySync, SPIREServers: []string{spire},
-		CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true})
+		CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true, Affinity: true})
 	if err != nil {
 		return err
 	}
@@ -91,6 +91,14 @@ metadata: {name: payments, labels: {trust.keelson.io/mode: enforce}}
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: default, namespace: payments}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: placing, labels: {trust.keelson.io/mode: enforce}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: watching, labels: {trust.keelson.io/mode: audit}}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole

@@ -70,8 +70,9 @@ func TestAnOldKubernetesIsRefused(t *testing.T) {
 	}{
 		"if both kinds are served, accept":                           {[]string{validating, mutating}, "", ""},
 		"if new nodes could not be tainted, refuse":                  {[]string{validating}, "", "does not serve admissionregistration.k8s.io/v1 MutatingAdmissionPolicy, which the guards need: use 1.36 or later"},
-		"if new nodes need not be tainted, accept":                   {[]string{validating}, "policySync: {config: {taint: false}}", ""},
-		"if nothing could be guarded, refuse":                        {nil, "policySync: {config: {taint: false}}", "ValidatingAdmissionPolicy"},
+		"if pods could get no affinity, refuse":                      {[]string{validating}, "policySync: {config: {taint: false}}", "MutatingAdmissionPolicy"},
+		"if neither taint nor affinity is wanted, accept":            {[]string{validating}, "policySync: {config: {taint: false}}\nguards: {affinity: false}", ""},
+		"if nothing could be guarded, refuse":                        {nil, "policySync: {config: {taint: false}}\nguards: {affinity: false}", "ValidatingAdmissionPolicy"},
 		"if nothing is to be guarded, accept, and the notes warn it": {nil, "guards: {enabled: false}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -35,6 +35,8 @@ const (
 	NodeLabelPrefix  = "keelson.node-restriction.kubernetes.io/"
 	NodeVerdictLabel = NodeLabelPrefix + "verdict"
 	NodeTagPrefix    = NodeLabelPrefix + "tag."
+	// NodeReferenceLabel names the reference set that the node matches, where that name can be a label's value.
+	NodeReferenceLabel = NodeLabelPrefix + "reference"
 	// UntrustedTaint (effect NoSchedule) is on every node that is not trusted.
 	UntrustedTaint = Group + "/untrusted"
 )

@@ -14,9 +14,14 @@ import (
 )
 
 // Proves is what the scenario shows.
-const Proves = "payments holds an identity, is labelled and is reachable in DE only; the same image and account on a trusted machine in FR is nobody"
+const Proves = "payments holds an identity, is labelled and is reachable in DE only; the scheduler places it nowhere else, and the same image and account on a trusted machine in FR is nobody"
 
-var abroad = stage.Pod{Namespace: "payments", Name: "api-par-1", Account: "api", Node: "par-1", Mesh: true, Labels: map[string]string{"place": "abroad"}}
+var (
+	// wishful wants to run in FR.
+	wishful = stage.Pod{Namespace: "payments", Name: "api-wishful", Account: "api", Node: "par-1", Mesh: true}
+	// abroad runs there, past the scheduler and a kubelet that asks.
+	abroad = stage.Pod{Namespace: "payments", Name: "api-par-1", Account: "api", Node: "par-1", Force: true, Mesh: true, Labels: map[string]string{"place": "abroad"}}
+)
 
 // service leads to the pod abroad alone, ready or not: were it let in, callers would reach it here.
 const service = `
@@ -34,7 +39,15 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err := s.Cluster.Apply(ctx, []byte(service)); err != nil {
 		return err
 	}
-	if err := s.Create(ctx, abroad); err != nil {
+	if err := s.Create(ctx, wishful); err != nil {
+		return err
+	}
+	why, err := s.Waits(ctx, wishful)
+	if err != nil {
+		return err
+	}
+	t.Expect(strings.Contains(why, "affinity"), "the scheduler does not place it abroad", "%s", why)
+	if err := s.ForcePods(ctx, abroad); err != nil {
 		return err
 	}
 	if err := s.PodRunning(ctx, abroad, time.Minute); err != nil {
@@ -56,7 +69,7 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err := reached(ctx, s, t); err != nil {
 		return err
 	}
-	return s.Delete(ctx, abroad)
+	return s.Delete(ctx, abroad, wishful)
 }
 
 func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {

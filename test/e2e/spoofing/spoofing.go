@@ -35,7 +35,7 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		return err
 	}
 	victim := stage.Pod{Namespace: "bank", Name: "forced-" + bad, Account: "teller", Node: bad, Force: true}
-	if err := s.Create(ctx, victim); err != nil {
+	if err := s.ForcePods(ctx, victim); err != nil {
 		return err
 	}
 	if err := s.PodReady(ctx, victim.Namespace, victim.Name, time.Minute); err != nil {

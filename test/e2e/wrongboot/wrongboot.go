@@ -3,7 +3,6 @@ package wrongboot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,14 +15,16 @@ import (
 )
 
 // Proves is what the scenario shows.
-const Proves = "a machine with another kernel command line is refused by name; nothing is scheduled there, and a pod forced there gets no identity and reaches nobody"
+const Proves = "a machine with another kernel command line is refused by name; nothing is scheduled there, its kubelet refuses what is bound to it, and a pod that runs there all the same gets no identity and reaches nobody"
 
 // Node is the machine, whose kernel was started with one word more.
 const Node = "evil-1"
 
 var (
 	scheduled = stage.Pod{Namespace: "bank", Name: "scheduled-" + Node, Account: "teller", Node: Node}
-	forced    = stage.Pod{Namespace: "bank", Name: "forced-" + Node, Account: "teller", Node: Node, Force: true}
+	bound     = stage.Pod{Namespace: "bank", Name: "bound-" + Node, Account: "teller", Node: Node, Force: true}
+	// Those below run there, as on a machine whose kubelet does not ask.
+	forced = stage.Pod{Namespace: "bank", Name: "forced-" + Node, Account: "teller", Node: Node, Force: true}
 	// bait has the ledger's account: if anything were wrong with the trusted ends' egress, they would call it.
 	bait = stage.Pod{Namespace: "bank", Name: "bait-" + Node, Account: "ledger", Node: Node, Force: true}
 )
@@ -40,21 +41,41 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err := refused(ctx, s, t); err != nil {
 		return err
 	}
-	for _, p := range []stage.Pod{scheduled, forced, bait} {
-		if err := s.Create(ctx, p); err != nil {
-			return err
-		}
+	if err := unplaced(ctx, s, t); err != nil {
+		return err
+	}
+	if err := s.ForcePods(ctx, forced, bait); err != nil {
+		return err
 	}
 	for _, p := range []stage.Pod{forced, bait} {
 		if err := s.PodReady(ctx, p.Namespace, p.Name, time.Minute); err != nil {
 			return err
 		}
 	}
-	t.Say("pods %s and %s run: bound past the scheduler", forced, bait)
+	t.Say("pods %s and %s run: bound past the scheduler, and without the affinity that admission adds", forced, bait)
 	if err := closed(ctx, s, t); err != nil {
 		return err
 	}
-	return s.Delete(ctx, scheduled, forced, bait)
+	return s.Delete(ctx, scheduled, bound, forced, bait)
+}
+
+// unplaced: neither the scheduler nor an honest kubelet takes a pod of a policy there.
+func unplaced(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	for _, p := range []stage.Pod{scheduled, bound} {
+		if err := s.Create(ctx, p); err != nil {
+			return err
+		}
+	}
+	why, err := s.Waits(ctx, scheduled)
+	if err != nil {
+		return err
+	}
+	t.Expect(strings.Contains(why, "taint") || strings.Contains(why, "affinity"), "the scheduler puts nothing there", "%s", why)
+	if why, err = s.Rejected(ctx, bound); err != nil {
+		return err
+	}
+	t.Expect(strings.Contains(why, "affinity"), "its kubelet refuses a pod that is bound to it past the scheduler", "%s", why)
+	return nil
 }
 
 func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {
@@ -101,14 +122,6 @@ func closed(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err != nil {
 		return err
 	}
-	if object.Spec.NodeName != "" {
-		return errors.New("wrongboot: the scheduler put a pod there")
-	}
-	for _, c := range object.Status.Conditions {
-		if c.Message != "" {
-			t.Expect(strings.Contains(c.Message, "taint"), "the scheduler puts nothing there", "%s", c.Message)
-			return nil
-		}
-	}
-	return errors.New("wrongboot: the scheduler says nothing of the pod that waits")
+	t.Expect(object.Spec.NodeName == "", "the scheduler has put nothing there since", "%s", object.Spec.NodeName)
+	return nil
 }
