@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
@@ -105,15 +107,51 @@ func holdsTag(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// unlockTag is "unlocktag FILE": root puts the file's digest into an index that it does not lock.
+func unlockTag(ts *testscript.TestScript, _ bool, args []string) {
+	signed, err := os.ReadFile(ts.MkAbs(args[0]))
+	ts.Check(err)
+	tpm, err := linuxudstpm.Open(ts.Getenv("TPM"))
+	ts.Check(err)
+	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	const index = assettag.DefaultIndex
+	old, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(index)}.Execute(tpm)
+	ts.Check(err)
+	_, err = tpm2.NVUndefineSpace{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: old.NVName}}.Execute(tpm)
+	ts.Check(err)
+	area := assettag.NVPublic(index, assettag.NVDefined)
+	_, err = tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(area)}.Execute(tpm)
+	ts.Check(err)
+	name, err := tpm2.NVName(&area)
+	ts.Check(err)
+	digest := assettag.Digest(signed)
+	_, err = tpm2.NVWrite{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: digest[:]}}.Execute(tpm)
+	ts.Check(errors.Join(err, tpm.Close()))
+}
+
+// tpmEnv gives a script a fresh TPM: its socket and the hash of its ECC EK.
+func tpmEnv(t *testing.T) func(*testscript.Env) error {
+	return func(e *testscript.Env) error {
+		path := tpmtest.Start(t)
+		dev, err := tpmdev.Open(path)
+		if err != nil {
+			return err
+		}
+		endorsements, err := dev.Endorsements(t.Context())
+		if err := errors.Join(err, dev.Close()); err != nil {
+			return err
+		}
+		e.Setenv("TPM", path)
+		e.Setenv("EK", endorsements[0].Hash.String())
+		return nil
+	}
+}
+
 func TestTagScripts(t *testing.T) {
-	tpm := tpmtest.Start(t)
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/tag",
-		Setup: func(e *testscript.Env) error {
-			e.Setenv("TPM", tpm)
-			return nil
-		},
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "holdstag": holdsTag},
+		Dir:                 "testdata/tag",
+		Setup:               tpmEnv(t),
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "holdstag": holdsTag, "unlocktag": unlockTag},
 		RequireExplicitExec: true,
 	})
 }

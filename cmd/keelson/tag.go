@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
-	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
 
 const issueHelp = `Sign an asset tag: facts about one machine (country, region, rack), bound to its TPM by the hashes of its
@@ -23,8 +23,8 @@ EKs. A server takes it only from that TPM, after "keelson tag provision" has put
 
 The serial must rise with every tag of a machine: servers refuse one below the highest that they have seen.`
 
-const provisionHelp = `Write the digest of a signed asset tag into the TPM of this machine, so that the TPM can certify it. Needs the
-owner's authorisation, which is usually empty.
+const provisionHelp = `Write the digest of a signed asset tag into the TPM of this machine and lock it, so that the TPM can certify it.
+A tag that is there is replaced. Needs the owner's authorisation, which is usually empty.
 
 Install the signed document itself where the agent plugin is told to look for it.`
 
@@ -39,12 +39,13 @@ type issueFlags struct {
 }
 
 type provisionFlags struct {
-	tpm, document, index, ownerAuth string
+	tpmFlags
+	document, index string
 }
 
 func addTag(root *cobra.Command) {
 	tag := group("tag", "Work with asset tags: signed facts about a machine, bound to its TPM")
-	tag.AddCommand(issueCommand(), provisionCommand())
+	tag.AddCommand(issueCommand(), provisionCommand(), showTagCommand(), rotateCommand(), revokeCommand())
 	root.AddCommand(tag)
 }
 
@@ -54,16 +55,21 @@ func issueCommand() *cobra.Command {
 		Use: "issue --key FILE --ek-hash HEX --tag KEY=VALUE --serial N --valid-for 8760h -o FILE", Short: "Sign an asset tag", Long: issueHelp, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return issueTag(c.OutOrStdout(), f, time.Now()) },
 	}
+	f.content(c)
+	c.Flags().StringArrayVar(&f.ekHashes, "ek-hash", nil, "SHA-256 of an EK's SubjectPublicKeyInfo, hex; repeat for each EK of the machine (required)")
+	c.Flags().StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
+	return c
+}
+
+// content registers what makes a new document, whether the first or the next one of a machine.
+func (f *issueFlags) content(c *cobra.Command) {
 	flags := c.Flags()
 	flags.StringVar(&f.key, "key", "", "PEM file with the signing key, PKCS #8, ed25519 or ECDSA P-256 (required)")
-	flags.StringArrayVar(&f.ekHashes, "ek-hash", nil, "SHA-256 of an EK's SubjectPublicKeyInfo, hex; repeat for each EK of the machine (required)")
-	flags.StringArrayVar(&f.tags, "tag", nil, "a fact, as country=DE; may be repeated (required)")
-	flags.Uint64Var(&f.serial, "serial", 0, "number of this tag, above all earlier ones of the machine (required)")
+	flags.StringArrayVar(&f.tags, "tag", nil, "a fact, as country=DE; may be repeated")
+	flags.Uint64Var(&f.serial, "serial", 0, "number of this tag, above all earlier ones of the machine; needed for the first, else one more than the last")
 	flags.StringVar(&f.notBefore, "not-before", "", "begin of validity, as 2026-10-31T00:00:00Z (default now)")
 	flags.StringVar(&f.notAfter, "not-after", "", "end of validity, as 2027-10-31T00:00:00Z")
 	flags.DurationVar(&f.validityFor, "valid-for", 0, "validity from its begin on, instead of --not-after")
-	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
-	return c
 }
 
 func issueTag(out io.Writer, f issueFlags, now time.Time) error {
@@ -74,13 +80,9 @@ func issueTag(out io.Writer, f issueFlags, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	pem, err := readLimited(f.key, maxPEM)
+	signer, err := readSigningKey(f.key)
 	if err != nil {
 		return err
-	}
-	signer, err := assettag.ParseSigningKey(pem)
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.key, err)
 	}
 	signed, err := assettag.Sign(doc, signer, rand.Reader)
 	if err != nil {
@@ -91,6 +93,18 @@ func issueTag(out io.Writer, f issueFlags, now time.Time) error {
 		return err
 	}
 	return os.WriteFile(f.out, signed, 0o644) //nolint:gosec // a tag is no secret
+}
+
+func readSigningKey(file string) (crypto.Signer, error) {
+	pem, err := readLimited(file, maxPEM)
+	if err != nil {
+		return nil, err
+	}
+	signer, err := assettag.ParseSigningKey(pem)
+	if err != nil {
+		return nil, inFile(file, err)
+	}
+	return signer, nil
 }
 
 // document is what the flags say, with every problem at once.
@@ -137,24 +151,31 @@ func provisionCommand() *cobra.Command {
 			return provisionTag(c.Context(), c.OutOrStdout(), f)
 		},
 	}
-	flags := c.Flags()
-	flags.StringVar(&f.tpm, "tpm", "/dev/tpmrm0", "TPM device, or Unix socket that takes raw TPM commands")
-	flags.StringVar(&f.document, "document", "", "file that tag issue wrote (required)")
-	flags.StringVar(&f.index, "index", fmt.Sprintf("0x%08x", assettag.DefaultIndex), "NV index")
-	flags.StringVar(&f.ownerAuth, "owner-auth-file", "", "file with the owner's authorisation, when it is not empty")
+	f.register(c, defaultTPM)
+	c.Flags().StringVar(&f.document, "document", "", "file that tag issue wrote (required)")
+	indexFlag(c, &f.index)
 	return c
 }
 
-// maxOwnerAuth bounds an authorisation value in bytes: a TPM takes no more than its largest digest.
-const maxOwnerAuth = 64
+func indexFlag(c *cobra.Command, index *string) {
+	c.Flags().StringVar(index, "index", fmt.Sprintf("0x%08x", assettag.DefaultIndex), "NV index")
+}
+
+func parseIndex(text string) (uint32, error) {
+	index, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		return 0, fmt.Errorf("--index %.20q is not a number like 0x%08x", text, assettag.DefaultIndex)
+	}
+	return uint32(index), assettag.CheckIndex(uint32(index))
+}
 
 func provisionTag(ctx context.Context, out io.Writer, f provisionFlags) (err error) {
 	if f.document == "" {
 		return errors.New("--document is missing: name the signed tag that tag issue wrote")
 	}
-	index, err := strconv.ParseUint(f.index, 0, 32)
+	index, err := parseIndex(f.index)
 	if err != nil {
-		return fmt.Errorf("--index %.20q is not a number like 0x%08x", f.index, assettag.DefaultIndex)
+		return err
 	}
 	signed, err := readLimited(f.document, assettag.MaxDocumentSize)
 	if err != nil {
@@ -163,19 +184,13 @@ func provisionTag(ctx context.Context, out io.Writer, f provisionFlags) (err err
 	if len(signed) == 0 {
 		return fmt.Errorf("%s is empty", f.document)
 	}
-	opts := tpmdev.Options{}
-	if f.ownerAuth != "" {
-		if opts.OwnerAuth, err = readLimited(f.ownerAuth, maxOwnerAuth); err != nil {
-			return err
-		}
-	}
-	dev, err := tpmdev.OpenOptions(f.tpm, opts)
+	dev, err := f.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	digest := assettag.Digest(signed)
-	if err := dev.ProvisionTag(ctx, uint32(index), digest); err != nil {
+	if err := dev.ProvisionTag(ctx, index, digest); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "NV index 0x%08x holds sha256:%x, the digest of %s\n", index, digest, f.document)

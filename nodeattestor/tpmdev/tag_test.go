@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport/linuxudstpm"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
@@ -93,6 +94,74 @@ func TestTagIsProvisionedCertifiedAndReplaced(t *testing.T) {
 			if tag.Tags()["country"] != "DE" || tag.Serial() != serial {
 				t.Errorf("tag is %v, serial %d", tag.Tags(), tag.Serial())
 			}
+		}
+	})
+}
+
+// A locked index takes no other content, not from the owner and not after a reboot, until
+// it is deleted.
+func TestTagIsLockedAcrossReboots(t *testing.T) {
+	if !hasSwtpm() {
+		t.Skip("the simulator forgets its NV memory when it stops; swtpm is not installed")
+	}
+	dir, digest := tpmtest.Dir(t), [assettag.DigestSize]byte{1}
+	const index = assettag.DefaultIndex
+	for boot := range 2 {
+		path, stop, err := tpmtest.StartSocket(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dev := open(t, path, tpmdev.Options{})
+		if boot == 0 {
+			if err := dev.ProvisionTag(t.Context(), index, digest); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tag, err := dev.Tag(t.Context(), index)
+		if err != nil || !tag.Right || !tag.Locked || !bytes.Equal(tag.Contents, digest[:]) {
+			t.Errorf("boot %d: tag %+v, %v", boot, tag, err)
+		}
+		tpm, err := linuxudstpm.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		public := assettag.NVPublic(index, assettag.NVLocked)
+		name, err := tpm2.NVName(&public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tpm2.NVWrite{
+			AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: *name},
+			Data:       tpm2.TPM2BMaxNVBuffer{Buffer: make([]byte, assettag.DigestSize)},
+		}.Execute(tpm)
+		if !errors.Is(err, tpm2.TPMRCNVLocked) {
+			t.Errorf("boot %d: writing as owner: %v, want TPM_RC_NV_LOCKED", boot, err)
+		}
+		if err := errors.Join(tpm.Close(), stop()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTagIsRemoved(t *testing.T) {
+	tpmtest.StartEach(t, func(t *testing.T, path string) {
+		dev := open(t, path, tpmdev.Options{})
+		const index = assettag.DefaultIndex
+		if err := dev.RemoveTag(t.Context(), index); !errors.Is(err, tpmdev.ErrNoTag) {
+			t.Errorf("removing what is not there: %v, want ErrNoTag", err)
+		}
+		if err := dev.RemoveTag(t.Context(), 0x01c00002); err == nil || errors.Is(err, tpmdev.ErrNoTag) {
+			t.Errorf("removing an index that is not the owner's: %v", err)
+		}
+		if err := dev.ProvisionTag(t.Context(), index, [assettag.DigestSize]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		if err := dev.RemoveTag(t.Context(), index); err != nil {
+			t.Fatal(err)
+		}
+		if tag, err := dev.Tag(t.Context(), index); !errors.Is(err, tpmdev.ErrNoTag) {
+			t.Errorf("after it was removed: %+v, %v; want ErrNoTag", tag, err)
 		}
 	})
 }

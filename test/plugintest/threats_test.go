@@ -2,6 +2,7 @@ package plugintest_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"strings"
@@ -255,6 +256,15 @@ func TestThreat21_TagsForgedOrCopied(t *testing.T) {
 		{"another document beside an untouched NV index", "tag.digest", func() {
 			m.provision(t, key.tag(t, m.ekHex, 3, "DE"))
 			check(t, os.WriteFile(m.file("tag.json"), key.tag(t, m.ekHex, 4, "FR"), 0o600))
+		}},
+		{"a tag that has expired", "tag.expired", func() {
+			past := time.Now().Add(-time.Hour)
+			m.provision(t, must2(assettag.Sign(assettag.Document{Tags: map[string]string{"country": "FR"}, EKHashes: m.ekHex, Serial: 4,
+				NotBefore: past.Add(-time.Hour), NotAfter: past}, key, rand.Reader))(t))
+		}},
+		{"a document that nobody signed", "tag.envelope", func() {
+			m.provision(t, must2(assettag.Document{Tags: map[string]string{"country": "FR"}, EKHashes: m.ekHex, Serial: 4,
+				NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Marshal())(t))
 		}},
 		{"an older tag put back", "tag.serial", func() { m.provision(t, key.tag(t, m.ekHex, 1, "FR")) }},
 	}
