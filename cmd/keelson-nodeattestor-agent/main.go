@@ -3,18 +3,14 @@
 package main
 
 import (
-	"os"
-
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
 	"github.com/keelson-project/keelson/nodeattestor/agentplugin"
-	"github.com/keelson-project/keelson/nodeattestor/parentwatch"
 )
 
 func main() {
 	plugin := agentplugin.New()
-	parentwatch.Start(func() { os.Exit(1) }) // what has to survive is on the disk at any time
 	pluginmain.Serve(nodeattestorv1.NodeAttestorPluginServer(plugin), configv1.ConfigServiceServer(plugin))
 }

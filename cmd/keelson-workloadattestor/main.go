@@ -3,20 +3,17 @@
 package main
 
 import (
-	"os"
 	"time"
 
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
-	"github.com/keelson-project/keelson/nodeattestor/parentwatch"
 	"github.com/keelson-project/keelson/workloadattestor/workloadplugin"
 )
 
 func main() {
 	plugin := workloadplugin.New(time.Now)
-	parentwatch.Start(func() { os.Exit(1) })
 	pluginmain.Serve(
 		workloadattestorv1.WorkloadAttestorPluginServer(plugin),
 		configv1.ConfigServiceServer(plugin),
