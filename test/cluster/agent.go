@@ -29,6 +29,8 @@ type SpireAgentOptions struct {
 	JoinToken string
 	// Restart starts the agent again when it ends (an evicted or refused agent exits), after this pause; zero does not.
 	Restart time.Duration
+	// MetricsPort is where SPIRE serves its own metrics to Prometheus, on 127.0.0.1; 0 is nowhere.
+	MetricsPort int
 }
 
 // SpireAgent is a SPIRE agent under supervision.
@@ -91,6 +93,7 @@ func (o SpireAgentOptions) config(a *SpireAgent) string {
 		fmt.Fprintf(&b, "  join_token = %q\n", o.JoinToken)
 	}
 	fmt.Fprintf(&b, "  experimental { sync_interval = \"1s\" }\n}\n")
+	writeTelemetry(&b, o.MetricsPort)
 	writePlugins(&b, append([]Plugin{{Type: "KeyManager", Name: "memory"}}, o.Plugins...))
 	return b.String()
 }

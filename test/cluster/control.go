@@ -110,15 +110,21 @@ func (c *Cluster) runAPIServer(ctx context.Context) error {
 
 // KillAPIServer ends kube-apiserver as kill -9 does, and starts it again after a pause. It returns when it serves.
 func (c *Cluster) KillAPIServer(ctx context.Context, pause time.Duration) error {
+	return c.Outage(ctx, func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	})
+}
+
+// Outage ends kube-apiserver as kill -9 does, calls meanwhile, and starts it again. It returns when it serves.
+func (c *Cluster) Outage(ctx context.Context, meanwhile func()) error {
 	if err := syscall.Kill(-c.apiProcess.PID(), syscall.SIGKILL); err != nil {
 		return fmt.Errorf("cluster: kube-apiserver: %w", err)
 	}
 	<-c.apiProcess.Done()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(pause):
-	}
+	meanwhile()
 	return c.runAPIServer(ctx)
 }
 

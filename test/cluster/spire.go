@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	agentapi "github.com/spiffe/spire-api-sdk/proto/spire/api/server/agent/v1"
@@ -26,6 +28,8 @@ type Plugin struct {
 	Cmd string
 	// Data is the text inside plugin_data, in HCL.
 	Data string
+	// DataFile is a file that holds that text, in place of Data. SPIRE reads it again on SIGUSR1.
+	DataFile string
 }
 
 // SpireServerOptions says what server to run. TTLs of zero are SPIRE's own defaults.
@@ -39,6 +43,10 @@ type SpireServerOptions struct {
 	AdminIDs               []string
 	Plugins                []Plugin
 	LimitAttestationByRate bool // SPIRE's default; here off unless asked for
+	// KeepKeys keeps the server's keys on disk: it can be killed and started again, and agents still know it.
+	KeepKeys bool
+	// MetricsPort is where SPIRE serves its own metrics to Prometheus, on 127.0.0.1; 0 is nowhere.
+	MetricsPort int
 }
 
 // SpireServer is a running SPIRE server.
@@ -53,6 +61,8 @@ type SpireServer struct {
 	// Process is the server's process.
 	Process     *Process
 	trustDomain string
+	group       *Group
+	command     Command
 }
 
 // StartSpireServer starts a server in group g and waits until its API answers. Its plugin configuration is part of that: a
@@ -81,17 +91,37 @@ func StartSpireServer(ctx context.Context, g *Group, o SpireServerOptions) (*Spi
 		return nil, fmt.Errorf("cluster: spire-server: %w", err)
 	}
 	begun := time.Now()
-	s.Process, err = g.Start(Command{Name: "spire-server", Path: paths["spire-server"], Args: []string{"run", "-config", config}})
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := s.Process.Until(ctx, s.writeBundle); err != nil {
+	s.group, s.command = g, Command{Name: "spire-server", Path: paths["spire-server"], Args: []string{"run", "-config", config}}
+	if err := s.Start(ctx); err != nil {
 		return nil, err
 	}
 	say(orDiscard(o.Log), "SPIRE server serves trust domain %s after %.1f s", o.TrustDomain, time.Since(begun).Seconds())
 	return s, nil
+}
+
+// Start starts a server again that has ended, and waits until its API answers.
+func (s *SpireServer) Start(ctx context.Context) (err error) {
+	if s.Process, err = s.group.Start(s.command); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return s.Process.Until(ctx, s.writeBundle)
+}
+
+// Kill ends the server as kill -9 does. Its plugins are not told.
+func (s *SpireServer) Kill() error {
+	if err := syscall.Kill(s.Process.PID(), syscall.SIGKILL); err != nil {
+		return fmt.Errorf("cluster: spire-server: %w", err)
+	}
+	<-s.Process.Done()
+	return nil
+}
+
+// Validate runs `spire-server validate` on the configuration that the server was started with, and returns what it says.
+func (s *SpireServer) Validate(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, s.command.Path, "validate", "-config", s.command.Args[2]).CombinedOutput()
+	return string(out), err
 }
 
 func (o SpireServerOptions) config(s *SpireServer) string {
@@ -109,12 +139,23 @@ func (o SpireServerOptions) config(s *SpireServer) string {
 	}
 	fmt.Fprintf(&b, "  ratelimit { attestation = %t }\n", o.LimitAttestationByRate)
 	fmt.Fprintf(&b, "  experimental { cache_reload_interval = \"1s\" }\n}\n")
+	writeTelemetry(&b, o.MetricsPort)
+	keys := Plugin{Type: "KeyManager", Name: "memory"}
+	if o.KeepKeys {
+		keys = Plugin{Type: "KeyManager", Name: "disk", Data: fmt.Sprintf("keys_path = %q", filepath.Join(o.Dir, "data", "keys.json"))}
+	}
 	plugins := append([]Plugin{
 		{Type: "DataStore", Name: "sql", Data: fmt.Sprintf("database_type = \"sqlite3\"\nconnection_string = %q", filepath.Join(o.Dir, "data", "datastore.sqlite3"))},
-		{Type: "KeyManager", Name: "memory"},
+		keys,
 	}, o.Plugins...)
 	writePlugins(&b, plugins)
 	return b.String()
+}
+
+func writeTelemetry(b *strings.Builder, port int) {
+	if port != 0 {
+		fmt.Fprintf(b, "telemetry {\n  Prometheus {\n    host = \"127.0.0.1\"\n    port = %d\n  }\n}\n", port)
+	}
 }
 
 func quoted(values []string) string {
@@ -131,6 +172,10 @@ func writePlugins(b *strings.Builder, plugins []Plugin) {
 		fmt.Fprintf(b, "  %s %q {\n", p.Type, p.Name)
 		if p.Cmd != "" {
 			fmt.Fprintf(b, "    plugin_cmd = %q\n", p.Cmd)
+		}
+		if p.DataFile != "" {
+			fmt.Fprintf(b, "    plugin_data_file = %q\n  }\n", p.DataFile)
+			continue
 		}
 		fmt.Fprintf(b, "    plugin_data {\n%s\n    }\n  }\n", p.Data)
 	}

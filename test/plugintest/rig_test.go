@@ -146,12 +146,16 @@ func (m *machine) serve(t *testing.T, extra string) *machine {
 		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
 		ServiceClients: []pluginsdk.ServiceClient{m.conf},
 	})
-	text := fmt.Sprintf("tpm = %q\ndata_dir = %q\nevent_log = %q\nima_log = %q\ncommand_line = %q\n%s",
-		m.tpm, m.file("data"), m.file("binary_bios_measurements"), m.file("binary_runtime_measurements"), m.file("cmdline.txt"), extra)
 	_, err := m.conf.Configure(t.Context(), &configv1.ConfigureRequest{
-		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain}, HclConfiguration: text})
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain}, HclConfiguration: m.config(extra)})
 	check(t, err)
 	return m
+}
+
+// config is the plugin_data of the machine's agent plugin.
+func (m *machine) config(extra string) string {
+	return fmt.Sprintf("tpm = %q\ndata_dir = %q\nevent_log = %q\nima_log = %q\ncommand_line = %q\n%s",
+		m.tpm, m.file("data"), m.file("binary_bios_measurements"), m.file("binary_runtime_measurements"), m.file("cmdline.txt"), extra)
 }
 
 // capture makes a reference set from the machine as it is.
@@ -215,6 +219,8 @@ type serverOptions struct {
 	extra     string
 	// kubernetes replaces the block of that name.
 	kubernetes string
+	// auditLog and stateDir are where the audit log and the pending verdicts go; the server's folder when empty.
+	auditLog, stateDir string
 }
 
 func newServer(t *testing.T, o serverOptions) *server {
@@ -235,6 +241,14 @@ func newServer(t *testing.T, o serverOptions) *server {
 func (s *server) file(name string) string { return filepath.Join(s.dir, name) }
 
 func (s *server) configure(t *testing.T, o serverOptions) error {
+	t.Helper()
+	_, err := s.conf.Configure(t.Context(), &configv1.ConfigureRequest{
+		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain}, HclConfiguration: s.config(t, o)})
+	return err
+}
+
+// config writes the server's files, and returns the plugin_data that names them.
+func (s *server) config(t testing.TB, o serverOptions) string {
 	t.Helper()
 	var inv bytes.Buffer
 	inv.WriteString("machines:\n")
@@ -257,12 +271,16 @@ func (s *server) configure(t *testing.T, o serverOptions) error {
 		check(t, os.WriteFile(s.file("signer.pem"), o.tagSigner, 0o600))
 		tag = fmt.Sprintf("tag {\n signers = [%q]\n%s}\n", s.file("signer.pem"), o.tagExtra)
 	}
-	text := fmt.Sprintf("ek_mode = \"certificate\"\nek_roots = [%q]\ninventory = %q\nreferences = [%q]\naudit_log = %q\nstate_dir = %q\n"+
+	auditLog, stateDir := s.file("audit.jsonl"), s.dir
+	if o.auditLog != "" {
+		auditLog = o.auditLog
+	}
+	if o.stateDir != "" {
+		stateDir = o.stateDir
+	}
+	return fmt.Sprintf("ek_mode = \"certificate\"\nek_roots = [%q]\ninventory = %q\nreferences = [%q]\naudit_log = %q\nstate_dir = %q\n"+
 		"pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }\n%s%s%s",
-		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), s.file("audit.jsonl"), s.dir, api, tag, o.extra)
-	_, err := s.conf.Configure(t.Context(), &configv1.ConfigureRequest{
-		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain}, HclConfiguration: text})
-	return err
+		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), auditLog, stateDir, api, tag, o.extra)
 }
 
 // audit is the audit file's lines.
