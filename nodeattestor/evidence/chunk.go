@@ -16,7 +16,8 @@ const MaxChunkData = MaxChunkRaw + 4<<10
 
 var (
 	// An empty log piece is a frame too: a log whose size is a multiple of MaxChunkRaw ends with one.
-	encoder = must(zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(512<<10), zstd.WithZeroFrames(true)))
+	// A frame's own checksum would add nothing to what a log's replay proves.
+	encoder = must(zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(512<<10), zstd.WithZeroFrames(true), zstd.WithEncoderCRC(false)))
 	// The decoder refuses a frame whose declared or real size is above MaxChunkRaw, and
 	// a window above what our encoder uses, before it takes memory for either.
 	decoder = must(zstd.NewReader(nil, zstd.WithDecoderConcurrency(0),
@@ -32,11 +33,15 @@ func NewChunk(log LogKind, offset uint64, raw []byte, final bool) (*Chunk, error
 }
 
 // Raw decompresses the chunk: exactly one frame, at most MaxChunkRaw bytes, whatever the frame declares.
-func (c *Chunk) Raw() ([]byte, error) {
+func (c *Chunk) Raw() ([]byte, error) { return c.RawInto(nil) }
+
+// RawInto is Raw into the room of buf, whose content is lost, so that chunk after chunk needs no memory of its own;
+// what it returns may be elsewhere, where the room did not suffice.
+func (c *Chunk) RawInto(buf []byte) ([]byte, error) {
 	if err := oneFrame(c.Data); err != nil {
 		return nil, fmt.Errorf("evidence: chunk of the %s at offset %d: zstd: %w", c.Log, c.Offset, err)
 	}
-	raw, err := decoder.DecodeAll(c.Data, nil)
+	raw, err := decoder.DecodeAll(c.Data, buf[:0])
 	if err != nil {
 		return nil, fmt.Errorf("evidence: chunk of the %s at offset %d: zstd (limit %d bytes): %w", c.Log, c.Offset, MaxChunkRaw, err)
 	}

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto/sha1" //nolint:gosec // the list's format has it; what proves is the bank
 	"encoding/binary"
-	"encoding/hex"
+	"errors"
 	"fmt"
 )
 
@@ -76,75 +76,80 @@ func cutLegacy(b []byte, raw rawEntry, n int) (rawEntry, int, error) {
 
 // legacyName refuses a NUL inside a name: padded, it would hash as a shorter name does.
 func legacyName(name []byte) error {
-	_, err := parseName(append(bytes.Clone(name), 0))
-	return err
+	if bytes.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("name %.64q has a NUL inside", name)
+	}
+	return nil
 }
 
 // violation tells whether the entry extends all ones: its recorded hash is all zero (Linux
 // ima_add_violation). Its data are in no digest.
 func (raw rawEntry) violation() bool { return [20]byte(raw.sha1) == [20]byte{} }
 
-// entryReader reads one entry after the other with the same buffers.
+// entryReader reads entries into Views, a batch at a time.
 type entryReader struct {
-	text []byte
+	views []View
+	keys  []byte // of template "ima", whose list has no bytes like them
 }
 
-func newEntryReader() *entryReader { return &entryReader{} }
+// batch is how many entries a visitor gets at once. Looking entries up one right after the other lets the
+// processor fetch what several need from memory at the same time, and takes a third of the time that it takes
+// between hashing one entry and the next.
+const batch = 64
 
-// parse reads the entry's fields and checks them against the recorded hash. The Entry keeps
-// nothing of the list.
-func (r *entryReader) parse(raw rawEntry, i int) (Entry, error) {
-	e := Entry{Index: i, Violation: raw.violation()}
+func newEntryReader() *entryReader { return &entryReader{views: make([]View, 0, batch)} }
+
+// reset forgets what was read; the room is used again.
+func (r *entryReader) reset() { r.views, r.keys = r.views[:0], r.keys[:0] }
+
+// parse reads the entry's fields and checks them against the recorded hash. What it returns is a part of
+// the list, and good until reset.
+func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
+	r.views = append(r.views, View{Index: i, Violation: raw.violation()})
+	v := &r.views[len(r.views)-1]
 	if raw.pcr != pcrIndex {
-		return e, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, pcrIndex)
+		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, pcrIndex)
 	}
-	if !e.Violation {
+	if !v.Violation {
 		sum := sha1.Sum(raw.data) //nolint:gosec // as above.
 		if sum != [sha1.Size]byte(raw.sha1) {
-			return e, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
+			return nil, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
 		}
 	}
-	var f fieldValues
-	var err error
-	fields, known := templates[string(raw.template)]
+	err := r.fields(v, raw)
 	switch {
-	case string(raw.template) == legacyTemplate:
-		name, _, _ := bytes.Cut(raw.data[20:], []byte{0})
-		f = fieldValues{alg: legacyAlg, sum: raw.data[:20], path: name}
-	case known:
-		f, err = parseFields(fields, raw.data)
-	default:
-		err = fmt.Errorf("template %q is unknown", raw.template)
+	case errors.Is(err, errZeros):
+		return nil, refuse("entry", "entry %d has an %v and is no violation", i, err)
+	case err != nil:
+		return nil, refuse("format", "entry %d: %v", i, err)
+	case v.Violation: // its digest and signature are in no digest
+		v.key, v.Signature, v.signed = nil, nil, false
 	}
-	if err != nil {
-		return e, refuse("format", "entry %d: %v", i, err)
-	}
-	if !e.Violation && zeros(f.sum) {
-		return e, refuse("entry", "entry %d (%.100q) has an all-zero digest and is no violation", i, f.path)
-	}
-	r.fill(&e, f)
-	return e, nil
+	return v, nil
 }
 
-// fill copies the fields out of the list, both texts with one allocation. A violation's digest and
-// signature are in no digest, so they are left out.
-func (r *entryReader) fill(e *Entry, f fieldValues) {
-	if e.Violation {
-		e.Path = string(f.path)
-		return
+func (r *entryReader) fields(v *View, raw rawEntry) error {
+	if string(raw.template) == legacyTemplate {
+		sum := raw.data[:20]
+		if !v.Violation && zeros(sum) {
+			return errZeros
+		}
+		v.Path, _, _ = bytes.Cut(raw.data[20:], []byte{0})
+		at := len(r.keys)
+		r.keys = appendKey(r.keys, v.Path, legacyAlg, sum, false)
+		v.key = r.keys[at:len(r.keys):len(r.keys)]
+		return nil
 	}
-	r.text = append(r.text[:0], f.path...)
-	if f.verity {
-		r.text = append(r.text, "verity:"...)
+	l, known := layoutOf(raw.template)
+	if !known {
+		return fmt.Errorf("template %q is unknown", raw.template)
 	}
-	r.text = append(append(r.text, f.alg...), ':')
-	r.text = hex.AppendEncode(r.text, f.sum)
-	text := string(r.text)
-	e.Path, e.Digest = text[:len(f.path)], text[len(f.path):]
-	if f.hasExtra {
-		e.Signature = bytes.Clone(f.extra)
-	}
+	v.layout = l
+	return parseFields(l, raw.data, v)
 }
+
+// errZeros refuses what would look like a violation to who compares digests alone.
+var errZeros = errors.New("all-zero digest")
 
 func zeros(b []byte) bool {
 	for _, c := range b {

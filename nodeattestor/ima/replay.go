@@ -27,7 +27,7 @@ type Options struct {
 type Replayer struct {
 	opt        Options
 	pcrs       quote.PCRs
-	visit      func(Entry)
+	visit      func([]View)
 	banks      []*running
 	reader     *entryReader
 	reached    bool
@@ -42,28 +42,34 @@ type Replayer struct {
 // running is one quoted bank's PCR 10 as replayed so far.
 type running struct {
 	alg    nodeclaim.HashAlg
+	size   int
 	hash   hash.Hash
-	value  []byte
-	digest []byte // an entry's, before it is extended
-	both   []byte // value and digest
+	both   []byte // the value, then the digest that extends it
 	quoted []byte
 }
 
 func newRunning(alg nodeclaim.HashAlg, quoted []byte) *running {
-	return &running{alg: alg, hash: alg.New(), value: make([]byte, alg.Size()), digest: make([]byte, 0, alg.Size()), quoted: quoted}
+	return &running{alg: alg, size: alg.Size(), hash: alg.New(), both: make([]byte, 2*alg.Size()), quoted: quoted}
 }
+
+func (b *running) value() []byte  { return b.both[:b.size] }
+func (b *running) digest() []byte { return b.both[b.size:] }
 
 // NewReplayer replays to PCR 10 as it stands in every bank of pcrs that has it, and keeps every entry.
 func NewReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 	r := newReplayer(pcrs, opt)
-	r.visit = func(e Entry) { r.result.Entries = append(r.result.Entries, e) }
+	r.visit = func(views []View) {
+		for i := range views {
+			r.result.Entries = append(r.result.Entries, views[i].Entry())
+		}
+	}
 	r.check()
 	return r
 }
 
-// NewStream is NewReplayer for lists too long to keep: it hands each entry to visit, in order, and
-// keeps none. What visit learns is unproven until Finish has succeeded.
-func NewStream(pcrs quote.PCRs, opt Options, visit func(Entry)) *Replayer {
+// NewStream is NewReplayer for lists too long to keep: it lends the entries to visit, in order and some at a
+// time, and keeps none. What visit learns is unproven until Finish has succeeded.
+func NewStream(pcrs quote.PCRs, opt Options, visit func([]View)) *Replayer {
 	r := newReplayer(pcrs, opt)
 	r.visit = visit
 	r.check()
@@ -99,24 +105,15 @@ func (r *Replayer) Write(p []byte) (int, error) {
 		r.err = refuse("limit", "the list has more than the %d bytes allowed", r.opt.Limits.Total)
 		return 0, r.err
 	}
-	rest := p
-	if len(r.pending) > 0 {
-		r.pending = append(r.pending, p...)
-		rest = r.pending
-	}
+	rest := r.complete(p)
 	for !r.reached && r.err == nil {
-		raw, n, err := cut(rest, r.opt.Limits.Entry)
-		if err != nil {
-			r.err = refuse("format", "entry %d: %v", r.result.Count, err)
-			break
-		}
+		n := r.next(rest)
 		if n == 0 {
 			break
 		}
 		rest = rest[n:]
-		r.offset += int64(n)
-		r.err = r.entry(raw)
 	}
+	r.lend()
 	if r.err != nil {
 		return 0, r.err
 	}
@@ -124,8 +121,47 @@ func (r *Replayer) Write(p []byte) (int, error) {
 		r.result.Unproven += int64(len(rest))
 		rest = nil
 	}
-	r.pending = append(r.pending[:0], rest...)
+	r.pending = append(r.pending, rest...)
 	return len(p), nil
+}
+
+// complete adds to the entry that an earlier Write ended in as much of p as it lacks, and returns the
+// rest of p. All others are read where they stand.
+func (r *Replayer) complete(p []byte) []byte {
+	had := len(r.pending)
+	if had == 0 {
+		return p
+	}
+	const step = 512 // most entries are shorter
+	for took := 0; took < len(p); {
+		n := min(max(step, took), len(p)-took)
+		r.pending = append(r.pending, p[took:took+n]...)
+		took += n
+		if n := r.next(r.pending); n > 0 || r.err != nil {
+			r.lend()
+			r.pending = r.pending[:0]
+			return p[max(n-had, 0):]
+		}
+	}
+	return nil
+}
+
+// next reads the entry that b begins with, and returns its size; 0 when b does not hold all of it, or
+// when the replay has failed.
+func (r *Replayer) next(b []byte) int {
+	raw, n, err := cut(b, r.opt.Limits.Entry)
+	if err != nil {
+		r.err = refuse("format", "entry %d: %v", r.result.Count, err)
+		return 0
+	}
+	if n == 0 {
+		return 0
+	}
+	r.offset += int64(n)
+	if r.err = r.entry(raw); r.err != nil {
+		return 0
+	}
+	return n
 }
 
 // Reached tells whether quoted PCR 10 has been reached, so that no more of the list is needed.
@@ -137,34 +173,51 @@ func (r *Replayer) entry(raw rawEntry) error {
 	if i >= r.opt.Limits.Entries {
 		return refuse("limit", "the list has more than the %d entries allowed", r.opt.Limits.Entries)
 	}
-	e, err := r.reader.parse(raw, i)
+	v, err := r.reader.parse(raw, i)
 	if err != nil {
 		return err
 	}
-	if i == 0 && e.Path != bootAggregate {
-		return refuse("trimmed", "entry 0 is %.100q and not %s: the beginning of the list is missing (trimmed, or read from an offset)", e.Path, bootAggregate)
+	aggregate := string(v.Path) == bootAggregate
+	if i == 0 && !aggregate {
+		return errTrimmed(v)
 	}
-	if e.Path == bootAggregate {
-		if err := r.checkAggregate(e); err != nil {
+	if aggregate {
+		if err := r.checkAggregate(v.Entry()); err != nil {
 			return err
 		}
 	}
 	for _, b := range r.banks {
-		b.extend(raw, r.opt.PaddedSHA1)
+		if b.extend(raw, r.opt.PaddedSHA1) && b.alg == nodeclaim.SHA256 && string(raw.template) != legacyTemplate {
+			v.summed = copy(v.sum[:], b.digest()) == len(v.sum)
+		}
 	}
-	if e.Violation {
+	if v.Violation {
 		r.result.Violations++
 	}
 	r.result.Count++
-	r.visit(e)
 	r.check()
+	if len(r.reader.views) == batch {
+		r.lend()
+	}
 	return nil
+}
+
+// lend shows the visitor what was read and not yet shown. Nothing that was read outlives it.
+func (r *Replayer) lend() {
+	if r.err == nil && len(r.reader.views) > 0 {
+		r.visit(r.reader.views)
+	}
+	r.reader.reset()
+}
+
+func errTrimmed(v *View) error {
+	return refuse("trimmed", "entry 0 is %.100q and not %s: the beginning of the list is missing (trimmed, or read from an offset)", v.Path, bootAggregate)
 }
 
 // check notes when every quoted bank stands at its quoted value, all at the same entry.
 func (r *Replayer) check() {
 	for _, b := range r.banks {
-		if !bytes.Equal(b.value, b.quoted) {
+		if !bytes.Equal(b.value(), b.quoted) {
 			return
 		}
 	}
@@ -174,35 +227,36 @@ func (r *Replayer) check() {
 // extend adds an entry to a bank (Linux security/integrity/ima: ima_queue.c, ima_crypto.c). A violation extends all
 // ones; else the SHA-1 bank takes the recorded SHA-1, others their own hash of the template
 // data, or before Linux 5.8 the SHA-1 padded with zeros.
-func (b *running) extend(raw rawEntry, padded bool) {
+// hashed tells whether the bank's digest is its own hash of the template data.
+func (b *running) extend(raw rawEntry, padded bool) (hashed bool) {
+	digest := b.digest()
 	switch {
 	case raw.violation():
-		b.digest = append(b.digest[:0], allOnes[:b.alg.Size()]...)
+		for i := range digest {
+			digest[i] = 0xFF
+		}
 	case padded || b.alg == nodeclaim.SHA1:
-		b.digest = append(append(b.digest[:0], raw.sha1...), padding[:b.alg.Size()-len(raw.sha1)]...)
+		clear(digest[copy(digest, raw.sha1):])
 	default:
-		b.digest = b.sum(b.digest[:0], raw.data)
+		b.sum(digest, raw.data)
+		hashed = true
 	}
-	b.both = append(append(b.both[:0], b.value...), b.digest...)
-	b.value = b.sum(b.value[:0], b.both)
+	b.sum(b.value(), b.both)
+	return hashed
 }
 
-// sum appends the bank's hash of data. SHA-256 is what nearly every list is proven by, and a third
-// faster without the state of a hash.Hash.
-func (b *running) sum(to, data []byte) []byte {
+// sum writes the bank's hash of data to where it may stand itself. SHA-256 is what nearly every list is proven
+// by, and a third faster without the state of a hash.Hash.
+func (b *running) sum(to, data []byte) {
 	if b.alg == nodeclaim.SHA256 {
 		d := sha256.Sum256(data)
-		return append(to, d[:]...)
+		copy(to, d[:])
+		return
 	}
 	b.hash.Reset()
 	b.hash.Write(data)
-	return b.hash.Sum(to)
+	b.hash.Sum(to[:0])
 }
-
-var (
-	allOnes = bytes.Repeat([]byte{0xFF}, 64)
-	padding = make([]byte, 64)
-)
 
 // Finish ends the list. It refuses one that never reached quoted PCR 10 (check "ima.pcr").
 func (r *Replayer) Finish() (Result, error) {
@@ -220,7 +274,7 @@ func (r *Replayer) Finish() (Result, error) {
 		r.err = refuse("pcr", "the list is empty, but PCR %d is quoted as %x: the list was dropped", pcrIndex, r.banks[0].quoted)
 	default:
 		r.err = refuse("pcr", "all %d entries lead to %x, the TPM quoted %x (%s): boot_aggregate is of this boot, so entries were dropped from the end, changed or added, or the list is older than the quote",
-			n, r.banks[0].value, r.banks[0].quoted, r.banks[0].alg)
+			n, r.banks[0].value(), r.banks[0].quoted, r.banks[0].alg)
 	}
 	return Result{}, r.err
 }

@@ -41,7 +41,7 @@ func (r *Replayer) State(boot Boot) (State, bool) {
 		values: map[nodeclaim.HashAlg]string{}, aggregates: slices.Clone(r.aggregates)}
 	s.boot.AKName = strings.Clone(boot.AKName)
 	for _, b := range r.banks {
-		s.values[b.alg] = string(b.value)
+		s.values[b.alg] = string(b.value())
 	}
 	return s, true
 }
@@ -69,7 +69,7 @@ func (s State) Size() int {
 // Violations and the limits include the earlier ones. It is false, and the whole list must be
 // read, unless everything that the state rests on is the same: the AK, both counters, the options and the
 // banks. Each boot_aggregate is checked against the PCRs quoted now, as a replay of the whole would.
-func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func(Entry)) (*Replayer, bool) {
+func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func([]View)) (*Replayer, bool) {
 	r := newReplayer(pcrs, opt)
 	if r.err != nil || s.count == 0 || s.boot != boot || s.opt != r.opt || len(s.values) != len(r.banks) {
 		return nil, false
@@ -79,7 +79,7 @@ func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func(Entry))
 		if !ok {
 			return nil, false
 		}
-		b.value = append(b.value[:0], v...)
+		copy(b.value(), v)
 	}
 	r.visit, r.total, r.offset = visit, s.offset, s.offset
 	r.result.Count, r.result.Violations = s.count, s.violations

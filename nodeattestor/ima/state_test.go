@@ -15,10 +15,17 @@ import (
 
 var thisBoot = ima.Boot{AKName: "\x00\x0bname", ResetCount: 7, RestartCount: 2}
 
+func keep(to []ima.Entry, views []ima.View) []ima.Entry {
+	for i := range views {
+		to = append(to, views[i].Entry())
+	}
+	return to
+}
+
 // stateOf is the state after a list that replays.
 func stateOf(t testing.TB, l *list) ima.State {
 	t.Helper()
-	r := ima.NewStream(l.quoted(t), ima.Options{}, func(ima.Entry) {})
+	r := ima.NewStream(l.quoted(t), ima.Options{}, func([]ima.View) {})
 	if _, err := r.Write(l.raw); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +46,7 @@ func TestAStreamSeesWhatAReplayerKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	var seen []ima.Entry
-	r := ima.NewStream(l.quoted(t), ima.Options{}, func(e ima.Entry) { seen = append(seen, e) })
+	r := ima.NewStream(l.quoted(t), ima.Options{}, func(v []ima.View) { seen = keep(seen, v) })
 	for _, b := range l.raw {
 		if _, err := r.Write([]byte{b}); err != nil {
 			t.Fatal(err)
@@ -64,7 +71,7 @@ func TestAResumedListSeesOnlyWhatIsNew(t *testing.T) {
 	}
 	l.file("/new", "new")
 	var seen []ima.Entry
-	r, ok := ima.Resume(s, thisBoot, l.quoted(t), ima.Options{}, func(e ima.Entry) { seen = append(seen, e) })
+	r, ok := ima.Resume(s, thisBoot, l.quoted(t), ima.Options{}, func(v []ima.View) { seen = keep(seen, v) })
 	if !ok || r.Reached() {
 		t.Fatalf("resumed %v", ok)
 	}
@@ -142,7 +149,7 @@ func TestThreat11_AResumedListThatDoesNotLeadToTheQuoteIsRefused(t *testing.T) {
 		"the offset is inside an entry":  grown.raw[at+1:],
 		"other entries in place of them": newList(nodeclaim.SHA256).file("/x", "x").raw[at:],
 	} {
-		r, ok := ima.Resume(s, thisBoot, quoted, ima.Options{}, func(ima.Entry) {})
+		r, ok := ima.Resume(s, thisBoot, quoted, ima.Options{}, func([]ima.View) {})
 		if !ok {
 			t.Fatal("not resumed")
 		}
@@ -173,19 +180,19 @@ func TestThreat11_AResumedListAnswersForItsBootAggregate(t *testing.T) {
 func TestThreat09_LimitsCountWhatCameBeforeAState(t *testing.T) {
 	l := newList(nodeclaim.SHA256).file("/a", "a")
 	opt := ima.Options{Limits: ima.Limits{Entry: 1000, Entries: 3, Total: int64(len(l.raw)) * 3}}
-	first := ima.NewStream(l.quoted(t), opt, func(ima.Entry) {})
+	first := ima.NewStream(l.quoted(t), opt, func([]ima.View) {})
 	if _, err := first.Write(l.raw); err != nil {
 		t.Fatal(err)
 	}
 	s, _ := first.State(thisBoot)
 	l.file("/b", "b").file("/c", "c")
-	r, ok := ima.Resume(s, thisBoot, l.quoted(t), opt, func(ima.Entry) {})
+	r, ok := ima.Resume(s, thisBoot, l.quoted(t), opt, func([]ima.View) {})
 	if !ok {
 		t.Fatal("not resumed")
 	}
 	_, err := r.Write(l.raw[s.Offset():])
 	refusedFor(t, err, "ima.limit")
-	r, _ = ima.Resume(s, thisBoot, l.quoted(t), opt, func(ima.Entry) {})
+	r, _ = ima.Resume(s, thisBoot, l.quoted(t), opt, func([]ima.View) {})
 	_, err = r.Write(make([]byte, 2*s.Offset()+1))
 	refusedFor(t, err, "ima.limit")
 }
@@ -225,7 +232,7 @@ func TestThreat09_AMillionEntriesStayWithin64MiB(t *testing.T) {
 	}
 	seen := 0
 	opt := ima.Options{Limits: ima.Limits{Entry: 1000, Entries: entries*blocks + 1, Total: 1 << 30}}
-	r := ima.NewStream(first.quoted(t), opt, func(ima.Entry) { seen++ })
+	r := ima.NewStream(first.quoted(t), opt, func(v []ima.View) { seen += len(v) })
 	before := heap()
 	peak := before
 	put := func(p []byte) {
@@ -274,7 +281,7 @@ func FuzzResume(f *testing.F) {
 	f.Add([]byte{}, uint16(1))
 	f.Fuzz(func(t *testing.T, raw []byte, chunk uint16) {
 		var seen []ima.Entry
-		r, ok := ima.Resume(s, thisBoot, quoted, ima.Options{}, func(e ima.Entry) { seen = append(seen, e) })
+		r, ok := ima.Resume(s, thisBoot, quoted, ima.Options{}, func(v []ima.View) { seen = keep(seen, v) })
 		if !ok {
 			t.Fatal("not resumed")
 		}

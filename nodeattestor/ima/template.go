@@ -2,6 +2,7 @@ package ima
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 )
@@ -17,24 +18,34 @@ type Limits struct {
 // about 110 bytes; an appended signature has a few hundred more).
 func DefaultLimits() Limits { return Limits{Entry: 64 << 10, Entries: 1_500_000, Total: 384 << 20} }
 
-// field tells how one field of a template is written.
-type field int
+// Layout tells what the fields of a template are: a digest and a name, always, then what it says. The zero Layout
+// has no more than these two. Layouts counts them.
+type Layout uint8
 
 const (
-	digestNG   field = iota // "sha256:" NUL digest (d-ng)
-	digestNGv2              // "ima:sha256:" or "verity:sha256:" NUL digest (d-ngv2)
-	nameNG                  // name with final NUL (n-ng)
-	extra                   // any bytes: signature or buffer
+	typedDigest Layout = 1 << iota // the digest begins with its type: "ima:sha256:" or "verity:sha256:" NUL digest (d-ngv2), else "sha256:" NUL digest (d-ng)
+	extraField                     // a third field of any bytes: signature or buffer
+
+	Layouts // how many layouts there are
 )
 
-// templates are the known ones (Linux Documentation/security/IMA-templates.rst). "ima" has no
-// field lengths and stands apart.
-var templates = map[string][]field{
-	"ima-ng":    {digestNG, nameNG},
-	"ima-sig":   {digestNG, nameNG, extra},
-	"ima-buf":   {digestNG, nameNG, extra},
-	"ima-ngv2":  {digestNGv2, nameNG},
-	"ima-sigv2": {digestNGv2, nameNG, extra},
+func (l Layout) typed() bool { return l&typedDigest != 0 }
+func (l Layout) extra() bool { return l&extraField != 0 }
+
+// layoutOf knows the templates with field lengths (Linux Documentation/security/IMA-templates.rst);
+// "ima" has none and stands apart.
+func layoutOf(template []byte) (Layout, bool) {
+	switch string(template) {
+	case "ima-ng":
+		return 0, true
+	case "ima-sig", "ima-buf":
+		return extraField, true
+	case "ima-ngv2":
+		return typedDigest, true
+	case "ima-sigv2":
+		return typedDigest | extraField, true
+	}
+	return 0, false
 }
 
 const legacyTemplate = "ima"
@@ -45,98 +56,129 @@ const legacyNameSize = 256
 // maxTemplateName is above the longest name of a known template.
 const maxTemplateName = 16
 
-// fieldValues are an entry's fields, parts of the list.
-type fieldValues struct {
-	verity   bool // an fs-verity digest
-	alg, sum []byte
-	path     []byte
-	extra    []byte
-	hasExtra bool
+// parseFields reads a template's data into v; every field has its length before it, and they fill the data
+// exactly. Everything in v is a part of data.
+func parseFields(l Layout, data []byte, v *View) error {
+	digest, rest, err := nextField(0, data)
+	if err != nil {
+		return err
+	}
+	kind, sum, err := parseDigest(digest, l.typed())
+	if err != nil {
+		return err
+	}
+	if !v.Violation && zeros(sum) {
+		return errZeros
+	}
+	name, rest, err := nextField(1, rest)
+	if err != nil {
+		return err
+	}
+	if v.Path, err = parseName(name); err != nil {
+		return err
+	}
+	v.key = data[fieldLength+kind : len(data)-len(rest)]
+	if l.extra() {
+		if v.Signature, rest, err = nextField(2, rest); err != nil {
+			return err
+		}
+		v.signed = true
+	}
+	if len(rest) != 0 {
+		return fmt.Errorf("%d bytes are left after its fields", len(rest))
+	}
+	return nil
 }
 
-// parseFields reads a template's data; every field has its length before it, and they fill
-// the data exactly.
-func parseFields(fields []field, data []byte) (f fieldValues, err error) {
-	for i, kind := range fields {
-		if len(data) < 4 {
-			return f, fmt.Errorf("field %d has no length", i)
-		}
-		n := binary.LittleEndian.Uint32(data)
-		data = data[4:]
-		if uint64(n) > uint64(len(data)) {
-			return f, fmt.Errorf("field %d has %d bytes and the entry only %d left", i, n, len(data))
-		}
-		value := data[:n]
-		data = data[n:]
-		switch kind {
-		case digestNG:
-			err = f.digest(value, false)
-		case digestNGv2:
-			err = f.digest(value, true)
-		case nameNG:
-			f.path, err = parseName(value)
-		case extra:
-			f.extra, f.hasExtra = value, true
-		}
-		if err != nil {
-			return f, err
-		}
+// fieldLength is the size of a field's length, little-endian.
+const fieldLength = 4
+
+func nextField(i int, data []byte) (value, rest []byte, err error) {
+	if len(data) < fieldLength {
+		return nil, nil, fmt.Errorf("field %d has no length", i)
 	}
-	if len(data) != 0 {
-		return f, fmt.Errorf("%d bytes are left after its fields", len(data))
+	n := binary.LittleEndian.Uint32(data)
+	data = data[fieldLength:]
+	if uint64(n) > uint64(len(data)) {
+		return nil, nil, fmt.Errorf("field %d has %d bytes and the entry only %d left", i, n, len(data))
 	}
-	return f, nil
+	return data[:n], data[n:], nil
 }
 
-// digest reads algorithm, colon, NUL, digest; with a type and a colon before them if typed.
-func (f *fieldValues) digest(b []byte, typed bool) error {
-	malformed := func() error {
-		return fmt.Errorf("digest field %.32q is not an algorithm, a colon, a NUL and a digest", b)
+// imaType is how a typed digest of a whole file begins; one that is not typed is the same without.
+const imaType = "ima:"
+
+// parseDigest reads algorithm, colon, NUL, digest; with a type and a colon before them if typed. kind is
+// how many bytes name the type of a whole file's digest, which a digest that is not typed lacks.
+func parseDigest(b []byte, typed bool) (kind int, sum []byte, err error) {
+	if !typed && len(b) == len(plainSHA256)+sha256.Size && string(b[:len(plainSHA256)]) == plainSHA256 {
+		return 0, b[len(plainSHA256):], nil // nearly every one
 	}
-	head, sum, ok := bytes.Cut(b, []byte{0})
-	name, colon := bytes.CutSuffix(head, []byte{':'})
-	if !ok || !colon {
-		return malformed()
+	nul := bytes.IndexByte(b, 0)
+	if nul < 1 || b[nul-1] != ':' {
+		return 0, nil, errDigest(b)
 	}
+	name := b[:nul-1]
+	sum = b[nul+1:]
 	if typed {
-		kind, rest, ok := bytes.Cut(name, []byte{':'})
-		if !ok {
-			return malformed()
-		}
-		f.verity = string(kind) == "verity"
-		if !f.verity && string(kind) != "ima" {
-			return fmt.Errorf("digest type %.16q is unknown", kind)
+		t, rest, ok := bytes.Cut(name, []byte{':'})
+		switch {
+		case !ok:
+			return 0, nil, errDigest(b)
+		case string(t) == "verity":
+		case string(t) == "ima":
+			kind = len(imaType)
+		default:
+			return 0, nil, fmt.Errorf("digest type %.16q is unknown", t)
 		}
 		name = rest
 	}
 	if bytes.IndexByte(name, ':') >= 0 {
-		return malformed()
+		return 0, nil, errDigest(b)
 	}
-	size, ok := digestSizes[string(name)]
-	if !ok {
-		return fmt.Errorf("digest algorithm %.16q is unknown", name)
+	size := digestSize(name)
+	if size == 0 {
+		return 0, nil, fmt.Errorf("digest algorithm %.16q is unknown", name)
 	}
 	if len(sum) != size {
-		return fmt.Errorf("%s digest has %d bytes, want %d", name, len(sum), size)
+		return 0, nil, fmt.Errorf("%s digest has %d bytes, want %d", name, len(sum), size)
 	}
-	f.alg, f.sum = name, sum
-	return nil
+	return kind, sum, nil
+}
+
+const plainSHA256 = "sha256:\x00"
+
+func errDigest(b []byte) error {
+	return fmt.Errorf("digest field %.32q is not an algorithm, a colon, a NUL and a digest", b)
 }
 
 // legacyAlg is the algorithm of template "ima", which does not name it.
 var legacyAlg = []byte("sha1")
 
-// digestSizes are the kernel's hash names that IMA accepts (Linux crypto/hash_info.c), in bytes.
-var digestSizes = map[string]int{
-	"md5": 16, "sha1": 20, "rmd160": 20, "sha224": 28, "sm3": 32, "sm3-256": 32, "streebog256": 32,
-	"sha256": 32, "sha3-256": 32, "sha384": 48, "sha3-384": 48, "sha512": 64, "sha3-512": 64,
-	"streebog512": 64, "wp256": 32, "wp384": 48, "wp512": 64,
+// digestSize is how many bytes a digest has, by the kernel's hash names that IMA accepts (Linux
+// crypto/hash_info.c); 0 for any other name.
+func digestSize(alg []byte) int {
+	switch string(alg) {
+	case "md5":
+		return 16
+	case "sha1", "rmd160":
+		return 20
+	case "sha224":
+		return 28
+	case "sha256", "sha3-256", "sm3", "sm3-256", "streebog256", "wp256":
+		return 32
+	case "sha384", "sha3-384", "wp384":
+		return 48
+	case "sha512", "sha3-512", "streebog512", "wp512":
+		return 64
+	}
+	return 0
 }
 
 func parseName(b []byte) ([]byte, error) {
-	name, ok := bytes.CutSuffix(b, []byte{0})
-	if !ok || len(name) == 0 || bytes.IndexByte(name, 0) >= 0 {
+	n := len(b) - 1
+	if n < 1 || bytes.IndexByte(b, 0) != n {
 		return nil, fmt.Errorf("name %.64q does not end at its one NUL", b)
 	}
-	return name, nil
+	return b[:n], nil
 }

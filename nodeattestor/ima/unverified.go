@@ -15,7 +15,7 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 		opt.Limits = DefaultLimits()
 	}
 	b := newRunning(alg, nil)
-	values := [][]byte{bytes.Clone(b.value)}
+	values := [][]byte{bytes.Clone(b.value())}
 	for len(values) <= opt.Limits.Entries {
 		raw, n, err := cut(list, opt.Limits.Entry)
 		if err != nil || n == 0 {
@@ -23,7 +23,7 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 		}
 		list = list[n:]
 		b.extend(raw, opt.PaddedSHA1)
-		values = append(values, bytes.Clone(b.value))
+		values = append(values, bytes.Clone(b.value()))
 	}
 	return values
 }
@@ -59,16 +59,17 @@ func inspect(list []byte, opt Options) (first Entry, err error) {
 		if i >= opt.Limits.Entries {
 			return first, refuse("limit", "the list has more than the %d entries allowed", opt.Limits.Entries)
 		}
-		e, err := reader.parse(raw, i)
+		v, err := reader.parse(raw, i)
 		if err != nil {
 			return first, err
 		}
 		if i == 0 {
-			first = e
+			first = v.Entry()
 		}
-		if i == 0 && e.Path != bootAggregate {
-			return first, refuse("trimmed", "entry 0 is %.100q and not %s: the beginning of the list is missing (trimmed, or read from an offset)", e.Path, bootAggregate)
+		if i == 0 && string(v.Path) != bootAggregate {
+			return first, errTrimmed(v)
 		}
+		reader.reset()
 		list = list[n:]
 	}
 	return first, nil

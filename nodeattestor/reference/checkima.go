@@ -1,6 +1,7 @@
 package reference
 
 import (
+	"bytes"
 	"cmp"
 	"path"
 	"slices"
@@ -44,14 +45,25 @@ func (c *checker) violation(e ima.Entry) {
 	c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
 }
 
-func (p *imaPolicy) allows(e ima.Entry) bool {
-	if digests, listed := p.files[e.Path]; listed { // also in an ignored directory
-		return slices.Contains(digests, e.Digest)
-	}
-	if path.Clean(e.Path) != e.Path { // "/var/../bin/x" is under no ignored directory
+// ignores tells whether a path that is not listed is in a directory where anything goes. A listed one is
+// not ignored there: it has other digests.
+func (p *imaPolicy) ignores(file []byte) bool {
+	under := slices.ContainsFunc(p.ignore, func(dir string) bool { return len(file) > len(dir) && string(file[:len(dir)]) == dir })
+	if !under || !clean(file) {
 		return false
 	}
-	return slices.ContainsFunc(p.ignore, func(dir string) bool { return strings.HasPrefix(e.Path, dir) })
+	_, listed := p.files[string(file)]
+	return !listed
+}
+
+// clean tells whether an absolute path is as path.Clean leaves it: "/var/../bin/x" is under no ignored directory.
+func clean(file []byte) bool {
+	for part := range bytes.SplitSeq(file[1:], []byte{'/'}) {
+		if len(part) == 0 || string(part) == "." || string(part) == ".." {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *checker) file(e ima.Entry) {

@@ -27,14 +27,15 @@ func (s Sets) Measure() *Measured {
 	return m
 }
 
-// Add takes the list's next entry.
-func (m *Measured) Add(e ima.Entry) {
-	m.count++
-	if m.count == 1 {
-		return // boot_aggregate, recomputed by the replay
+// Add takes the list's next entries, and keeps nothing of them.
+func (m *Measured) Add(views []ima.View) {
+	first := m.count == 0
+	m.count += len(views)
+	if first && len(views) > 0 {
+		views = views[1:] // boot_aggregate, recomputed by the replay
 	}
 	for _, t := range m.tallies {
-		t.add(e)
+		t.add(views)
 	}
 }
 
@@ -57,9 +58,7 @@ func (m *Measured) Judged() Judged {
 	j := Judged{count: m.count}
 	for _, t := range m.tallies {
 		s := judgedSet{name: t.set.name, policy: t.set.ima, refused: t.before || t.more > 0 || len(t.refusals) > 0}
-		for _, p := range t.set.ima.required {
-			s.seen = append(s.seen, t.seen[p])
-		}
+		s.seen = slices.Clone(t.seen)
 		j.sets = append(j.sets, s)
 	}
 	return j
@@ -89,9 +88,7 @@ func (s Sets) Resume(j Judged) (*Measured, bool) {
 			return nil, false
 		}
 		t.before = old.refused
-		for k, p := range t.set.ima.required {
-			t.seen[p] = t.seen[p] || old.seen[k]
-		}
+		copy(t.seen, old.seen)
 	}
 	return m, true
 }
@@ -109,48 +106,63 @@ func (m *Measured) of(s Set, list *ima.Result) *tally {
 // tallyOf judges a list that was kept.
 func tallyOf(s Set, entries []ima.Entry) *tally {
 	t := newTally(s)
+	views := make([]ima.View, 0, len(entries))
 	for i := 1; i < len(entries); i++ { // 0 is boot_aggregate, recomputed by the replay
-		t.add(entries[i])
+		views = append(views, entries[i].View())
 	}
+	t.add(views)
 	return t
 }
 
 // tally is one set's judgement of a list.
 type tally struct {
 	checker
-	required map[string]bool // what must be measured
-	seen     map[string]bool // of that, what was, with an allowed digest
-	told     map[string]bool // what is refused by name, at most maxFileRefusals
-	more     int             // measurements that are refused besides
-	before   bool            // entries of an earlier appraisal in this boot are refused
+	seen   []bool          // of each required path, in the policy's order: was it measured, with an allowed digest
+	told   map[string]bool // what is refused by name, at most maxFileRefusals
+	more   int             // measurements that are refused besides
+	before bool            // entries of an earlier appraisal in this boot are refused
 }
 
 func newTally(s Set) *tally {
-	t := &tally{checker: checker{set: s}, required: map[string]bool{}, seen: map[string]bool{}, told: map[string]bool{}}
-	for _, p := range s.ima.required {
-		t.required[p] = true
-	}
-	return t
+	return &tally{checker: checker{set: s}, seen: make([]bool, len(s.ima.required)), told: map[string]bool{}}
 }
 
-// add checks an entry: its path must be listed with its digest. What is not listed, is listed with
-// another digest or was violated is refused.
-func (t *tally) add(e ima.Entry) {
+// add checks entries: the path of each must be listed with its digest. What is not listed, is listed with
+// another digest or was violated is refused. One look-up settles nearly every entry of a healthy machine.
+func (t *tally) add(views []ima.View) {
+	for part := range slices.Chunk(views, lookups) {
+		var known [lookups]bool
+		t.set.ima.index.known(part, &known)
+		for i := range part {
+			if known[i] {
+				continue
+			}
+			at, ok := t.set.ima.index.find(&part[i])
+			if !ok {
+				t.unlisted(&part[i])
+			} else if at != notRequired {
+				t.seen[at] = true
+			}
+		}
+	}
+}
+
+// unlisted checks an entry that the files of the set do not have.
+func (t *tally) unlisted(v *ima.View) {
 	switch {
-	case e.Violation:
-		if !t.set.ima.allowViolations && t.tell("violation "+e.Path) {
-			t.violation(e)
+	case v.Violation:
+		if !t.set.ima.allowViolations && t.tell("violation "+string(v.Path)) {
+			t.violation(v.Entry())
 		}
-	case ima.IsBootAggregate(e):
+	case v.IsBootAggregate():
 		if t.tell("kexec") {
-			t.kexec(e)
+			t.kexec(v.Entry())
 		}
-	case t.set.ima.allows(e):
-		if len(t.required) > 0 && t.required[e.Path] {
-			t.seen[e.Path] = true
+	case t.set.ima.ignores(v.Path):
+	default:
+		if e := v.Entry(); t.tell(e.Path + e.Digest) {
+			t.file(e)
 		}
-	case t.tell(e.Path + e.Digest):
-		t.file(e)
 	}
 }
 
@@ -176,8 +188,8 @@ func (t *tally) judgement() nodeclaim.Refusals {
 	if t.more > 0 {
 		c.refuse("ima.file", "%d more measurements are not in %s", t.more, &c)
 	}
-	for _, p := range t.set.ima.required {
-		if !t.seen[p] {
+	for i, p := range t.set.ima.required {
+		if !t.seen[i] {
 			c.refuse("ima.required", "%s %s was not measured, %s requires it", kind(p), p, &c)
 		}
 	}

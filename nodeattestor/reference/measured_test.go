@@ -16,7 +16,7 @@ import (
 func streamed(ev reference.Evidence, sets reference.Sets) reference.Evidence {
 	m := sets.Measure()
 	for _, e := range ev.IMA.Entries {
-		m.Add(e)
+		m.Add([]ima.View{e.View()})
 	}
 	return withoutEntries(ev, m)
 }
@@ -48,14 +48,14 @@ func lists(t *testing.T) map[string]reference.Evidence {
 	}
 	var many []ima.Entry
 	for i := range 50 {
-		many = append(many, ima.Entry{Index: 14 + i, Path: fmt.Sprint("/x", i), Digest: "sha256:00"})
+		many = append(many, ima.Entry{Index: 14 + i, Path: fmt.Sprint("/x", i), Digest: "sha256:" + strings.Repeat("ab", 32)})
 	}
 	short := *ev.IMA
 	short.Entries = short.Entries[:1]
 	return map[string]reference.Evidence{
 		"good":                    ev,
 		"a violation":             with(ima.Entry{Index: 14, Path: "/v", Violation: true}),
-		"a second boot_aggregate": with(ima.Entry{Index: 14, Path: "boot_aggregate", Digest: "sha256:00"}),
+		"a second boot_aggregate": with(ima.Entry{Index: 14, Path: "boot_aggregate", Digest: "sha256:" + strings.Repeat("ab", 32)}),
 		"many files":              with(many...),
 		"nothing that is needed":  {Boot: ev.Boot, PCRs: ev.PCRs, IMA: &short},
 	}
@@ -79,14 +79,14 @@ func TestAResumedListIsJudgedAsAWholeOne(t *testing.T) {
 		for cut := 1; cut < len(ev.IMA.Entries); cut++ {
 			first := all.Measure()
 			for _, e := range ev.IMA.Entries[:cut] {
-				first.Add(e)
+				first.Add([]ima.View{e.View()})
 			}
 			m, ok := all.Resume(first.Judged())
 			if !ok {
 				t.Fatal("not resumed")
 			}
 			for _, e := range ev.IMA.Entries[cut:] {
-				m.Add(e)
+				m.Add([]ima.View{e.View()})
 			}
 			got := withoutEntries(ev, m)
 			for _, s := range all {
@@ -103,7 +103,7 @@ func TestWhatWasJudgedCountsOnlyWithTheSetsThatJudged(t *testing.T) {
 	good, other := capture(t, "good"), capture(t, "cmdline")
 	m := sets(t, good).Measure()
 	for _, e := range ev.IMA.Entries {
-		m.Add(e)
+		m.Add([]ima.View{e.View()})
 	}
 	for name, s := range map[string]reference.Sets{
 		"more sets":                   sets(t, good, other),

@@ -297,7 +297,11 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 		case "ignoreDirectories":
 			p.sequence(v, key, func(item *yaml.Node) { out.ignore = append(out.ignore, p.directory(item)) })
 		case "required":
-			p.sequence(v, key, func(item *yaml.Node) { out.required = append(out.required, p.text(item, key)) })
+			p.sequence(v, key, func(item *yaml.Node) {
+				if file := p.text(item, key); !slices.Contains(out.required, file) {
+					out.required = append(out.required, file)
+				}
+			})
 		case "violations":
 			out.allowViolations = p.text(v, key) == "allow"
 			if v.Value != "allow" && v.Value != "deny" {
@@ -313,6 +317,7 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 			p.at(n, "required %.200q has no digest under files, so anything of that name would do", file)
 		}
 	}
+	out.index = newIMAIndex(out)
 	return out
 }
 

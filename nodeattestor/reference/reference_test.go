@@ -195,9 +195,10 @@ func TestIMAEntriesThatNoListMayLetThrough(t *testing.T) {
 	}
 	set := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/]\n  violations: deny")
 	listed := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/]\n  violations: deny", "  files:\n", "  files:\n    /var/lib/tool: ['sha256:"+strings.Repeat("0", 64)+"']\n")
+	other := "sha256:" + strings.Repeat("ab", 32)
 	var many []ima.Entry
 	for i := range 500 {
-		many = append(many, ima.Entry{Path: "/x" + strings.Repeat("y", i), Digest: "sha256:00"})
+		many = append(many, ima.Entry{Path: "/x" + strings.Repeat("y", i), Digest: other})
 	}
 	cases := map[string]struct {
 		ev    reference.Evidence
@@ -208,13 +209,13 @@ func TestIMAEntriesThatNoListMayLetThrough(t *testing.T) {
 		"a violation":                            {with(ima.Entry{Index: 14, Path: "/etc/passwd", Violation: true}), set, 1, `IMA entry 14 is a violation: a file was changed while it was measured (the node names "/etc/passwd"), reference set good denies violations`},
 		"a violation in an ignored directory":    {with(ima.Entry{Path: "/var/x", Violation: true}), set, 1, "is a violation"},
 		"a violation called boot_aggregate":      {with(ima.Entry{Path: "boot_aggregate", Violation: true}), set, 1, "is a violation"},
-		"a path that climbs out of a directory":  {with(ima.Entry{Path: "/var/../bin/x", Digest: "sha256:00"}), set, 1, "file /var/../bin/x"},
+		"a path that climbs out of a directory":  {with(ima.Entry{Path: "/var/../bin/x", Digest: other}), set, 1, "file /var/../bin/x"},
 		"a good file elsewhere":                  {with(ima.Entry{Path: "/tmp/busybox", Digest: "sha256:3d9f2889d6782537624a4e1a10e68a2ddd53e0ee8bac02676f27308f42ec6bf6"}), set, 1, "is allowed as /bin/busybox"},
 		"a fs-verity digest in a file's place":   {with(ima.Entry{Path: "/init", Digest: "verity:sha256:9b3293f06ad44a37837640aaf0857d1b0cfd3864915e9ee8c3f77c05beea61bc"}), set, 1, "has digest verity:sha256"},
-		"a path with control characters":         {with(ima.Entry{Path: "/a\x1b[2Jb", Digest: "sha256:00"}), set, 1, `"/a\x1b[2Jb"`},
+		"a path with control characters":         {with(ima.Entry{Path: "/a\x1b[2Jb", Digest: other}), set, 1, `"/a\x1b[2Jb"`},
 		"five hundred files are not all told":    {with(many...), set, 21, "has digest"},
 		"the same file again is told once":       {with(many[0], many[0]), set, 1, "has digest"},
-		"a listed file in an ignored directory":  {with(ima.Entry{Path: "/var/lib/tool", Digest: "sha256:00"}), listed, 1, "file /var/lib/tool has digest sha256:00"},
+		"a listed file in an ignored directory":  {with(ima.Entry{Path: "/var/lib/tool", Digest: other}), listed, 1, "file /var/lib/tool has digest " + other},
 		"a kernel that kexec started":            {with(ev.IMA.Entries[0]), set, 1, "IMA entry 0 is another boot_aggregate: the running kernel was started by kexec"},
 		"two such kernels are told once":         {with(ev.IMA.Entries[0], ev.IMA.Entries[0]), set, 1, "kexec"},
 		"no list":                                {reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs}, set, 1, "no measured file is proven"},

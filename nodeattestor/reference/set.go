@@ -115,6 +115,7 @@ type imaPolicy struct {
 	ignore          []string            // directories, each with its final slash, under which anything goes
 	required        []string            // paths that must have been measured
 	allowViolations bool
+	index           *imaIndex // of files and required
 }
 
 // Evidence is what is compared with a set; all of it is proven.

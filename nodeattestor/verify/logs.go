@@ -2,6 +2,7 @@ package verify
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
@@ -78,7 +79,7 @@ func (p *Pending) Add(c *evidence.Chunk) error {
 }
 
 func (l *logs) addEvent(c *evidence.Chunk) error {
-	raw, err := rawAt(c, uint64(len(l.eventLog)))
+	raw, err := rawAt(c, uint64(len(l.eventLog)), nil)
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,9 @@ func (l *logs) addIMA(c *evidence.Chunk) error {
 	if l.resumed && c.Final && c.Offset < l.imaOffset {
 		return nodeclaim.Refuse("ima.shorter", fmt.Sprintf("the IMA list has %d bytes, and had %d before in this boot: it was trimmed or rewound", c.Offset, l.imaOffset))
 	}
-	raw, err := rawAt(c, l.imaOffset)
+	room := chunkRoom.Get().(*[roomForChunk]byte) //nolint:forcetypeassert // New gives nothing else.
+	defer chunkRoom.Put(room)
+	raw, err := rawAt(c, l.imaOffset, room[:])
 	if err != nil {
 		return err
 	}
@@ -106,11 +109,18 @@ func (l *logs) addIMA(c *evidence.Chunk) error {
 	return nil
 }
 
-func rawAt(c *evidence.Chunk, want uint64) ([]byte, error) {
+// chunkRoom lends room for one chunk while it is replayed, which keeps nothing of it: a list then costs no memory
+// but that, however long it is.
+var chunkRoom = sync.Pool{New: func() any { return new([roomForChunk]byte) }}
+
+// roomForChunk is a little more than a chunk: the decoder is faster where it may write past the end.
+const roomForChunk = evidence.MaxChunkRaw + 64
+
+func rawAt(c *evidence.Chunk, want uint64, room []byte) ([]byte, error) {
 	if c.Offset != want {
 		return nil, fmt.Errorf("verify: chunk of the %s begins at offset %d, wanted %d", c.Log, c.Offset, want)
 	}
-	return c.Raw()
+	return c.RawInto(room)
 }
 
 // finish ends the logs; the result is nil when no IMA log was demanded.

@@ -269,6 +269,14 @@ func (m *machine) appraiseStreamed(t testing.TB) (*verify.Pending, time.Duration
 // appraise runs the server's half of an attestation and returns the CPU time that it took.
 func (m *machine) appraise(t testing.TB, earlier verify.Earlier) (*verify.Pending, time.Duration) {
 	t.Helper()
+	return m.appraiseSent(t, earlier, func(offset uint64) []*evidence.Chunk {
+		return slices.Concat(chunks(t, evidence.EventLog, m.log, 0), chunks(t, evidence.IMALog, m.list, int(offset)))
+	})
+}
+
+// appraiseSent is appraise with the chunks that send makes of the logs.
+func (m *machine) appraiseSent(t testing.TB, earlier verify.Earlier, send func(imaOffset uint64) []*evidence.Chunk) (*verify.Pending, time.Duration) {
+	t.Helper()
 	source := &drawn{}
 	start := cpu(t)
 	p, c, err := verify.BeginAgain(&m.payload, m.policy, earlier, now, source)
@@ -277,7 +285,7 @@ func (m *machine) appraise(t testing.TB, earlier verify.Earlier) (*verify.Pendin
 		t.Fatal(err)
 	}
 	response := &evidence.Response{Secret: source.Bytes()[:evidence.SecretSize], Quotes: []evidence.Quote{m.quote(t, c.Nonce)}}
-	sent := slices.Concat(chunks(t, evidence.EventLog, m.log, 0), chunks(t, evidence.IMALog, m.list, int(c.IMAOffset)))
+	sent := send(c.IMAOffset)
 	start = cpu(t)
 	if err := p.Prove(response, now); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,146 @@
+package ima
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"strings"
+)
+
+// View is one entry of a list, lent to a visitor: its slices are parts of the list, not to be written to, and good
+// until the visitor returns. [View.Entry] is a copy to keep.
+type View struct {
+	Index     int    // position in the list, from 0; 0 is boot_aggregate
+	Violation bool   // the file was changed while it was measured; no digest covers Path, and there is nothing else
+	Path      []byte // see Entry
+	Signature []byte // see Entry
+
+	key    []byte
+	signed bool // the template has a field after the name
+	layout Layout
+	sum    [sha256.Size]byte // of the template data
+	summed bool
+}
+
+// Key stands for path and digest together, so that one look-up tells whether an allow-list has them: it is
+// what [Key] makes of both. nil in a violation.
+func (v *View) Key() []byte { return v.key }
+
+// Sum is SHA-256 over the entry's template data, and how they are laid out: what [Sum] makes of path and digest. It is
+// true only where the replay had to hash them so anyway and there is no signature among them.
+func (v *View) Sum() (sum *[sha256.Size]byte, layout Layout, ok bool) {
+	return &v.sum, v.layout, v.summed && len(v.Signature) == 0
+}
+
+// IsBootAggregate is [IsBootAggregate] of the entry.
+func (v *View) IsBootAggregate() bool { return !v.Violation && string(v.Path) == bootAggregate }
+
+// Digest is the entry's digest: by which algorithm (the kernel's name of it), and whether of the whole file
+// or, if verity, the file's fs-verity digest. There is none (nil) in a violation.
+func (v *View) Digest() (alg, sum []byte, verity bool) {
+	if v.key == nil {
+		return nil, nil, false
+	}
+	head, rest, _ := bytes.Cut(v.key, []byte{0})
+	alg, verity = bytes.CutPrefix(head[:len(head)-1], []byte(verityType))
+	return alg, rest[:len(rest)-fieldLength-len(v.Path)-1], verity
+}
+
+// Entry is a copy of the entry that may be kept.
+func (v *View) Entry() Entry {
+	e := Entry{Index: v.Index, Violation: v.Violation, Path: string(v.Path), Digest: v.digest()}
+	if v.signed {
+		e.Signature = bytes.Clone(v.Signature)
+	}
+	return e
+}
+
+// digest is the digest's text, "" where there is none.
+func (v *View) digest() string {
+	alg, sum, verity := v.Digest()
+	if alg == nil {
+		return ""
+	}
+	text := make([]byte, 0, len(verityType)+len(alg)+1+2*len(sum))
+	if verity {
+		text = append(text, verityType...)
+	}
+	text = append(append(text, alg...), ':')
+	return string(hex.AppendEncode(text, sum))
+}
+
+// View is the entry as a visitor sees it. A digest that IMA cannot have written has no key, so that
+// no allow-list has it.
+func (e Entry) View() View {
+	v := View{Index: e.Index, Violation: e.Violation, Path: []byte(e.Path)}
+	if e.Violation {
+		return v
+	}
+	v.Signature, v.signed = e.Signature, e.Signature != nil
+	if alg, sum, verity, ok := cutDigest(e.Digest); ok {
+		v.key = appendKey(nil, v.Path, []byte(alg), sum, verity)
+	}
+	return v
+}
+
+// Key stands for a path and a digest ("sha256:hex", "verity:sha256:hex") together; false where IMA
+// cannot have written such a digest. Its form is that of the two fields in template ima-ng: "sha256:" NUL digest, the
+// name's length (little-endian, 4 bytes), name NUL. So most lists have it in one piece, and nothing need be built to look an
+// entry up. The digest's length follows from its algorithm, so no two pairs have the same key.
+func Key(path, digest string) (string, bool) {
+	alg, sum, verity, ok := cutDigest(digest)
+	if !ok {
+		return "", false
+	}
+	return string(appendKey(nil, []byte(path), []byte(alg), sum, verity)), true
+}
+
+// Sum is SHA-256 over the template data of an entry that has this path and digest, and no signature; false where no
+// entry of that layout can have it. Who compares it with [View.Sum] compares path and digest, as the TPM does when it
+// extends no more than that.
+func Sum(path, digest string, layout Layout) (sum [sha256.Size]byte, ok bool) {
+	alg, raw, verity, ok := cutDigest(digest)
+	if !ok || verity && !layout.typed() || layout >= Layouts {
+		return sum, false
+	}
+	key := appendKey(nil, []byte(path), []byte(alg), raw, verity)
+	kind := ""
+	if layout.typed() && !verity {
+		kind = imaType
+	}
+	size := len(kind) + len(key) - fieldLength - len(path) - 1
+	data := binary.LittleEndian.AppendUint32(nil, uint32(size)) //nolint:gosec // names of algorithms and digests are short.
+	data = append(append(data, kind...), key...)
+	if layout.extra() {
+		data = append(data, make([]byte, fieldLength)...)
+	}
+	return sha256.Sum256(data), true
+}
+
+// verityType begins a digest that the kernel took from fs-verity.
+const verityType = "verity:"
+
+func appendKey(to, path, alg, sum []byte, verity bool) []byte {
+	if verity {
+		to = append(to, verityType...)
+	}
+	to = append(append(to, alg...), ':', 0)
+	to = append(to, sum...)
+	to = binary.LittleEndian.AppendUint32(to, uint32(len(path)+1)) //nolint:gosec // a path is far below 4 GiB.
+	return append(append(to, path...), 0)
+}
+
+// cutDigest takes a digest's text apart; false for what IMA cannot have written.
+func cutDigest(digest string) (alg string, sum []byte, verity, ok bool) {
+	rest, verity := strings.CutPrefix(digest, verityType)
+	alg, text, ok := strings.Cut(rest, ":")
+	if !ok {
+		return "", nil, false, false
+	}
+	sum, err := hex.DecodeString(text)
+	if err != nil || len(sum) == 0 || len(sum) != digestSize([]byte(alg)) {
+		return "", nil, false, false
+	}
+	return alg, sum, verity, true
+}

@@ -1,0 +1,188 @@
+package ima_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// every is a list with an entry of each template, signed and not.
+func every(banks ...nodeclaim.HashAlg) *list {
+	long := bytes.Repeat([]byte("0123456789abcdef"), 4)
+	l := newList(banks...)
+	legacy := append(append(bytes.Repeat([]byte{7}, 20), 2, 0, 0, 0), "/o"...)
+	l.entry("ima", legacy, append(append(bytes.Repeat([]byte{7}, 20), "/o"...), make([]byte, 254)...), false)
+	return l.ng("ima-ng", "/a", "sha256", long[:32]).ng("ima-ng", "/a", "sha512", long).ng("ima-ng", "/a", "sha1", long[:20]).violation("/v").
+		ng("ima-sig", "/b", "sha256", long[:32], nil).ng("ima-sig", "/b", "sha256", long[:32], []byte("signature")).
+		ng("ima-buf", "/c", "sha256", long[:32], []byte("content")).ng("ima-ngv2", "/d", "ima:sha384", long[:48]).
+		ng("ima-ngv2", "/d", "verity:sha256", long[:32]).ng("ima-sigv2", "/d", "ima:sha256", long[:32], nil).
+		ng("ima-sigv2", "/d", "verity:sha512", long, nil).ng("ima-sigv2", "/d", "verity:sha256", long[:32], []byte("signature"))
+}
+
+// TestKeyAndSumStandForPathAndDigest: what a visitor may look an entry up by is what an allow-list makes of the texts.
+func TestKeyAndSumStandForPathAndDigest(t *testing.T) {
+	l := every(nodeclaim.SHA256)
+	seen, summed := 0, 0
+	r := ima.NewStream(l.quoted(t), ima.Options{}, func(views []ima.View) {
+		for i := range views {
+			v := &views[i]
+			e := v.Entry()
+			seen++
+			if e.Violation {
+				if _, _, ok := v.Sum(); ok || v.Key() != nil || e.Digest != "" {
+					t.Errorf("a violation has a key or a sum: %+v", e)
+				}
+				continue
+			}
+			if key, ok := ima.Key(e.Path, e.Digest); !ok || key != string(v.Key()) {
+				t.Errorf("%s %s has key %x, Key makes %x", e.Path, e.Digest, v.Key(), key)
+			}
+			again := e.View()
+			if diff := cmp.Diff(e, again.Entry()); diff != "" || !bytes.Equal(again.Key(), v.Key()) {
+				t.Errorf("an entry's own view differs: %s", diff)
+			}
+			sum, layout, ok := v.Sum()
+			if ok {
+				summed++
+			}
+			if want, can := ima.Sum(e.Path, e.Digest, layout); ok && (!can || want != *sum) {
+				t.Errorf("%s %s, layout %d, has sum %x, Sum makes %x", e.Path, e.Digest, layout, *sum, want)
+			}
+			if ok != (e.Path != "/o" && len(e.Signature) == 0) {
+				t.Errorf("%+v has a sum: %v", e, ok)
+			}
+		}
+	})
+	if _, err := r.Write(l.raw); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Finish(); err != nil || seen != len(l.ends) || summed != 9 {
+		t.Errorf("%d entries seen of %d, %d with a sum: %v", seen, len(l.ends), summed, err)
+	}
+}
+
+func TestOnlyTheSHA256BankGivesSums(t *testing.T) {
+	for name, c := range map[string]struct {
+		list *list
+		opt  ima.Options
+	}{
+		"another bank": {every(nodeclaim.SHA384, nodeclaim.SHA256), ima.Options{}},
+		"padded":       {padded(), ima.Options{PaddedSHA1: true}},
+	} {
+		want := name == "another bank"
+		got := false
+		r := ima.NewStream(c.list.quoted(t), c.opt, func(views []ima.View) {
+			for i := range views {
+				_, _, ok := views[i].Sum()
+				got = got || ok
+			}
+		})
+		if _, err := r.Write(c.list.raw); err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("%s: sums %v, want %v", name, got, want)
+		}
+	}
+}
+
+// padded is a list of an old kernel.
+func padded() *list {
+	l := emptyList(nodeclaim.SHA1, nodeclaim.SHA256)
+	l.padded = true
+	for alg := range l.values {
+		for i := range l.values[alg] {
+			l.values[alg][i] = make([]byte, alg.Size())
+		}
+	}
+	h := nodeclaim.SHA1.New()
+	h.Write(make([]byte, 8*20))
+	return l.ng("ima-ng", "boot_aggregate", "sha1", h.Sum(nil)).file("/a", "a")
+}
+
+func TestNoKeyOfWhatIMACannotHaveWritten(t *testing.T) {
+	sum := fmt.Sprintf("%x", sha256.Sum256(nil))
+	for _, digest := range []string{"", ":", "sha256", "sha256:", "sha256:00", "sha256:" + sum[2:], "sha512:" + sum, "crc32:00000000", "verity:verity:sha256:" + sum, "ima:sha256:" + sum, "verity:" + sum} {
+		if key, ok := ima.Key("/a", digest); ok {
+			t.Errorf("digest %q has key %x", digest, key)
+		}
+		if sum, ok := ima.Sum("/a", digest, 0); ok {
+			t.Errorf("digest %q has sum %x", digest, sum)
+		}
+		v := ima.Entry{Path: "/a", Digest: digest}.View()
+		if v.Key() != nil {
+			t.Errorf("an entry of digest %q has key %x", digest, v.Key())
+		}
+	}
+	if sum, ok := ima.Sum("/a", "verity:sha256:"+sum, 0); ok {
+		t.Errorf("a layout without types has a verity digest: %x", sum)
+	}
+	if _, ok := ima.Sum("/a", "sha256:"+sum, ima.Layouts); ok {
+		t.Error("a layout that is none has a sum")
+	}
+}
+
+// TestPiecesOfAnySizeAreTheWholeList has entries shorter and longer than what is added to one that arrives in pieces.
+func TestPiecesOfAnySizeAreTheWholeList(t *testing.T) {
+	l := every(nodeclaim.SHA256)
+	for i := range 100 {
+		l.ng("ima-sig", fmt.Sprint("/", i), "sha256", binary.LittleEndian.AppendUint64(make([]byte, 24), uint64(i+1)), make([]byte, 12*i))
+	}
+	want, err := replay(l.quoted(t), l.raw, ima.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	after := []byte("bytes that no quote covers")
+	raw := append(bytes.Clone(l.raw), after...)
+	for _, size := range []int{1, 2, 3, 100, 511, 512, 513, 1023, 1025, 4096, 20000, len(raw) - 1, len(raw)} {
+		var got []ima.Entry
+		r := ima.NewStream(l.quoted(t), ima.Options{}, func(v []ima.View) { got = keep(got, v) })
+		for rest := raw; len(rest) > 0; rest = rest[min(size, len(rest)):] {
+			if _, err := r.Write(bytes.Clone(rest[:min(size, len(rest))])); err != nil {
+				t.Fatalf("pieces of %d: %v", size, err)
+			}
+		}
+		res, err := r.Finish()
+		if err != nil || res.Count != len(want.Entries) || res.Unproven != int64(len(after)) {
+			t.Fatalf("pieces of %d: %+v, %v", size, res, err)
+		}
+		if diff := cmp.Diff(want.Entries, got); diff != "" {
+			t.Errorf("pieces of %d (-whole +pieces):\n%s", size, diff)
+		}
+		if s, ok := r.State(thisBoot); !ok || s.Offset() != uint64(len(l.raw)) {
+			t.Errorf("pieces of %d: the state ends at %d of %d", size, s.Offset(), len(l.raw))
+		}
+	}
+}
+
+// FuzzKey: no two pairs of path and digest share a key or a sum.
+func FuzzKey(f *testing.F) {
+	f.Add("/a", []byte("0123456789abcdef0123456789abcdef"), "/b", []byte("0123456789abcdef0123"), false)
+	f.Add("/a", []byte("0123456789abcdef0123456789abcdef"), "/a", []byte("0123456789abcdef0123456789abcdef"), true)
+	f.Fuzz(func(t *testing.T, path1 string, sum1 []byte, path2 string, sum2 []byte, verity bool) {
+		names := map[int]string{20: "sha1", 32: "sha256", 48: "sha384", 64: "sha512"}
+		d1, d2 := fmt.Sprintf("%s:%x", names[len(sum1)], sum1), fmt.Sprintf("%s:%x", names[len(sum2)], sum2)
+		if verity {
+			d2 = "verity:" + d2
+		}
+		k1, ok1 := ima.Key(path1, d1)
+		k2, ok2 := ima.Key(path2, d2)
+		if same := path1 == path2 && d1 == d2; ok1 && ok2 && (k1 == k2) != same {
+			t.Errorf("%q %s and %q %s: keys %x and %x", path1, d1, path2, d2, k1, k2)
+		}
+		for l := range ima.Layouts {
+			s1, ok1 := ima.Sum(path1, d1, l)
+			s2, ok2 := ima.Sum(path2, d2, l)
+			if same := path1 == path2 && d1 == d2; ok1 && ok2 && (s1 == s2) != same {
+				t.Errorf("%q %s and %q %s, layout %d: one sum", path1, d1, path2, d2, l)
+			}
+		}
+	})
+}
