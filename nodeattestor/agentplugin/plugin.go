@@ -70,8 +70,8 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 	if c.dataDir == "" {
 		p.Add("data_dir", "missing; the attestation key is kept there across restarts")
 	}
-	if _, err := os.Stat(c.tpm); err != nil {
-		p.Add("tpm", "%v; name the TPM's device (%s) or a socket that takes TPM commands", err, defaultTPM)
+	if err := tpmdev.CheckPath(c.tpm); err != nil {
+		p.Add("tpm", "%v", err)
 	}
 	if c.tagDocument != "" {
 		if _, err := os.Stat(c.tagDocument); err != nil {

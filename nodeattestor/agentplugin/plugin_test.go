@@ -95,3 +95,19 @@ func TestANewAttestationKeyIsLogged(t *testing.T) {
 		t.Errorf("an unknown type: %v", err)
 	}
 }
+
+// A machine with a TPM 1.2 gets no identity, and its log says which TPM that is.
+func TestTPM12IsNamedInTheLog(t *testing.T) {
+	var log bytes.Buffer
+	p := agentplugin.New()
+	p.SetLogger(hclog.New(&hclog.LoggerOptions{Output: &log}))
+	config := fmt.Sprintf("tpm = %q\ndata_dir = %q\n", tpmtest.StartTPM12(t), tpmtest.Dir(t))
+	if _, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: config}); err != nil {
+		t.Fatal(err)
+	}
+	s := &stream{ctx: t.Context(), end: io.EOF}
+	err := p.AidAttestation(s)
+	if err == nil || !strings.Contains(err.Error(), "TPM 1.2") || !strings.Contains(log.String(), "TPM 1.2") || s.sent != 0 {
+		t.Errorf("error %v, log %q, %d messages sent; want an error that names TPM 1.2 and no message", err, log.String(), s.sent)
+	}
+}

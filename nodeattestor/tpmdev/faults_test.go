@@ -168,3 +168,22 @@ func TestTPMWithANewEndorsementSeedIsAnotherTPM(t *testing.T) {
 		}
 	})
 }
+
+// A TPM 1.2 is told by name, at once, and by whoever asks it.
+func TestTPM12IsRefusedByName(t *testing.T) {
+	path := tpmtest.StartTPM12(t)
+	_, err := tpmdev.Open(path)
+	if !errors.Is(err, tpmdev.ErrTPM12) || !strings.Contains(err.Error(), "TPM 1.2") {
+		t.Errorf("error is %v, want ErrTPM12", err)
+	}
+}
+
+// The same without such a TPM: the answers that a TPM 1.2 gives to a TPM 2.0 command.
+func TestTPM12AnswersAreKnown(t *testing.T) {
+	for name, rc := range map[string]byte{"TPM_BADTAG": 0x1e, "TPM_BAD_ORDINAL": 0x0a, "TPM_INVALID_POSTINIT": 0x26, "TPM_SUCCESS": 0} {
+		path := tpmtest.Between(t, "", func([]byte, tpmtest.Forward) []byte { return []byte{0x00, 0xc4, 0, 0, 0, 10, 0, 0, 0, rc} })
+		if _, err := tpmdev.Open(path); !errors.Is(err, tpmdev.ErrTPM12) {
+			t.Errorf("%s: error is %v, want ErrTPM12", name, err)
+		}
+	}
+}

@@ -60,13 +60,12 @@ var _ transport.TPM = (*link)(nil)
 // kernel's resource manager then flushes whatever the last operation left; a raw socket
 // is, because swtpm and the simulator serve one connection at a time and others wait.
 func dial(ctx context.Context, path string) (*link, error) {
-	fi, err := os.Stat(path)
+	mode, err := portMode(path)
 	if err != nil {
-		return nil, fmt.Errorf("tpmdev: %w; give /dev/tpmrm0 or the Unix socket of a TPM", err)
+		return nil, err
 	}
 	l := &link{ctx: ctx, long: keyTimeout, short: commandTimeout, pause: firstPause}
-	switch mode := fi.Mode(); {
-	case mode&os.ModeSocket != 0:
+	if mode&os.ModeSocket != 0 {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 		if err != nil {
 			return nil, fmt.Errorf("tpmdev: %w", err)
@@ -74,15 +73,32 @@ func dial(ctx context.Context, path string) (*link, error) {
 		socket := conn.(*net.UnixConn)
 		l.port, l.stream, l.unread = socket, true, func() (int, error) { return unread(socket) }
 		return l, nil
-	case mode&os.ModeCharDevice != 0:
-		c, err := openCharDevice(path)
-		if err != nil {
-			return nil, fmt.Errorf("tpmdev: %w", err)
-		}
-		l.port = c
-		return l, nil
 	}
-	return nil, fmt.Errorf("tpmdev: %s is neither a character device nor a socket", path)
+	if l.port, err = openCharDevice(path); err != nil {
+		return nil, fmt.Errorf("tpmdev: %w", err)
+	}
+	return l, nil
+}
+
+// CheckPath reports what is wrong with the path of a TPM, without asking the TPM.
+func CheckPath(path string) error {
+	_, err := portMode(path)
+	return err
+}
+
+// portMode is the mode of a path that is a character device or a socket.
+func portMode(path string) (os.FileMode, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		if isTPM12(os.DirFS("/sys/class/tpm"), path) {
+			return 0, fmt.Errorf("%w (%s: the kernel has no resource manager for it)", ErrTPM12, path)
+		}
+		return 0, fmt.Errorf("tpmdev: %w; give /dev/tpmrm0 or the Unix socket of a TPM", err)
+	}
+	if fi.Mode()&(os.ModeSocket|os.ModeCharDevice) == 0 {
+		return 0, fmt.Errorf("tpmdev: %s is neither a character device nor a socket", path)
+	}
+	return fi.Mode(), nil
 }
 
 // unread is how many bytes wait to be read.
@@ -178,6 +194,8 @@ func (l *link) explain(what string, err error) error {
 		err = context.DeadlineExceeded // the command's own, or the port's clock was a moment ahead of the context's
 	}
 	switch {
+	case errors.Is(err, ErrTPM12):
+		return err
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("tpmdev: %s: the TPM did not answer in time; if it stays so, see the kernel's log and power the machine off and on: %w", what, err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -219,6 +237,9 @@ func (l *link) read() ([]byte, error) {
 // section 18.3; Part 3, section 5.2).
 func checkTag(command, response []byte) error {
 	tag, want := binary.BigEndian.Uint16(response), uint16(tpm2.TPMSTNoSessions)
+	if tag == tagResponse12 {
+		return ErrTPM12
+	}
 	if binary.BigEndian.Uint32(response[6:]) == 0 {
 		want = binary.BigEndian.Uint16(command)
 	}

@@ -37,15 +37,20 @@ func StartSocket(ctx context.Context, dir string) (path string, stop func() erro
 }
 
 func startSwtpm(ctx context.Context, dir string) (string, func() error, error) {
+	return startSwtpmOf(ctx, dir, "--tpm2")
+}
+
+// startSwtpmOf starts swtpm with further options; without --tpm2 it is a TPM 1.2.
+func startSwtpmOf(ctx context.Context, dir string, options ...string) (string, func() error, error) {
 	state := filepath.Join(dir, "state")
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return "", nil, fmt.Errorf("tpmtest: %w", err)
 	}
 	path := filepath.Join(dir, "tpm.sock")
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
-		"--server", "type=unixio,path="+path,
-		"--ctrl", "type=unixio,path="+filepath.Join(dir, "ctrl.sock"),
-		"--flags", "not-need-init,startup-clear")
+	cmd := exec.Command("swtpm", append([]string{"socket", "--tpmstate", "dir=" + state,
+		"--server", "type=unixio,path=" + path,
+		"--ctrl", "type=unixio,path=" + filepath.Join(dir, "ctrl.sock"),
+		"--flags", "not-need-init,startup-clear"}, options...)...)
 	stop, err := start(ctx, cmd, path)
 	return path, stop, err
 }
@@ -165,6 +170,25 @@ func started(t testing.TB, with func(context.Context, string) (string, func() er
 	path, stop, err := with(context.Background(), Dir(t))
 	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
+}
+
+// StartTPM12 starts a TPM 1.2, which is no TPM to attest with. It skips the test where
+// swtpm is missing or was built without TPM 1.2.
+func StartTPM12(t testing.TB) (path string) {
+	t.Helper()
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		t.Skip("swtpm is not installed")
+	}
+	path, stop, err := startSwtpmOf(context.Background(), Dir(t))
+	if err != nil {
+		t.Skipf("swtpm starts no TPM 1.2 here: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := stop(); err != nil {
