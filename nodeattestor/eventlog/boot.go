@@ -46,7 +46,7 @@ type bank struct {
 	replayed   []int
 	unreplayed []int
 	phases     []string
-	entries    []Entry
+	measured   measured
 }
 
 // Banks lists the quoted banks, strongest first.
@@ -79,7 +79,7 @@ func (b Boot) Phases(alg nodeclaim.HashAlg) []string { return slices.Clone(b.ban
 
 // Events lists the measured events of a bank's replayed PCRs in log order. They are
 // for people: an entry's Type is never proven, its Text only where Confirmed says so.
-func (b Boot) Events(alg nodeclaim.HashAlg) []Entry { return slices.Clone(b.banks[alg].entries) }
+func (b Boot) Events(alg nodeclaim.HashAlg) []Entry { return b.banks[alg].measured.entries() }
 
 // Entry is one measured event, written out for a person.
 type Entry struct {

@@ -15,8 +15,8 @@ import (
 func (m measured) images() []Digest {
 	var out []Digest
 	for _, e := range m.byPCR[4] {
-		if m.known[m.digest(e)] == "" {
-			out = append(out, m.digest(e))
+		if m.words.known[e.digest] == "" {
+			out = append(out, e.digest)
 		}
 	}
 	return out
@@ -38,11 +38,11 @@ func (m measured) sections() map[string]Digest {
 	var doubtful []string
 	events := m.byPCR[11]
 	for i := 0; i+1 < len(events); i += 2 {
-		name, ok := m.names[m.digest(events[i])]
+		name, ok := m.words.names[events[i].digest]
 		if !ok {
 			break
 		}
-		content := m.digest(events[i+1])
+		content := events[i+1].digest
 		if old, twice := out[name]; twice && old != content {
 			doubtful = append(doubtful, name)
 		}
@@ -79,7 +79,7 @@ func (m measured) kernel(f Facts) Digest {
 // stubEvents are the measurements that the kernel's EFI stub made into PCR 9. GRUB measures
 // every file it reads there, before the stub, and its strings into PCR 8: unless PCR 8 is
 // proven empty, nothing tells which event is whose.
-func (m measured) stubEvents() []event {
+func (m measured) stubEvents() []measurement {
 	if !m.replayed(8) || len(m.byPCR[8]) > 0 {
 		return nil
 	}
@@ -94,10 +94,10 @@ func (m measured) initrd(f Facts) Digest {
 	section := f.Sections[".initrd"]
 	e := m.stubEvents()
 	switch {
-	case len(e) > 0 && m.digest(e[0]) == section:
+	case len(e) > 0 && e[0].digest == section:
 		return section
 	case len(e) == 2:
-		return m.digest(e[1])
+		return e[1].digest
 	case len(e) == 0 && m.empty(12) && m.empty(13):
 		return section
 	default:
@@ -121,15 +121,15 @@ func (m measured) commandLine(f Facts) (CommandLine, Digest) {
 	initrd := f.Sections[".initrd"]
 	e := m.stubEvents()
 	switch {
-	case len(e) == 0 || m.digest(e[0]) == initrd:
+	case len(e) == 0 || e[0].digest == initrd:
 		if sectioned && m.replayed(9) && m.empty(12) {
 			return CommandLine{Digest: section}, ""
 		}
 		return CommandLine{}, ""
 	case len(e) == 1 && !sectioned:
-		return CommandLine{}, m.digest(e[0])
+		return CommandLine{}, e[0].digest
 	default:
-		return CommandLine{Digest: m.digest(e[0]), wide: true}, ""
+		return CommandLine{Digest: e[0].digest, wide: true}, ""
 	}
 }
 

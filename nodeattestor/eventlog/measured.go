@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 
@@ -13,11 +14,23 @@ import (
 // measured has the events of one bank's replayed PCRs. Their digests and their order within
 // a PCR are proven; type, data and the order between PCRs are not.
 type measured struct {
-	alg    nodeclaim.HashAlg
-	byPCR  map[int][]event // a key for each replayed PCR, also for one without events
-	order  []event
-	known  map[Digest]string // strings whose digest is recognised without the log's help
-	breaks map[Digest]bool   // digests of separators
+	alg   nodeclaim.HashAlg
+	byPCR map[int][]measurement // a key for each replayed PCR, also for one without events
+	order []measurement
+	words *words
+}
+
+// measurement is an event and its digest in the bank.
+type measurement struct {
+	*event
+	sum    []byte
+	digest Digest
+}
+
+// words are strings that are recognised by their digest in a bank, without the log's help.
+type words struct {
+	known  map[Digest]string
+	breaks map[Digest]bool   // separators
 	names  map[Digest]string // section names of unified kernel images
 }
 
@@ -36,26 +49,43 @@ var actions = []string{
 // one that reports an error (TCG PFP 1.06, 10.4.2).
 var separators = [][]byte{{0, 0, 0, 0}, {0xFF, 0xFF, 0xFF, 0xFF}, {1, 0, 0, 0}}
 
+// wordsOf has the words of each bank, made once.
+var wordsOf = func() map[nodeclaim.HashAlg]func() *words {
+	all := map[nodeclaim.HashAlg]func() *words{}
+	for _, alg := range nodeclaim.HashAlgs() {
+		all[alg] = sync.OnceValue(func() *words { return newWords(alg) })
+	}
+	return all
+}()
+
+func newWords(alg nodeclaim.HashAlg) *words {
+	w := &words{known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}}
+	for _, s := range actions {
+		w.known[hash(alg, []byte(s))] = s
+	}
+	for _, s := range separators {
+		w.known[hash(alg, s)] = "separator"
+		w.breaks[hash(alg, s)] = true
+	}
+	for _, n := range sectionNames {
+		w.names[hash(alg, []byte(n+"\x00"))] = n
+	}
+	return w
+}
+
 func newMeasured(l Log, alg nodeclaim.HashAlg, replayed []int) measured {
-	m := measured{alg: alg, byPCR: map[int][]event{}, known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}}
+	m := measured{alg: alg, byPCR: map[int][]measurement{}, order: make([]measurement, 0, len(l.events)), words: wordsOf[alg]()}
 	for _, pcr := range replayed {
 		m.byPCR[pcr] = nil
 	}
-	for _, e := range l.events {
+	at := l.places[alg]
+	for i := range l.events {
+		e := &l.events[i]
 		if _, ok := m.byPCR[e.pcr]; ok && e.extended() {
-			m.byPCR[e.pcr] = append(m.byPCR[e.pcr], e)
-			m.order = append(m.order, e)
+			one := measurement{e, e.digests[at], NewDigest(alg, e.digests[at])}
+			m.byPCR[e.pcr] = append(m.byPCR[e.pcr], one)
+			m.order = append(m.order, one)
 		}
-	}
-	for _, s := range actions {
-		m.known[hash(alg, []byte(s))] = s
-	}
-	for _, s := range separators {
-		m.known[hash(alg, s)] = "separator"
-		m.breaks[hash(alg, s)] = true
-	}
-	for _, n := range sectionNames {
-		m.names[hash(alg, []byte(n+"\x00"))] = n
 	}
 	return m
 }
@@ -67,9 +97,7 @@ func (m measured) replayed(pcr int) bool {
 	return ok
 }
 
-func (m measured) digest(e event) Digest { return NewDigest(m.alg, e.digests[m.alg]) }
-
-func (m measured) separator(e event) bool { return m.breaks[m.digest(e)] }
+func (m measured) separator(e measurement) bool { return m.words.breaks[e.digest] }
 
 // facts draws every fact, each from its own PCRs.
 func (m measured) facts() (Facts, nodeclaim.Refusals) {
@@ -86,8 +114,10 @@ func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	f.Kernel = m.kernel(f)
 	f.Initrd = m.initrd(f)
 	f.CommandLine, f.loadOptions = m.commandLine(f)
-	if text, ok := m.offered(f); ok {
-		f, _ = f.withCommandLine(text)
+	if f.CommandLine.Text == "" {
+		if text, ok := m.offered(f); ok {
+			f, _ = f.withCommandLine(text)
+		}
 	}
 	return f, refusals
 }
@@ -101,7 +131,7 @@ func (m measured) firmware() []Digest {
 		if m.separator(e) {
 			last = len(out)
 		}
-		out = append(out, m.digest(e))
+		out = append(out, e.digest)
 	}
 	if last >= 0 {
 		out = slices.Delete(out, last, last+1)
@@ -114,7 +144,7 @@ func (m measured) entries() []Entry {
 	out := make([]Entry, len(m.order))
 	for i, e := range m.order {
 		text, confirmed := m.describe(e)
-		out[i] = Entry{e.index, e.pcr, e.typ.String(), m.digest(e), text, confirmed}
+		out[i] = Entry{e.index, e.pcr, e.typ.String(), e.digest, text, confirmed}
 	}
 	return out
 }
@@ -122,11 +152,11 @@ func (m measured) entries() []Entry {
 // maxText bounds the text of one entry, in bytes.
 const maxText = 512
 
-func (m measured) describe(e event) (text string, confirmed bool) {
-	if s, ok := m.known[m.digest(e)]; ok {
+func (m measured) describe(e measurement) (text string, confirmed bool) {
+	if s, ok := m.words.known[e.digest]; ok {
 		return s, true
 	}
-	if n, ok := m.names[m.digest(e)]; ok {
+	if n, ok := m.words.names[e.digest]; ok {
 		return "name of section " + n, true
 	}
 	if v, ok := parseVariable(e.data); ok && m.covers(e, e.data) {
@@ -143,14 +173,14 @@ func (m measured) describe(e event) (text string, confirmed bool) {
 }
 
 // covers reports whether the measured digest is that of data.
-func (m measured) covers(e event, data []byte) bool {
-	return bytes.Equal(sum(m.alg, data), e.digests[m.alg])
+func (m measured) covers(e measurement, data []byte) bool {
+	return bytes.Equal(sum(m.alg, data), e.sum)
 }
 
 // text is the string that an event measured, where its digest covers one: the data as they
 // stand, without the final NUL, or without the label that GRUB puts before the measured
 // string ("grub_cmd: ", "kernel_cmdline: "). The label is in no digest and is dropped.
-func (m measured) text(e event) (string, bool) {
+func (m measured) text(e measurement) (string, bool) {
 	trimmed := bytes.TrimRight(e.data, "\x00")
 	_, labelled, _ := bytes.Cut(trimmed, []byte(": "))
 	for i, data := range [][]byte{e.data, trimmed, labelled} {

@@ -25,7 +25,8 @@ const noPCR = -1
 
 // Log is a parsed log. Nothing in it is verified: its events become facts only by Replay.
 type Log struct {
-	algs   []nodeclaim.HashAlg // banks with known hashes, in the header's order
+	algs   []nodeclaim.HashAlg       // banks with known hashes, in the header's order
+	places map[nodeclaim.HashAlg]int // where in an event's digests a bank's is
 	events []event
 }
 
@@ -34,8 +35,8 @@ type event struct {
 	index   int
 	pcr     int
 	typ     EventType // untrusted: no digest covers it
-	digests map[nodeclaim.HashAlg][]byte
-	data    []byte // untrusted, unless a digest confirms it
+	digests [][]byte  // in the header's order
+	data    []byte    // untrusted, unless a digest confirms it
 }
 
 // Banks lists the hash algorithms whose digests the log has.
@@ -66,10 +67,11 @@ func Parse(raw []byte) (Log, error) {
 		return Log{}, err
 	}
 	first.digests = nil
-	log := Log{events: []event{first}}
-	for _, a := range algs {
+	log := Log{events: []event{first}, places: map[nodeclaim.HashAlg]int{}}
+	for i, a := range algs {
 		if a.alg.Valid() {
 			log.algs = append(log.algs, a.alg)
+			log.places[a.alg] = i
 		}
 	}
 	for len(r.rest) > 0 {
@@ -86,7 +88,7 @@ func Parse(raw []byte) (Log, error) {
 }
 
 func parseLegacy(r *reader, first event) (Log, error) {
-	log := Log{algs: []nodeclaim.HashAlg{nodeclaim.SHA1}, events: []event{first}}
+	log := Log{algs: []nodeclaim.HashAlg{nodeclaim.SHA1}, places: map[nodeclaim.HashAlg]int{nodeclaim.SHA1: 0}, events: []event{first}}
 	for len(r.rest) > 0 {
 		if err := log.room(); err != nil {
 			return Log{}, err
@@ -158,8 +160,19 @@ func parseSpecID(data []byte) ([]algorithm, error) {
 // reader cuts fields off a log. Offsets in errors come from event numbers, which a person
 // can find again with any tool.
 type reader struct {
-	rest  []byte
-	event int // being read, counted from 1; 0 in a header
+	rest    []byte
+	event   int // being read, counted from 1; 0 in a header
+	digests [][]byte
+}
+
+// room is for the digests of one event; many events' are made at once.
+func (r *reader) room(n int) [][]byte {
+	if len(r.digests) < n {
+		r.digests = make([][]byte, 64*n)
+	}
+	out := r.digests[:n:n]
+	r.digests = r.digests[n:]
+	return out
 }
 
 func (r *reader) take(n int, what string) ([]byte, error) {
@@ -233,7 +246,7 @@ func (r *reader) legacyEvent(i int) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	e.digests = map[nodeclaim.HashAlg][]byte{nodeclaim.SHA1: sum}
+	e.digests = [][]byte{sum}
 	return e, r.body(&e)
 }
 
@@ -250,7 +263,7 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 	if int64(n) != int64(len(algs)) {
 		return event{}, format("event %d has %d digests, the header promises %d", i, n, len(algs))
 	}
-	e.digests = make(map[nodeclaim.HashAlg][]byte, len(algs))
+	e.digests = r.room(len(algs))
 	for range algs {
 		b, err := r.take(2, "digest algorithm")
 		if err != nil {
@@ -261,10 +274,10 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 		if k < 0 {
 			return event{}, format("event %d has a digest of algorithm %s, which the header does not name", i, alg)
 		}
-		if _, twice := e.digests[alg]; twice {
+		if e.digests[k] != nil { // a digest is never empty
 			return event{}, format("event %d has two %s digests", i, alg)
 		}
-		if e.digests[alg], err = r.take(algs[k].size, "digest"); err != nil {
+		if e.digests[k], err = r.take(algs[k].size, "digest"); err != nil {
 			return event{}, err
 		}
 	}

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/quote"
@@ -83,9 +84,8 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	if len(refusals) > 0 {
 		return bank{}, refusals
 	}
-	m := newMeasured(l, alg, b.replayed)
-	b.entries = m.entries()
-	b.facts, refusals = m.facts()
+	b.measured = newMeasured(l, alg, b.replayed)
+	b.facts, refusals = b.measured.facts()
 	return b, refusals
 }
 
@@ -113,11 +113,7 @@ func missing(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) []string {
 	for _, words := range unlogged[pcr] {
 		v := value
 		for i, w := range words {
-			word, next := alg.New(), alg.New()
-			word.Write([]byte(w))
-			next.Write(v)
-			next.Write(word.Sum(nil))
-			if v = next.Sum(nil); bytes.Equal(v, quoted) {
+			if v = sum(alg, slices.Concat(v, sum(alg, []byte(w)))); bytes.Equal(v, quoted) {
 				return words[:i+1]
 			}
 		}
@@ -144,14 +140,15 @@ func (l Log) Unverified(alg nodeclaim.HashAlg) (map[int][]byte, error) {
 		}
 	}
 	values[0][alg.Size()-1] = locality
-	for _, e := range l.events {
+	at := l.places[alg]
+	both := make([]byte, 0, 2*alg.Size())
+	for i := range l.events {
+		e := &l.events[i]
 		if !e.extended() {
 			continue
 		}
-		h := alg.New()
-		h.Write(values[e.pcr])
-		h.Write(e.digests[alg])
-		values[e.pcr] = h.Sum(nil)
+		both = append(append(both[:0], values[e.pcr]...), e.digests[at]...)
+		copy(values[e.pcr], sum(alg, both))
 	}
 	return values, nil
 }
@@ -167,8 +164,8 @@ func (l Log) has(alg nodeclaim.HashAlg) bool {
 
 func (l Log) count(pcr int) int {
 	n := 0
-	for _, e := range l.events {
-		if e.pcr == pcr && e.extended() {
+	for i := range l.events {
+		if e := &l.events[i]; e.pcr == pcr && e.extended() {
 			n++
 		}
 	}
@@ -176,7 +173,7 @@ func (l Log) count(pcr int) int {
 }
 
 // extended tells whether the log claims that an event was extended into its PCR.
-func (e event) extended() bool { return e.typ != evNoAction }
+func (e *event) extended() bool { return e.typ != evNoAction }
 
 var localitySignature = []byte("StartupLocality\x00")
 
@@ -186,7 +183,8 @@ var localitySignature = []byte("StartupLocality\x00")
 // Firmware that measured an H-CRTM and left the locality out still started at 4.
 func (l Log) startupLocality() (byte, error) {
 	found, locality := false, byte(0)
-	for _, e := range l.events {
+	for i := range l.events {
+		e := &l.events[i]
 		if e.typ == evHCRTM && e.pcr == 0 && !found {
 			locality = 4
 		}

@@ -74,14 +74,14 @@ func (m measured) secureBoot() (SecureBoot, error) {
 	s := unknown
 	separator := -1
 	for _, e := range m.byPCR[7] {
-		d := m.digest(e)
+		d := e.digest
 		v, isVariable := parseVariable(e.data)
 		switch {
 		case m.separator(e) && separator >= 0:
 			return unknown, refuse("separator", "event %d is a second separator in PCR 7, after event %d: nothing measured after it can be placed", e.index, separator)
 		case m.separator(e):
 			separator = e.index
-		case m.known[d] != "":
+		case m.words.known[d] != "":
 			s.Others = append(s.Others, d)
 		case isVariable && m.covers(e, e.data):
 			if err := s.add(v, d, separator < 0, e.index); err != nil {
@@ -118,7 +118,7 @@ var quirks = []quirk{
 	{"content-only", func(_ []byte, v variable) []byte { return v.data }, false},
 }
 
-func (m measured) quirky(e event) (quirk, variable, bool) {
+func (m measured) quirky(e measurement) (quirk, variable, bool) {
 	v, _, ok := cutVariable(e.data)
 	if !ok {
 		return quirk{}, variable{}, false
