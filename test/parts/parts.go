@@ -1,5 +1,5 @@
 // Package parts finds or builds the third-party servers that the tests and the demo run: etcd, kube-apiserver, SPIRE,
-// containerd, Calico, Istio, CoreDNS, Envoy, and the Debian packages around them.
+// containerd, Calico, Istio, CoreDNS, Envoy, the SPIFFE CSI driver, and the Debian packages around them.
 //
 // Each server is pinned by the go.mod and go.sum of a folder beside this file, because their dependencies do not fit into one
 // module; Envoy, which is no Go program, by the hashes of the Python wheel that carries it. A program on PATH is used when it says that it is the pinned version. Else it is built once into
@@ -75,6 +75,7 @@ func List() []Part {
 		{Name: "ctr", Folder: "containerd", Package: "github.com/containerd/containerd/v2/cmd/ctr", VersionArgs: []string{"--version"}, Version: containerdVersion},
 		{Name: "spire-server", Folder: "spire", Package: "github.com/spiffe/spire/cmd/spire-server", VersionArgs: []string{"--version"}, Version: spireVersion, Cgo: true},
 		{Name: "spire-agent", Folder: "spire", Package: "github.com/spiffe/spire/cmd/spire-agent", VersionArgs: []string{"--version"}, Version: spireVersion},
+		{Name: "spiffe-csi-driver", Folder: "spiffe-csi", Package: "github.com/spiffe/spiffe-csi/cmd/spiffe-csi-driver", Version: "v0.2.6"},
 		{Name: "calico-apiserver", Folder: "calico", Package: "github.com/projectcalico/calico/apiserver/cmd/apiserver", Version: calicoVersion},
 		{Name: "calico-felix", Folder: "calico", Package: "github.com/projectcalico/calico/felix/cmd/calico-felix", Version: calicoVersion},
 		{Name: "calico-cni", Folder: "calico", Package: "github.com/projectcalico/calico/cni-plugin/cmd/calico", Version: calicoVersion},
