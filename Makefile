@@ -30,7 +30,10 @@ race: setup ## run all unit and integration tests with the race detector, in ran
 	go test -race -shuffle=on -timeout 40m $(PKGS)
 
 .PHONY: check
-check: fmt-check vet lint generate-check tidy-check race charts e2e ## everything that CI runs
+check: ## everything that CI runs, with the time that each part took
+	@for part in fmt-check vet lint generate-check tidy-check race charts e2e; do \
+	  begun=$$SECONDS; $(MAKE) --no-print-directory $$part; echo "== $$part: $$((SECONDS - begun)) s"; \
+	done
 
 .PHONY: setup
 setup: ## install or build what demo and tests need beyond Go (cached)
