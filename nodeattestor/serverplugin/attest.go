@@ -2,11 +2,9 @@ package serverplugin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,6 +26,8 @@ type attempt struct {
 	sinks *Plugin // where results go, as it is when they do
 	log   hclog.Logger
 	clock *clock
+	watch *stopwatch
+	sizes logSizes
 	rand  io.Reader
 
 	received time.Time       // when the payload arrived: the order among verdicts
@@ -63,10 +63,12 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 		return none, err
 	}
 	a.pending = pending
+	a.watch.lap("payload")
 	response, err := a.prove(ctx, challenge, func() time.Time { return begun.Add(a.clock.elapsed() - elapsed) })
 	if err != nil {
 		return none, err
 	}
+	a.watch.lap("proof")
 	if err := a.review(ctx); err != nil {
 		return none, err
 	}
@@ -77,6 +79,7 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err := pending.Bind(known); err != nil {
 		return none, err
 	}
+	a.watch.lap("store")
 	ctx, done, err := a.gate.work(ctx, pending.EK())
 	if err != nil {
 		return none, err
@@ -85,7 +88,10 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err := a.logs(ctx, response.Chunks); err != nil {
 		return none, err
 	}
-	return pending.Finish(a.clock.now())
+	a.watch.lap("logs")
+	claims, err := pending.Finish(a.clock.now())
+	a.watch.lap("appraisal")
+	return claims, err
 }
 
 // prove has the agent answer the challenge; now is the time by a clock that nobody sets meanwhile.
@@ -134,6 +140,7 @@ func (a *attempt) known(ctx context.Context) (verify.Known, error) {
 
 // logs takes the chunks that came with the response, then asks for the rest.
 func (a *attempt) logs(ctx context.Context, first []evidence.Chunk) error {
+	defer func() { a.sizes.tell(a.watch.metrics) }()
 	for i := range first {
 		if err := a.add(&first[i]); err != nil {
 			return err
@@ -164,6 +171,7 @@ func (a *attempt) logs(ctx context.Context, first []evidence.Chunk) error {
 
 // add takes a chunk; one that is out of place or no frame is a malformed message.
 func (a *attempt) add(c *evidence.Chunk) error {
+	a.sizes.add(c)
 	err := a.pending.Add(c)
 	if err != nil && len(nodeclaim.AsRefusals(err)) == 0 {
 		return malformed{err}
@@ -185,6 +193,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	entry.Reference = claims.Reference
 	if err := a.sinks.record(entry); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
+		a.watch.end(string(audit.Inconclusive))
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot write its audit log")
 	}
 	r := a.result()
@@ -195,11 +204,14 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if err := a.sinks.submit(r); err != nil {
 		a.log.Error("attestation refused: verdict not kept", "error", err)
 		a.note(audit.Inconclusive, fmt.Sprintf("the line before let nobody in: the verdict could not be kept: %v", err))
+		a.watch.end(string(audit.Inconclusive))
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
 	}
 	if state, ok := a.pending.State(); ok {
 		a.states.put(claims.EK, state)
 	}
+	a.watch.lap("record")
+	a.watch.end(string(audit.Trusted))
 	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference,
 		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed())
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
@@ -211,68 +223,32 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 // refuse records the end of an attestation that let nobody in, and says in the gRPC
 // status what the agent may know.
 func (a *attempt) refuse(err error) error {
-	refusals := nodeclaim.AsRefusals(err)
-	if onlyDated(refusals) && a.clock.setClock() {
-		a.log.Warn("the server's clock was set while it runs: what is out of date lowers no verdict until the server starts again", "by", a.clock.step())
-		err = fmt.Errorf("the server's clock was set by %s while it runs, so that this proves nothing: %v", a.clock.step(), err)
-		refusals = nil
-	}
-	proved := len(refusals) > 0 && a.pending != nil && a.pending.Proved()
-	outcome, code := audit.Inconclusive, codes.Unavailable
-	switch {
-	case proved:
-		outcome, code = audit.Untrusted, codes.PermissionDenied
-	case len(refusals) > 0:
-		outcome, code = audit.Unproved, codes.PermissionDenied
-	case errors.As(err, new(malformed)):
-		outcome, code = audit.Unproved, codes.InvalidArgument
-		if a.pending != nil && a.pending.Proved() {
-			outcome, code = audit.Inconclusive, codes.Unavailable
-		}
-	}
-	entry := a.entry(outcome)
-	entry.Refusals = refusals
-	if len(refusals) == 0 {
-		entry.Error = err.Error()
+	end := judge(err, a.pending != nil && a.pending.Proved(), a.clock)
+	entry := a.entry(end.outcome)
+	entry.Refusals = end.refusals
+	if len(end.refusals) == 0 {
+		entry.Error = end.err.Error()
 	}
 	if auditErr := a.sinks.record(entry); auditErr != nil {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
-	if proved {
+	if end.outcome == audit.Untrusted {
 		a.states.drop(a.pending.EK()) // the next one reads the whole IMA log and names all that is wrong
 		r := a.result()
-		r.Refusals = refusals
+		r.Refusals = end.refusals
 		if err := a.sinks.submit(r); err != nil {
 			a.log.Error("verdict not safe: it is lost if the server ends before it is written", "node", r.Node, "error", err)
 		}
 	}
-	a.log.Warn("node refused", "outcome", string(outcome), "node", entry.Node, "ek", entry.EKHash, "error", err)
-	if len(refusals) > 0 {
-		return status.Errorf(code, "keelson_tpm: refused by %s; the server's audit log has the reasons", checks(refusals))
+	a.watch.end(string(end.outcome))
+	for _, r := range end.refusals {
+		a.watch.metrics.refusals.Inc(r.Check)
 	}
-	return status.Errorf(code, "keelson_tpm: %v", told(err))
-}
-
-// told is what the agent may know of an error that is no refusal: what is wrong with its own message,
-// and that it should try again; not which addresses and files the server has.
-func told(err error) error {
-	for _, plain := range []error{errFull, errNewer} {
-		if errors.Is(err, plain) {
-			return plain
-		}
+	a.log.Warn("node refused", "outcome", string(end.outcome), "node", entry.Node, "ek", entry.EKHash, "error", end.err)
+	if len(end.refusals) > 0 {
+		return status.Errorf(end.code, "keelson_tpm: refused by %s; the server's audit log has the reasons", checks(end.refusals))
 	}
-	if errors.As(err, new(malformed)) {
-		return err
-	}
-	return errors.New("the attestation could not be finished, try again; the server's audit log has the reason")
-}
-
-func checks(refusals nodeclaim.Refusals) string {
-	names := make([]string, len(refusals))
-	for i, r := range refusals {
-		names[i] = r.Check
-	}
-	return strings.Join(names, ", ")
+	return status.Errorf(end.code, "keelson_tpm: %v", told(end.err))
 }
 
 func (a *attempt) entry(outcome audit.Outcome) audit.Entry {
@@ -301,65 +277,5 @@ func (a *attempt) result() verdict.Result {
 	return verdict.Result{
 		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
 		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.until,
-	}
-}
-
-// malformed marks a message that could not be read.
-type malformed struct{ error }
-
-func (m malformed) Unwrap() error { return m.error }
-
-// conversation is the stream with deadlines.
-type conversation struct {
-	stream nodeattestorv1.NodeAttestor_AttestServer
-}
-
-func (c *conversation) payload(ctx context.Context) ([]byte, error) {
-	req, err := c.receive(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if req.GetPayload() == nil {
-		return nil, malformed{errors.New("the first message holds no payload")}
-	}
-	return req.GetPayload(), nil
-}
-
-// ask sends a challenge and waits for its response.
-func (c *conversation) ask(ctx context.Context, challenge []byte) ([]byte, error) {
-	err := c.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_Challenge{Challenge: challenge}})
-	if err != nil {
-		return nil, fmt.Errorf("send challenge: %w", err)
-	}
-	req, err := c.receive(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if req.GetChallengeResponse() == nil {
-		return nil, malformed{errors.New("the message holds no challenge response")}
-	}
-	return req.GetChallengeResponse(), nil
-}
-
-// receive waits for one message, but not beyond the attempt's deadline: the goroutine
-// ends when the stream does, which is when Attest returns.
-func (c *conversation) receive(ctx context.Context) (*nodeattestorv1.AttestRequest, error) {
-	type result struct {
-		req *nodeattestorv1.AttestRequest
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		req, err := c.stream.Recv()
-		done <- result{req, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil {
-			return nil, fmt.Errorf("the stream ended: %w", r.err)
-		}
-		return r.req, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("no answer from the agent in time: %w", context.Cause(ctx))
 	}
 }

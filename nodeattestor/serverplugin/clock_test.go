@@ -1,9 +1,13 @@
 package serverplugin
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
+	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -63,22 +67,44 @@ func TestThreat25_AClockThatWasSetIsTold(t *testing.T) {
 			t.Errorf("set by %s: %t", set, !want)
 		}
 	}
-	for name, tc := range map[string]struct {
-		checks []string
-		want   bool
-	}{
-		"nothing":                       {nil, false},
-		"an expired set":                {[]string{"reference.expired"}, true},
-		"an expired set and tag":        {[]string{"reference.expired", "tag.expired"}, true},
-		"an expired set and a bad file": {[]string{"reference.expired", "ima.file"}, false},
-	} {
+}
+
+func TestThreat22_HowAnAttestationEnds(t *testing.T) {
+	refuse := func(checks ...string) error {
 		var refusals nodeclaim.Refusals
-		for _, check := range tc.checks {
-			refusals = append(refusals, nodeclaim.Refusal{Check: check})
+		for _, c := range checks {
+			refusals = append(refusals, *nodeclaim.Refuse(c, "why"))
 		}
-		if onlyDated(refusals) != tc.want {
-			t.Errorf("%s: only dated: %t", name, !tc.want)
-		}
+		return refusals
+	}
+	for name, tc := range map[string]struct {
+		err     error
+		proved  bool
+		set     time.Duration
+		outcome audit.Outcome
+		code    codes.Code
+	}{
+		"proved bad":                                           {refuse("ima.file"), true, 0, audit.Untrusted, codes.PermissionDenied},
+		"refused before the proof":                             {refuse("ek.chain"), false, 0, audit.Unproved, codes.PermissionDenied},
+		"malformed before the proof":                           {malformed{errors.New("cut")}, false, 0, audit.Unproved, codes.InvalidArgument},
+		"malformed after the proof":                            {malformed{errors.New("cut")}, true, 0, audit.Inconclusive, codes.Unavailable},
+		"no answer":                                            {errors.New("the stream ended"), true, 0, audit.Inconclusive, codes.Unavailable},
+		"out of date":                                          {refuse("reference.expired", "tag.expired"), true, 0, audit.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that was set":                  {refuse("reference.expired", "tag.expired"), true, time.Hour, audit.Inconclusive, codes.Unavailable},
+		"out of date by a clock that was set back":             {refuse("reference.notyet"), true, -time.Hour, audit.Inconclusive, codes.Unavailable},
+		"proved bad whatever the clock says":                   {refuse("reference.expired", "ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
+		"proved bad alone, by a server whose clock was set":    {refuse("ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that NTP moved by two minutes": {refuse("reference.expired"), true, 2 * time.Minute, audit.Untrusted, codes.PermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newSetable()
+			c.set = tc.set
+			if got := judge(tc.err, tc.proved, c.clock); got.outcome != tc.outcome || got.code != tc.code {
+				t.Errorf("%s, %s; want %s, %s", got.outcome, got.code, tc.outcome, tc.code)
+			} else if (got.code == codes.PermissionDenied) != (len(got.refusals) > 0) {
+				t.Errorf("%s with refusals %v", got.code, got.refusals)
+			}
+		})
 	}
 }
 

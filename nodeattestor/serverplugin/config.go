@@ -18,6 +18,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/nodeattestor/pluginmetrics"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
@@ -46,6 +47,8 @@ type hclConfig struct {
 	MaxEventLog     int              `hcl:"max_event_log_bytes"`
 	MaxIMALog       int64            `hcl:"max_ima_log_bytes"`
 	MaxIMAEntries   int              `hcl:"max_ima_entries"`
+
+	Metrics *pluginmetrics.Config `hcl:"metrics"`
 }
 
 type hclTag struct {
@@ -78,6 +81,7 @@ type config struct {
 	validFor     time.Duration
 	timeout      time.Duration
 	maxParallel  int
+	listen       string // address of metrics and health, "" for none
 }
 
 // Defaults of optional keys.
@@ -117,6 +121,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.timeout = b.duration("attestation_timeout", raw.Timeout, defaultTimeout)
 	c.policy.ChallengeTTL = c.timeout
 	c.maxParallel = raw.MaxParallel
+	c.listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
 	c.files = b.files
 	if b.problems.Err() != nil {

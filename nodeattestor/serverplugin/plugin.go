@@ -33,8 +33,9 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	log   hclog.Logger
-	clock *clock
+	log     hclog.Logger
+	clock   *clock
+	metrics *metrics
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.RWMutex
@@ -56,7 +57,11 @@ type running struct {
 }
 
 // New makes a plugin that still has to be configured.
-func New() *Plugin { return &Plugin{log: hclog.NewNullLogger(), clock: newClock()} }
+func New() *Plugin {
+	p := &Plugin{log: hclog.NewNullLogger(), clock: newClock()}
+	p.metrics = newMetrics(p)
+	return p
+}
 
 // SetLogger is called by SPIRE's framework when the plugin is loaded.
 func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
@@ -79,9 +84,16 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	}
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
-	before, err := p.replace(c)
+	door, err := p.metrics.Listen(c.listen)
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+	}
+	before, err := p.replace(c)
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", errors.Join(err, door.Discard()))
+	}
+	if err := door.Use(); err != nil {
+		p.log.Warn("metrics", "error", err)
 	}
 	p.unwatch(before) // not under the lock that replace holds: a reload under way needs it
 	w, err := watch(c.files, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
@@ -194,16 +206,17 @@ func (p *Plugin) unwatch(w *watcher) {
 func (p *Plugin) Close() error {
 	p.unwatch(p.swapWatcher(nil))
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.run == nil {
-		return nil
-	}
-	if p.run.queue != nil {
-		p.run.queue.Close()
-	}
-	err := p.run.audit.Close()
+	run := p.run
 	p.run = nil
-	return err
+	p.mu.Unlock()
+	err := p.metrics.Close() // which looks at what runs
+	if run == nil {
+		return err
+	}
+	if run.queue != nil {
+		run.queue.Close()
+	}
+	return errors.Join(err, run.audit.Close())
 }
 
 // Attest runs one attestation.
@@ -216,12 +229,15 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 	}
 	ctx, cancel := context.WithTimeout(stream.Context(), run.timeout)
 	defer cancel()
+	watch := p.metrics.stopwatch()
 	leave, err := run.gate.enter(ctx)
 	if err != nil {
+		watch.end("busy")
 		return status.Errorf(codes.Unavailable, "keelson_tpm: %v", err)
 	}
 	defer leave()
-	a := &attempt{running: run, sinks: p, log: p.log, conversation: conversation{stream: stream}, clock: p.clock, rand: rand.Reader}
+	a := &attempt{running: run, sinks: p, log: p.log, conversation: conversation{stream: stream}, clock: p.clock, watch: watch,
+		sizes: logSizes{}, rand: rand.Reader}
 	return a.attest(ctx)
 }
 
@@ -236,7 +252,11 @@ func (p *Plugin) record(e audit.Entry) error {
 	if p.run == nil {
 		return errNotRunning
 	}
-	return p.run.audit.Append(e)
+	err := p.run.audit.Append(e)
+	if err != nil {
+		p.metrics.auditFailures.Inc()
+	}
+	return err
 }
 
 // submit hands a verdict to the queue that is in force now; without Kubernetes there is none.

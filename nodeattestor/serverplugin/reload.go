@@ -97,12 +97,14 @@ func (p *Plugin) reload() {
 	}
 	c, problems := buildConfig(p.run.text, p.run.trustDomain.Name(), p.clock.now())
 	if err := problems.Err(); err != nil {
+		p.metrics.reloads.Inc("refused")
 		p.log.Error("files changed, but are not usable: the last good ones stay in force", "error", err)
 		return
 	}
 	next := *p.run
 	next.config, next.states = c, newStates(maxStateBytes)
 	p.run = &next
+	p.metrics.reloads.Inc("ok")
 	p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
 		"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked), "revokedTags", len(c.policy.Tag.Revoked))
 }
