@@ -105,8 +105,7 @@ func (r *entryReader) reset() { r.views, r.keys = r.views[:0], r.keys[:0] }
 // parse reads the entry's fields and checks them against the recorded hash. What it returns is a part of
 // the list, and good until reset.
 func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
-	r.views = append(r.views, View{Index: i, Violation: raw.violation()})
-	v := &r.views[len(r.views)-1]
+	v := r.blank(i, raw.violation())
 	if raw.pcr != pcrIndex {
 		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, pcrIndex)
 	}
@@ -126,6 +125,15 @@ func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 		v.key, v.Signature, v.signed = nil, nil, false
 	}
 	return v, nil
+}
+
+// blank is the next View of the batch. Its sum is left as it was: nobody sees it before summed is set.
+func (r *entryReader) blank(i int, violation bool) *View {
+	n := len(r.views)
+	r.views = r.views[:n+1]
+	v := &r.views[n]
+	v.Index, v.Violation, v.Path, v.Signature, v.key, v.signed, v.layout, v.summed = i, violation, nil, nil, nil, false, 0, false
+	return v
 }
 
 func (r *entryReader) fields(v *View, raw rawEntry) error {
