@@ -79,7 +79,7 @@ func addEvidence(root *cobra.Command) {
 	flags.StringArrayVar(&f.signers, "signer", nil, signerHelp)
 	flags.StringVarP(&f.output, "output", "o", "text", "text for people or json for programs")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
-	evidence.AddCommand(verify)
+	evidence.AddCommand(verify, collectCommand())
 	root.AddCommand(evidence)
 }
 
@@ -233,6 +233,27 @@ func (r report) text() string {
 		return b.String()
 	}
 	f := r.facts
+	b.WriteString(factsText(f.Facts))
+	if f.IMA != nil {
+		fmt.Fprintf(&b, "measured files: %d, violations: %d\n", f.IMA.Entries, f.IMA.Violations)
+	}
+	if len(f.Unreplayed) > 0 {
+		i := slices.Collect(func(yield func(string) bool) {
+			for _, n := range f.Unreplayed {
+				if !yield(strconv.Itoa(n)) {
+					return
+				}
+			}
+		})
+		fmt.Fprintf(&b, "quoted but not from the firmware's log: PCR %s\n", strings.Join(i, ", "))
+	}
+	b.WriteString(eventsText(r.events))
+	return b.String()
+}
+
+// factsText is what is proven, or claimed, about a boot.
+func factsText(f eventlog.Facts) string {
+	var b strings.Builder
 	line := string(f.CommandLine.Digest)
 	if f.CommandLine.Text != "" {
 		line = strconv.Quote(f.CommandLine.Text)
@@ -248,21 +269,13 @@ func (r report) text() string {
 	for i, d := range f.BootLoader {
 		fmt.Fprintf(&b, "boot loader image %d: %s\n", i+1, d)
 	}
-	if f.IMA != nil {
-		fmt.Fprintf(&b, "measured files: %d, violations: %d\n", f.IMA.Entries, f.IMA.Violations)
-	}
-	if len(f.Unreplayed) > 0 {
-		i := slices.Collect(func(yield func(string) bool) {
-			for _, n := range f.Unreplayed {
-				if !yield(strconv.Itoa(n)) {
-					return
-				}
-			}
-		})
-		fmt.Fprintf(&b, "quoted but not from the firmware's log: PCR %s\n", strings.Join(i, ", "))
-	}
+	return b.String()
+}
+
+func eventsText(events []eventlog.Entry) string {
+	var b strings.Builder
 	fmt.Fprintf(&b, "events (type and unconfirmed text are the log's word only):\n")
-	for _, e := range r.events {
+	for _, e := range events {
 		mark := ""
 		if !e.Confirmed && e.Text != "" {
 			mark = " (unconfirmed)"

@@ -1,5 +1,5 @@
-// Command keelson is for people who run Keelson: it captures reference values, verifies collected
-// evidence, issues and provisions asset tags, and explains what policy-sync does.
+// Command keelson is for people who run Keelson: it shows TPMs and event logs, collects and verifies
+// evidence, captures reference values, issues and provisions asset tags, and explains what policy-sync does.
 //
 // It exits 0 when what was asked holds, 1 when evidence is refused, and 2 for wrong use or input
 // that cannot be read.
@@ -61,6 +61,8 @@ func newRoot() *cobra.Command {
 	for _, add := range []func(*cobra.Command){
 		addReference,
 		addEvidence,
+		addEventlog,
+		addTPM,
 		addTag,
 		addAudit,
 		addPlan,

@@ -19,6 +19,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 	"github.com/keelson-project/keelson/test/tpmtest"
+	"github.com/keelson-project/keelson/test/vectors"
 )
 
 // TestMain makes the real main a command of the scripts.
@@ -129,22 +130,56 @@ func unlockTag(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(errors.Join(err, tpm.Close()))
 }
 
-// tpmEnv gives a script a fresh TPM: its socket and the hash of its ECC EK.
+// tpmEnv gives a script a manufactured TPM that has booted the recorded boot "good": its socket, the hash of
+// its ECC EK, and its maker's root in roots/root.pem.
 func tpmEnv(t *testing.T) func(*testscript.Env) error {
 	return func(e *testscript.Env) error {
 		path := tpmtest.Start(t)
+		ca, err := tpmtest.NewCA()
+		if err != nil {
+			return err
+		}
+		if err := tpmtest.Manufacture(t.Context(), path, ca); err != nil {
+			return err
+		}
+		boot, err := tpmtest.ParseBoot(vectors.Read(t, "good", vectors.EventLog), vectors.Read(t, "good", vectors.IMALog))
+		if err != nil {
+			return err
+		}
 		dev, err := tpmdev.Open(path)
 		if err != nil {
 			return err
 		}
 		endorsements, err := dev.Endorsements(t.Context())
-		if err := errors.Join(err, dev.Close()); err != nil {
+		if err := errors.Join(err, tpmtest.Replay(t.Context(), dev, boot), dev.Close()); err != nil {
 			return err
 		}
 		e.Setenv("TPM", path)
 		e.Setenv("EK", endorsements[0].Hash.String())
-		return nil
+		e.Setenv("BOOTS", boots(t))
+		if err := os.Mkdir(filepath.Join(e.WorkDir, "roots"), 0o700); err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(e.WorkDir, "roots", "root.pem"), ca.RootPEM(), 0o600)
 	}
+}
+
+// attestTo is "attestto DIR": the agent's attestation key is made in DIR.
+func attestTo(ts *testscript.TestScript, _ bool, args []string) {
+	dev, err := tpmdev.Open(ts.Getenv("TPM"))
+	ts.Check(err)
+	_, err = dev.AK(context.Background(), ts.MkAbs(args[0]))
+	ts.Check(errors.Join(err, dev.Close()))
+}
+
+// On a real TPM that booted a recorded boot, what the commands show and collect.
+func TestTPMScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/tpm",
+		Setup:               tpmEnv(t),
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "attestto": attestTo, "cut": cutFile},
+		RequireExplicitExec: true,
+	})
 }
 
 func TestTagScripts(t *testing.T) {
