@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/nodeattestor/pluginmetrics"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
 
@@ -35,6 +36,8 @@ type hclConfig struct {
 	TagDocument string `hcl:"tag_document"`
 	TokenPath   string `hcl:"token_path"`
 	Timeout     string `hcl:"timeout"`
+
+	Metrics *pluginmetrics.Config `hcl:"metrics"`
 }
 
 // config is what the plugin works by: validated, and never changed once made.
@@ -44,6 +47,7 @@ type config struct {
 	eventLog, imaLog, commandLine string
 	tagDocument, tokenPath        string
 	timeout                       time.Duration
+	listen                        string // address of metrics and health, "" for none
 }
 
 // Where Linux shows its TPM and its logs.
@@ -63,6 +67,7 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 	}
 	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
 		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
+	c.listen = raw.Metrics.Address(p)
 	var err error
 	if c.akType, err = tpmdev.ParseAKType(raw.AKType); err != nil {
 		p.Add("ak_type", "%v", err)
@@ -98,16 +103,22 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	log hclog.Logger
+	log     hclog.Logger
+	metrics *metrics
 
-	mu     sync.RWMutex
-	config *config
+	configuring sync.Mutex // one configuration at a time
+	mu          sync.RWMutex
+	config      *config
 }
 
 var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
 
 // New makes a plugin that still has to be configured.
-func New() *Plugin { return &Plugin{log: hclog.NewNullLogger()} }
+func New() *Plugin {
+	p := &Plugin{log: hclog.NewNullLogger()}
+	p.metrics = newMetrics(p)
+	return p
+}
 
 // SetLogger is called by SPIRE's framework when the plugin is loaded.
 func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
@@ -124,9 +135,18 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	door, err := p.metrics.Listen(c.listen)
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.config = c
+	p.mu.Unlock()
+	if err := door.Use(); err != nil {
+		p.log.Warn("metrics", "error", err)
+	}
 	return &configv1.ConfigureResponse{}, nil
 }
 
@@ -140,40 +160,43 @@ func (p *Plugin) AidAttestation(stream nodeattestorv1.NodeAttestor_AidAttestatio
 	}
 	ctx, cancel := context.WithTimeout(stream.Context(), c.timeout)
 	defer cancel()
-	n, err := openNode(ctx, c)
+	n, err := timed(p.metrics, "open", func() (*node, error) { return openNode(ctx, c) })
 	if err != nil {
 		return p.fail(err)
 	}
 	if n.ak.New {
 		p.log.Warn("a new attestation key was made; servers audit it and read the whole IMA log", "type", n.ak.Type(), "replaces", n.ak.Replaced, "data_dir", c.dataDir)
 	}
-	err = converse(ctx, stream, n)
+	err = p.converse(ctx, stream, n)
 	if err := errors.Join(err, n.close()); err != nil {
 		return p.fail(err)
 	}
+	p.metrics.attestations.Inc("answered")
 	return nil
 }
 
 func (p *Plugin) fail(err error) error {
+	p.metrics.attestations.Inc("failed")
 	p.log.Error("no evidence for the server", "error", err)
 	return status.Errorf(codes.Internal, "keelson_tpm: %v", err)
 }
 
 // converse is the agent's half of the protocol of nodeattestor/doc.go.
-func converse(ctx context.Context, stream nodeattestorv1.NodeAttestor_AidAttestationServer, n *node) error {
-	payload, err := n.payload(ctx)
+func (p *Plugin) converse(ctx context.Context, stream nodeattestorv1.NodeAttestor_AidAttestationServer, n *node) error {
+	payload, err := timed(p.metrics, "payload", func() ([]byte, error) { return n.payload(ctx) })
 	if err != nil {
 		return err
 	}
 	err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
 		Data: &nodeattestorv1.PayloadOrChallengeResponse_Payload{Payload: payload}})
-	for answer := n.respond; err == nil; answer = n.goOn {
+	phase := "answer"
+	for answer := n.respond; err == nil; answer, phase = n.goOn, "chunk" {
 		var msg *nodeattestorv1.Challenge
 		if msg, err = stream.Recv(); err != nil {
 			break
 		}
 		var data []byte
-		if data, err = answer(ctx, msg.Challenge); err != nil {
+		if data, err = timed(p.metrics, phase, func() ([]byte, error) { return answer(ctx, msg.Challenge) }); err != nil {
 			return err
 		}
 		err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{

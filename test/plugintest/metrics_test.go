@@ -65,14 +65,15 @@ func TestTheNumbersReachSPIREAndTheListener(t *testing.T) {
 	good, evil := newMachine(t, ca, "good"), newMachine(t, ca, "cmdline")
 	newNode(t, "metrics-good")
 	newNode(t, "metrics-evil")
-	spirePort, ownPort := must2(cluster.FreePort())(t), must2(cluster.FreePort())(t)
+	port := func() int { return must2(cluster.FreePort())(t) }
+	spirePort, ownPort, agentSpirePort, agentOwnPort := port(), port(), port(), port()
 	s := newSpire(t, serverOptions{ca: ca, reference: good.capture(t, "good"), inventory: map[string][]string{"metrics-good": good.ekHex, "metrics-evil": evil.ekHex},
 		extra: fmt.Sprintf("metrics { listen = \"127.0.0.1:%d\" }\n", ownPort)}, func(o *cluster.SpireServerOptions) { o.MetricsPort = spirePort })
 	own, spires := fmt.Sprintf("http://127.0.0.1:%d", ownPort), fmt.Sprintf("http://127.0.0.1:%d/metrics", spirePort)
 	if code, body := page(t.Context(), own+"/readyz"); code != http.StatusOK {
 		t.Errorf("before the first attestation: %d %s", code, body)
 	}
-	a := s.agent(t, good, "good", "", nil)
+	a := s.agent(t, good, "good", fmt.Sprintf("metrics { listen = \"127.0.0.1:%d\" }\n", agentOwnPort), func(o *cluster.SpireAgentOptions) { o.MetricsPort = agentSpirePort })
 	s.knows(t, good, a)
 	bad := s.agent(t, evil, "evil", "", nil)
 	eventuallyTrue(t, "the evil machine is refused", func(context.Context) bool { return s.last(t, evil).Outcome == audit.Untrusted }, func() string { return bad.Process().Tail(10) })
@@ -86,6 +87,18 @@ func TestTheNumbersReachSPIREAndTheListener(t *testing.T) {
 	})
 	t.Run("SPIRE's telemetry of the server", func(t *testing.T) {
 		shows(t, spires, `spire_server_keelson_tpm_attestations{host=`, `result="trusted"} 1`, `check="kernel_cmdline"`, "spire_server_keelson_tpm_phase_seconds", "spire_server_keelson_tpm_ready", "spire_server_keelson_tpm_pending_verdicts")
+	})
+	t.Run("the agent's listener", func(t *testing.T) {
+		base := fmt.Sprintf("http://127.0.0.1:%d", agentOwnPort)
+		shows(t, base+"/metrics", `keelson_tpm_attestations_total{result="answered"} 1`, `keelson_tpm_phase_seconds_count{phase="open"} 1`, `keelson_tpm_phase_seconds_count{phase="answer"} 1`, "keelson_tpm_ready 1")
+		check(t, os.Rename(good.file("binary_bios_measurements"), good.file("gone")))
+		if code, body := page(t.Context(), base+"/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "binary_bios_measurements") {
+			t.Errorf("%d %s", code, body)
+		}
+		check(t, os.Rename(good.file("gone"), good.file("binary_bios_measurements")))
+	})
+	t.Run("SPIRE's telemetry of the agent", func(t *testing.T) {
+		shows(t, fmt.Sprintf("http://127.0.0.1:%d/metrics", agentSpirePort), "spire_agent_keelson_tpm_attestations{", "spire_agent_keelson_tpm_phase_seconds", "spire_agent_keelson_tpm_ready")
 	})
 	t.Run("changed files are counted", func(t *testing.T) {
 		check(t, os.WriteFile(s.file("inventory.yaml"), []byte("machines: [broken"), 0o600))
