@@ -25,6 +25,9 @@ type attestor struct {
 	pods    *pod.Lookup // nil when no API is configured
 	images  *image.Checker
 	closers []func() error
+
+	socket string // of the runtime
+	listen string // address of metrics and health, "" for none
 }
 
 // outcome is what attesting one process came to.

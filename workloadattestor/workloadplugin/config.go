@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
+	"github.com/keelson-project/keelson/nodeattestor/pluginmetrics"
 	"github.com/keelson-project/keelson/workloadattestor/image"
 	"github.com/keelson-project/keelson/workloadattestor/pod"
 	"github.com/keelson-project/keelson/workloadattestor/procinfo"
@@ -54,6 +55,8 @@ type Config struct {
 	ImageTimeout string `hcl:"image_timeout"`
 	// Verifiers by name: the name becomes signed-by:<name>.
 	Verifiers map[string]VerifierConfig `hcl:"verifiers"`
+	// Metrics is where numbers, health and readiness are served; nowhere without it.
+	Metrics *pluginmetrics.Config `hcl:"metrics"`
 }
 
 // VerifierConfig is one of Verifiers: either keys or digests.
@@ -87,7 +90,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	}
 	var notes []string
 	node := c.node(p)
-	a := &attestor{node: node}
+	a := &attestor{node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
 	a.proc = procinfo.New(c.procRoot(p))
 	a.dialRuntime(c, p)
 	pods, err := c.pods()

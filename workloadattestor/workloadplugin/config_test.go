@@ -59,6 +59,7 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 		"a digest that is none":             {good + "verifiers \"b\" { manifests = [\"sha256:x\"] }\n", "want 64 hex digits"},
 		"a config digest that is none":      {good + "verifiers \"b\" { configs = [\"latest\"] }\n", `start with "sha256:"`},
 		"a verifier's name that is no name": {good + "verifiers \"B b\" { " + key("release.pub") + " }\n", "verifier's name"},
+		"metrics for everybody":             {good + "metrics { listen = \"0.0.0.0:9468\" }\n", "metrics.listen: 0.0.0.0:9468 can be reached from elsewhere"},
 		"a verifier's name twice":           {good + "verifiers \"release-key\" { " + key("release.pub") + " }\n", "already"},
 	}
 	for name, tc := range cases {

@@ -27,11 +27,13 @@ type Plugin struct {
 	workloadattestorv1.UnimplementedWorkloadAttestorServer
 	configv1.UnimplementedConfigServer
 
-	now func() time.Time
-	log hclog.Logger
+	now     func() time.Time
+	log     hclog.Logger
+	metrics *metrics
 
-	mu       sync.Mutex
-	attestor *shared
+	configuring sync.Mutex // one configuration at a time
+	mu          sync.Mutex
+	attestor    *shared
 }
 
 // shared counts the calls that use an attestor, so that one that was replaced is closed when the last call ends.
@@ -42,7 +44,9 @@ type shared struct {
 
 // New makes a plugin that has no configuration yet. now is the clock.
 func New(now func() time.Time) *Plugin {
-	return &Plugin{now: now, log: hclog.NewNullLogger()}
+	p := &Plugin{now: now, log: hclog.NewNullLogger()}
+	p.metrics = newMetrics(p)
+	return p
 }
 
 // SetLogger is called by SPIRE's SDK.
@@ -54,6 +58,12 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "workload attestor configuration:\n%v", err)
 	}
+	p.configuring.Lock()
+	defer p.configuring.Unlock()
+	door, err := p.metrics.Listen(a.listen)
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "workload attestor: %v", errors.Join(err, a.close()))
+	}
 	for _, note := range notes {
 		p.log.Warn("workload attestor configuration", "note", note)
 	}
@@ -61,6 +71,9 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	old := p.attestor
 	p.attestor = &shared{attestor: a, uses: 1}
 	p.mu.Unlock()
+	if err := door.Use(); err != nil {
+		p.log.Warn("metrics", "error", err)
+	}
 	if old != nil {
 		p.release(old)
 	}
@@ -79,7 +92,7 @@ func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*co
 	return &configv1.ValidateResponse{Valid: true, Notes: notes}, nil
 }
 
-// Close releases the configuration's connections.
+// Close releases the configuration's connections, and ends what the plugin counts.
 func (p *Plugin) Close() error {
 	p.mu.Lock()
 	old := p.attestor
@@ -88,7 +101,7 @@ func (p *Plugin) Close() error {
 	if old != nil {
 		p.release(old)
 	}
-	return nil
+	return p.metrics.Close()
 }
 
 // Attest returns the selectors of a process. A process that is in no container of this node's runtime has none, without
@@ -127,7 +140,9 @@ func (p *Plugin) attest(ctx context.Context, pid int32) ([]string, error) {
 	defer p.release(a)
 	started := p.now()
 	out, err := a.attest(ctx, pid)
-	p.logDecision(pid, out, err, p.now().Sub(started))
+	took := p.now().Sub(started)
+	p.metrics.count(out, err, took)
+	p.logDecision(pid, out, err, took)
 	if err != nil {
 		return nil, status.Error(codeOf(err), fmt.Sprintf("workload attestor: process %d: %v", pid, err))
 	}
