@@ -8,6 +8,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/appraise"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -16,13 +17,15 @@ const captureHelp = `Make a reference set from the evidence of a golden node: a 
 The folder is as for "keelson evidence verify". Its quote must cover what its logs lead to; the quote's
 own nonce is taken as it stands, because a reference set says what was good, not when. The set
 pins the boot's components (firmware, secure boot, boot loader, kernel, initrd, command line), the
-PCRs that are stable on a healthy machine, and every measured file. Read it before you trust it.
+PCRs that are stable on a healthy machine, and every measured file; with --ima-key those that the key
+signed (IMA signatures, security.ima) are allowed as such, whatever their digest. Read it before you trust it.
 
 Exit 0: written. Exit 1: the evidence is refused. Exit 2: wrong use, or a file that cannot be read or written.`
 
 type captureFlags struct {
 	dir, name, out string
 	padded         bool
+	keys           []string
 }
 
 func addReference(root *cobra.Command) {
@@ -43,6 +46,7 @@ func addReference(root *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "name of the set, as in \"prod-2026-10\" (required)")
 	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
+	flags.StringArrayVar(&f.keys, "ima-key", nil, "PEM file with a public key or X.509 certificate whose signed files are allowed; may be repeated")
 	ref.AddCommand(capture, mergeCommand(), diffCommand(), signCommand(), verifySetCommand(), showCommand())
 	root.AddCommand(ref)
 }
@@ -60,7 +64,11 @@ func captureReference(f captureFlags) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := appraise.Capture(f.name, bundle, ima.Options{PaddedSHA1: f.padded})
+	keys, err := readIMAKeys(f.keys)
+	if err != nil {
+		return nil, err
+	}
+	set, err := appraise.Capture(f.name, bundle, ima.Options{PaddedSHA1: f.padded}, keys...)
 	if err != nil {
 		err = fmt.Errorf("capture from %s: %w", f.dir, err)
 		if len(nodeclaim.AsRefusals(err)) > 0 {
@@ -69,4 +77,20 @@ func captureReference(f captureFlags) ([]byte, error) {
 		return nil, err
 	}
 	return set.Marshal(), nil
+}
+
+func readIMAKeys(files []string) ([]imasig.Key, error) {
+	var keys []imasig.Key
+	for _, name := range files {
+		data, err := readLimited(name, maxPEM)
+		if err != nil {
+			return nil, err
+		}
+		k, err := imasig.ParseKey(data)
+		if err != nil {
+			return nil, inFile(name, err)
+		}
+		keys = append(keys, k)
+	}
+	return keys, nil
 }

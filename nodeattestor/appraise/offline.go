@@ -10,6 +10,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ak"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
@@ -41,8 +42,9 @@ func Offline(b Bundle, nonce []byte, sets reference.Sets, opt ima.Options, now t
 }
 
 // Capture makes a reference set from the bundle of a golden node, whose quote must prove its
-// logs. The nonce is the quote's own: what was good on that machine once is what a set holds.
-func Capture(name string, b Bundle, opt ima.Options) (reference.Set, error) {
+// logs. The nonce is the quote's own: what was good on that machine once is what a set holds. Files that one
+// of the keys signed are allowed as such, and not listed.
+func Capture(name string, b Bundle, opt ima.Options, keys ...imasig.Key) (reference.Set, error) {
 	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](b.Attest)
 	if err != nil {
 		return reference.Set{}, nodeclaim.Refuse("quote.parse", fmt.Sprintf("the quote is not a TPMS_ATTEST: %v", err))
@@ -55,7 +57,7 @@ func Capture(name string, b Bundle, opt ima.Options) (reference.Set, error) {
 	if err != nil {
 		return reference.Set{}, err
 	}
-	return reference.Capture(name, reference.Evidence{Boot: boot.ConfirmCommandLine(b.CommandLine), PCRs: proven, IMA: result})
+	return reference.Capture(name, reference.Evidence{Boot: boot.ConfirmCommandLine(b.CommandLine), PCRs: proven, IMA: result}, keys...)
 }
 
 // prove finds the PCR values that the quote covers and replays the IMA list to them.

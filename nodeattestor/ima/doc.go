@@ -7,7 +7,7 @@
 // it ends in lets [Resume] go on from there in the same boot of the same TPM, under the same AK.
 //
 // What it does not do: it does not decide which files are good (package reference does), check
-// IMA signatures, or read anything that no quoted PCR covers. The node controls every byte
+// IMA signatures (package imasig does), or read anything that no quoted PCR covers. The node controls every byte
 // of the list. The name of an entry's template is in no digest, so nothing rests on it: fields
 // that mean different things in two templates of the same shape are told apart by nothing.
 // The path is what the kernel saw, in the mount namespace of who opened the file.

@@ -1,6 +1,7 @@
 package reference
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -20,10 +22,11 @@ import (
 var capturedPCRs = []int{0, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14}
 
 // Capture makes a set from a golden node's evidence: each component that is proven, the
-// PCRs that are quoted, replayed and stable, and all measured files. It pins one bank, sha256
+// PCRs that are quoted, replayed and stable, and all measured files but those that one of the keys signed, which
+// the set then allows as such. It pins one bank, sha256
 // if it was quoted, so that machines with more or fewer banks match too. The set has
 // no validity window. It must accept the evidence that it came from, or Capture fails.
-func Capture(name string, ev Evidence) (Set, error) {
+func Capture(name string, ev Evidence, keys ...imasig.Key) (Set, error) {
 	if !namePattern.MatchString(name) {
 		return Set{}, errName("capture", name)
 	}
@@ -37,7 +40,9 @@ func Capture(name string, ev Evidence) (Set, error) {
 	}
 	s := Set{name: name, boot: captureBoot(bank, ev)}
 	if ev.IMA != nil && len(ev.IMA.Entries) > 0 {
-		s.ima = captureIMA(ev.IMA)
+		s.ima = captureIMA(ev.IMA, keys)
+	} else if len(keys) > 0 {
+		return Set{}, errors.New("reference: capture: keys may sign measured files, but the evidence proves none")
 	}
 	if err := s.writable(); err != nil {
 		return Set{}, err
@@ -110,10 +115,21 @@ func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 	return b
 }
 
-func captureIMA(r *ima.Result) *imaPolicy {
-	p := &imaPolicy{files: map[string][]string{}}
-	for _, e := range r.Entries {
-		if ima.IsBootAggregate(e) || e.Violation || slices.Contains(p.files[e.Path], e.Digest) {
+func captureIMA(r *ima.Result, keys []imasig.Key) *imaPolicy {
+	p := &imaPolicy{files: map[string][]string{}, keys: keys, vouched: newVouched()}
+	unsigned := map[string]bool{} // paths; where one version of a file is not signed, all are listed
+	signed := make([]bool, len(r.Entries))
+	for i, e := range r.Entries {
+		if ima.IsBootAggregate(e) || e.Violation {
+			continue
+		}
+		v, budget := e.View(), 1
+		if signed[i] = p.signed(&v, &budget) == nil; !signed[i] {
+			unsigned[e.Path] = true
+		}
+	}
+	for i, e := range r.Entries {
+		if ima.IsBootAggregate(e) || e.Violation || signed[i] && !unsigned[e.Path] || slices.Contains(p.files[e.Path], e.Digest) {
 			continue
 		}
 		p.files[e.Path] = append(p.files[e.Path], e.Digest)

@@ -45,15 +45,10 @@ func (c *checker) violation(e ima.Entry) {
 	c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
 }
 
-// ignores tells whether a path that is not listed is in a directory where anything goes. A listed one is
-// not ignored there: it has other digests.
+// ignores tells whether a path is in a directory where anything goes. A listed path is not ignored there: it has
+// its digests.
 func (p *imaPolicy) ignores(file []byte) bool {
-	under := slices.ContainsFunc(p.ignore, func(dir string) bool { return len(file) > len(dir) && string(file[:len(dir)]) == dir })
-	if !under || !clean(file) {
-		return false
-	}
-	_, listed := p.files[string(file)]
-	return !listed
+	return slices.ContainsFunc(p.ignore, func(dir string) bool { return len(file) > len(dir) && string(file[:len(dir)]) == dir }) && clean(file)
 }
 
 // clean tells whether an absolute path is as path.Clean leaves it: "/var/../bin/x" is under no ignored directory.
@@ -66,7 +61,8 @@ func clean(file []byte) bool {
 	return true
 }
 
-func (c *checker) file(e ima.Entry) {
+// unknown refuses a file; unsigned is why no signature key of the set vouches for it.
+func (c *checker) unknown(e ima.Entry, unsigned error) {
 	if allowed, ok := c.set.ima.files[e.Path]; ok {
 		c.refuse("ima.file", "%s %s has digest %s, %s allows %s", kind(e.Path), printable(e.Path), e.Digest, c, cmp.Or(strings.Join(allowed, " or "), "nothing under that path"))
 		return
@@ -74,6 +70,9 @@ func (c *checker) file(e ima.Entry) {
 	known := ""
 	if other := c.set.ima.pathOf(e.Digest); other != "" {
 		known = " (a file with that digest is allowed as " + printable(other) + ")"
+	}
+	if len(c.set.ima.keys) > 0 && unsigned != nil {
+		known += ", and no key of it vouches for the file: " + unsigned.Error()
 	}
 	c.refuse("ima.file", "%s %s has digest %s, %s does not have that path%s", kind(e.Path), printable(e.Path), e.Digest, c, known)
 }

@@ -41,6 +41,7 @@ func (s Set) Describe() []string {
 		return d.lines
 	}
 	d.add("measured files: %d paths allowed, violations %s", len(s.ima.files), violations(s.ima)[0])
+	d.each("other files allowed: signed by key ", keyIDs(s.ima))
 	d.each("required file: ", s.ima.required)
 	d.each("not looked at: files under ", s.ima.ignore)
 	return d.lines

@@ -213,6 +213,8 @@ func (d *differ) ima(from, to *imaPolicy) {
 	d.each("files under it are looked at now: ", without(from.ignore, to.ignore))
 	d.each("measured file now required: ", without(to.required, from.required))
 	d.each("measured file no longer required: ", without(from.required, to.required))
+	d.each("signed files are now allowed, of key ", without(keyIDs(to), keyIDs(from)))
+	d.each("signed files are no longer allowed, of key ", without(keyIDs(from), keyIDs(to)))
 	d.alternatives("violations", violations(from), violations(to))
 }
 
@@ -222,6 +224,15 @@ func presence(files map[string][]string, file string) []string {
 		return []string{"never allowed"}
 	}
 	return nil
+}
+
+func keyIDs(p *imaPolicy) []string {
+	var out []string
+	for _, k := range p.keys {
+		out = append(out, k.ID())
+	}
+	slices.Sort(out)
+	return out
 }
 
 func violations(p *imaPolicy) []string {

@@ -126,6 +126,15 @@ func (p imaPolicy) node() *yaml.Node {
 	if len(p.required) > 0 {
 		put(n, "required", list(p.required))
 	}
+	if len(p.keys) > 0 {
+		keys := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, k := range p.keys {
+			text := scalar(k.PEM())
+			text.Style = yaml.LiteralStyle
+			keys.Content = append(keys.Content, text)
+		}
+		put(n, "signatureKeys", keys)
+	}
 	violations := "deny"
 	if p.allowViolations {
 		violations = "allow"

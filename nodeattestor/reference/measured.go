@@ -121,10 +121,11 @@ type tally struct {
 	told   map[string]bool // what is refused by name, at most maxFileRefusals
 	more   int             // measurements that are refused besides
 	before bool            // entries of an earlier appraisal in this boot are refused
+	budget int             // signatures that may yet be verified in vain
 }
 
 func newTally(s Set) *tally {
-	return &tally{checker: checker{set: s}, seen: make([]bool, len(s.ima.required)), told: map[string]bool{}}
+	return &tally{checker: checker{set: s}, seen: make([]bool, len(s.ima.required)), told: map[string]bool{}, budget: maxBadSignatures}
 }
 
 // add checks entries: the path of each must be listed with its digest. What is not listed, is listed with
@@ -158,11 +159,25 @@ func (t *tally) unlisted(v *ima.View) {
 		if t.tell("kexec") {
 			t.kexec(v.Entry())
 		}
-	case t.set.ima.ignores(v.Path):
 	default:
-		if e := v.Entry(); t.tell(e.Path + e.Digest) {
-			t.file(e)
+		t.file(v)
+	}
+}
+
+// file checks a file that is not listed with that digest.
+func (t *tally) file(v *ima.View) {
+	_, listed := t.set.ima.files[string(v.Path)]
+	var unsigned error
+	if !listed {
+		if t.set.ima.ignores(v.Path) {
+			return
 		}
+		if unsigned = t.set.ima.signed(v, &t.budget); unsigned == nil {
+			return
+		}
+	}
+	if e := v.Entry(); t.tell(e.Path + e.Digest) {
+		t.unknown(e, unsigned)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -302,6 +303,8 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 					out.required = append(out.required, file)
 				}
 			})
+		case "signatureKeys":
+			p.sequence(v, key, func(item *yaml.Node) { out.keys = p.signatureKey(item, out.keys) })
 		case "violations":
 			out.allowViolations = p.text(v, key) == "allow"
 			if v.Value != "allow" && v.Value != "deny" {
@@ -317,8 +320,26 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 			p.at(n, "required %.200q has no digest under files, so anything of that name would do", file)
 		}
 	}
-	out.index = newIMAIndex(out)
+	out.index, out.vouched = newIMAIndex(out), newVouched()
 	return out
+}
+
+// maxSignatureKeys bounds how many keys one signature may have to be tried with.
+const maxSignatureKeys = 64
+
+func (p *parser) signatureKey(n *yaml.Node, keys []imasig.Key) []imasig.Key {
+	k, err := imasig.ParseKey([]byte(p.text(n, "signature key")))
+	switch {
+	case err != nil:
+		p.at(n, "signature key: %v", err)
+	case slices.ContainsFunc(keys, func(o imasig.Key) bool { return o.ID() == k.ID() }):
+		p.at(n, "signature key %s is listed twice", k.ID())
+	case len(keys) == maxSignatureKeys:
+		p.at(n, "more than the %d signature keys allowed", maxSignatureKeys)
+	default:
+		return append(keys, k)
+	}
+	return keys
 }
 
 // directory is an absolute, clean path, given with or without its final slash. The root is

@@ -19,6 +19,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
@@ -114,8 +115,10 @@ type imaPolicy struct {
 	files           map[string][]string // path to allowed digests ("sha256:hex")
 	ignore          []string            // directories, each with its final slash, under which anything goes
 	required        []string            // paths that must have been measured
+	keys            []imasig.Key        // who may have signed a file that is not listed
 	allowViolations bool
 	index           *imaIndex // of files and required
+	vouched         *vouched  // signatures of keys that verified
 }
 
 // Evidence is what is compared with a set; all of it is proven.
