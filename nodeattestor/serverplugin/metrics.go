@@ -126,7 +126,9 @@ func (p *Plugin) unready() []string {
 	return reasons
 }
 
-func oneLine(what string, err error) string { return what + strings.ReplaceAll(err.Error(), "\n", "; ") }
+func oneLine(what string, err error) string {
+	return what + strings.ReplaceAll(err.Error(), "\n", "; ")
+}
 
 func (r *running) whyNoSet(now time.Time) string {
 	var why []string
