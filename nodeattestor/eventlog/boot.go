@@ -47,6 +47,7 @@ type bank struct {
 	unreplayed []int
 	phases     []string
 	measured   measured
+	booted     map[int][]byte
 }
 
 // Banks lists the quoted banks, strongest first.
@@ -71,6 +72,13 @@ func (b Boot) Replayed(alg nodeclaim.HashAlg) []int { return slices.Clone(b.bank
 // matched by their exact value; no fact comes from them.
 func (b Boot) Unreplayed(alg nodeclaim.HashAlg) []int {
 	return slices.Clone(b.banks[alg].unreplayed)
+}
+
+// Booted is a replayed PCR's value as it stood when user space began, which is what IMA's boot_aggregate is over. It is the
+// quoted value unless systemd has extended the PCR since.
+func (b Boot) Booted(alg nodeclaim.HashAlg, pcr int) ([]byte, bool) {
+	v, ok := b.banks[alg].booted[pcr]
+	return slices.Clone(v), ok
 }
 
 // Phases are the boot phases that systemd extended into PCR 11 after the log's events, nil when

@@ -25,7 +25,7 @@ func (l Log) Claimed(alg nodeclaim.HashAlg) (Claimed, error) {
 	for i := range all {
 		all[i] = i
 	}
-	m := newMeasured(l, alg, all)
+	m := newMeasured(l, alg, all, nil)
 	c := Claimed{PCRs: values, Events: m.entries()}
 	c.Facts, c.Problems = m.facts()
 	return c, nil

@@ -16,7 +16,9 @@
 //     could be meant there is no fact.
 //
 // A PCR that was not quoted, or that others than the firmware's log extend (IMA's 10; 11 and 15 under
-// systemd; 16 to 23), gives no fact unless the log reaches it exactly. PCR 11 is also tried with systemd's boot phases.
+// systemd; 16 to 23), gives no fact unless the log reaches it exactly. systemd's own log, which is optional, is replayed after
+// the firmware's ([ReplayBoth]); without it, its boot phases in PCR 11 and its os-separator are tried. Nothing tells where the
+// one log ends and the other begins but the node, so what user space measured counts for facts as if firmware had.
 //
 // # What is not
 //

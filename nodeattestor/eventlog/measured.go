@@ -2,6 +2,7 @@ package eventlog
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strings"
 	"sync"
@@ -32,6 +33,8 @@ type words struct {
 	known  map[Digest]string
 	breaks map[Digest]bool   // separators
 	names  map[Digest]string // section names of unified kernel images
+	// userspace has what systemd measures and that says nothing about how the machine was started.
+	userspace map[Digest]string
 }
 
 // actions are the strings that firmware measures into PCR 4 and 5 and that are no
@@ -59,7 +62,7 @@ var wordsOf = func() map[nodeclaim.HashAlg]func() *words {
 }()
 
 func newWords(alg nodeclaim.HashAlg) *words {
-	w := &words{known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}}
+	w := &words{known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}, userspace: map[Digest]string{}}
 	for _, s := range actions {
 		w.known[hash(alg, []byte(s))] = s
 	}
@@ -70,22 +73,32 @@ func newWords(alg nodeclaim.HashAlg) *words {
 	for _, n := range sectionNames {
 		w.names[hash(alg, []byte(n+"\x00"))] = n
 	}
+	for _, s := range append(slices.Clone(phases), osSeparator) {
+		w.userspace[hash(alg, []byte(s))] = s
+	}
 	return w
 }
 
-func newMeasured(l Log, alg nodeclaim.HashAlg, replayed []int) measured {
+// newMeasured has the firmware's events and, after them, those of user space.
+func newMeasured(l Log, alg nodeclaim.HashAlg, replayed []int, later []*event) measured {
 	m := measured{alg: alg, byPCR: map[int][]measurement{}, order: make([]measurement, 0, len(l.events)), words: wordsOf[alg]()}
 	for _, pcr := range replayed {
 		m.byPCR[pcr] = nil
 	}
 	at := l.places[alg]
-	for i := range l.events {
-		e := &l.events[i]
+	add := func(e *event) {
 		if _, ok := m.byPCR[e.pcr]; ok && e.extended() {
 			one := measurement{e, e.digests[at], NewDigest(alg, e.digests[at])}
 			m.byPCR[e.pcr] = append(m.byPCR[e.pcr], one)
 			m.order = append(m.order, one)
 		}
+	}
+	for i := range l.events {
+		add(&l.events[i])
+	}
+	slices.SortFunc(later, func(a, b *event) int { return a.index - b.index })
+	for _, e := range later {
+		add(e)
 	}
 	return m
 }
@@ -144,7 +157,7 @@ func (m measured) entries() []Entry {
 	out := make([]Entry, len(m.order))
 	for i, e := range m.order {
 		text, confirmed := m.describe(e)
-		out[i] = Entry{e.index, e.pcr, e.typ.String(), e.digest, text, confirmed}
+		out[i] = Entry{e.index, e.pcr, cmp.Or(e.origin, e.typ.String()), e.digest, text, confirmed}
 	}
 	return out
 }

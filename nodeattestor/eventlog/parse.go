@@ -26,8 +26,10 @@ const noPCR = -1
 // Log is a parsed log. Nothing in it is verified: its events become facts only by Replay.
 type Log struct {
 	algs   []nodeclaim.HashAlg       // banks with known hashes, in the header's order
-	places map[nodeclaim.HashAlg]int // where in an event's digests a bank's is
+	places map[nodeclaim.HashAlg]int // where in an event's digests each of the header's algorithms is
 	events []event
+	// userspace are the events of user space's own log, after all others; a bank may lack a digest.
+	userspace []event
 }
 
 // event is one entry of the log as it was written; pcr is noPCR or 0 to MaxPCR.
@@ -37,6 +39,7 @@ type event struct {
 	typ     EventType // untrusted: no digest covers it
 	digests [][]byte  // in the header's order
 	data    []byte    // untrusted, unless a digest confirms it
+	origin  string    // "systemd:phase"; "" in the firmware's log
 }
 
 // Banks lists the hash algorithms whose digests the log has.
@@ -69,9 +72,9 @@ func Parse(raw []byte) (Log, error) {
 	first.digests = nil
 	log := Log{events: []event{first}, places: map[nodeclaim.HashAlg]int{}}
 	for i, a := range algs {
+		log.places[a.alg] = i
 		if a.alg.Valid() {
 			log.algs = append(log.algs, a.alg)
-			log.places[a.alg] = i
 		}
 	}
 	for len(r.rest) > 0 {

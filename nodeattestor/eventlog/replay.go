@@ -20,9 +20,15 @@ var elsewhere = map[int]string{
 }
 
 // Replay parses a log and replays it against quoted PCRs.
-func Replay(raw []byte, pcrs quote.PCRs) (Boot, error) {
+func Replay(raw []byte, pcrs quote.PCRs) (Boot, error) { return ReplayBoth(raw, nil, pcrs) }
+
+// ReplayBoth is Replay of the firmware's log and of user space's after it (see Log.WithUserspace), nil where there is none.
+func ReplayBoth(raw, userspace []byte, pcrs quote.PCRs) (Boot, error) {
 	log, err := Parse(raw)
 	if err != nil {
+		return Boot{}, err
+	}
+	if log, err = log.WithUserspace(userspace); err != nil {
 		return Boot{}, err
 	}
 	return log.Replay(pcrs)
@@ -32,8 +38,9 @@ func Replay(raw []byte, pcrs quote.PCRs) (Boot, error) {
 // compares. The node controls the log; pcrs are proven. In this order:
 //
 //  1. every quoted bank is one of the log's;
-//  2. every quoted PCR is reached exactly, or is one that others extend after boot and is then
-//     unreplayed (TCG PFP 1.06, 3.3.3: the log's events, in order, yield the PCR);
+//  2. every quoted PCR is reached exactly (TCG PFP 1.06, 3.3.3: the log's events, in order, yield the PCR), by the
+//     firmware's log or by that and the first few of user space's events, which go on while the TPM quotes; or it
+//     is one that others extend after boot and is then unreplayed;
 //  3. facts are drawn from the replayed PCRs alone.
 //
 // Errors are nodeclaim.Refusals, every PCR that fails with its own, checks "eventlog.bank",
@@ -60,18 +67,20 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	if err != nil {
 		return bank{}, nodeclaim.AsRefusals(err)
 	}
-	var b bank
+	b := bank{booted: map[int][]byte{}}
+	var later []*event
 	var refusals nodeclaim.Refusals
 	for _, i := range pcrs.Indices(alg) {
 		quoted, _ := pcrs.Value(alg, i)
 		_, other := elsewhere[i]
+		way, reached := l.reach(alg, i, values[i], quoted)
 		switch {
-		case bytes.Equal(values[i], quoted) && i != 10:
+		case reached:
 			b.replayed = append(b.replayed, i)
-		case missing(alg, i, values[i], quoted) != nil:
-			b.replayed = append(b.replayed, i)
+			b.booted[i] = way.booted
+			later = append(later, way.later...)
 			if i == phasePCR {
-				b.phases = missing(alg, i, values[i], quoted)
+				b.phases = way.phases
 			}
 		case other:
 			b.unreplayed = append(b.unreplayed, i)
@@ -84,7 +93,7 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	if len(refusals) > 0 {
 		return bank{}, refusals
 	}
-	b.measured = newMeasured(l, alg, b.replayed)
+	b.measured = newMeasured(l, alg, b.replayed, later)
 	b.facts, refusals = b.measured.facts()
 	return b, refusals
 }
@@ -95,30 +104,108 @@ const phasePCR = 11
 // phases are systemd's marks on the way up and down (systemd-pcrphase.service(8)).
 var phases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
 
-// unlogged has, for a PCR, sequences of strings that are known to be extended after the log's last event without
-// being written to it. They are no secret, but a quoted value that is the log's plus the first
-// few of a sequence proves both.
-var unlogged = map[int][][]string{
-	// Firmware logs these into a second table, which older kernels do not add to their log (TCG PFP
-	// 1.06, 10.4.4; go-attestation has the same in its eventlog_workarounds.go).
+// osSeparator is what systemd 261 and later measure when user space begins, so that nothing measured after
+// it can pass for the firmware's (systemd-pcrosseparator.service(8)), and separated into which PCRs.
+const osSeparator = "os-separator"
+
+var separated = []int{0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14}
+
+// exits has, for a PCR, sequences of strings that firmware extends after the log's last event. It logs these into a second
+// table, which older kernels do not add to their log (TCG PFP 1.06, 10.4.4; go-attestation has the same in its
+// eventlog_workarounds.go). They are no secret, but a quoted value that is the log's plus the first few of a sequence
+// proves both.
+var exits = map[int][][]string{
 	5: {
 		{"Exit Boot Services Invocation", "Exit Boot Services Returned with Success"},
 		{"Exit Boot Services Invocation", "Exit Boot Services Returned with Failure", "Exit Boot Services Invocation", "Exit Boot Services Returned with Success"},
 	},
-	phasePCR: {phases, phases[2:]}, // the second without an initrd
 }
 
-// missing is what the log lacks to lead to the quoted value, nil when nothing known does.
-func missing(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) []string {
-	for _, words := range unlogged[pcr] {
+// unlogged has, for a PCR, what user space is known to extend where it shows no log of it.
+var unlogged = func() map[int][][]string {
+	out := map[int][][]string{phasePCR: {phases, phases[2:]}} // the second without an initrd
+	for _, i := range separated {
+		out[i] = [][]string{{osSeparator}}
+	}
+	return out
+}()
+
+// way is how a quoted PCR is reached.
+type way struct {
+	booted []byte   // its value when user space began
+	later  []*event // of the user-space log, but those that are known to mean nothing for the boot
+	phases []string // that systemd marked
+}
+
+// reach finds how a quoted value follows from the firmware's log: alone, with what firmware is known not to log, and then
+// with the first few of user space's events, or with what user space is known to extend. PCR 10 is IMA's, which has a
+// log of its own.
+func (l Log) reach(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) (way, bool) {
+	if pcr == 10 {
+		return way{}, false
+	}
+	starts := [][]byte{value}
+	for _, words := range exits[pcr] {
 		v := value
-		for i, w := range words {
-			if v = sum(alg, slices.Concat(v, sum(alg, []byte(w)))); bytes.Equal(v, quoted) {
-				return words[:i+1]
+		for _, w := range words {
+			v = extended(alg, v, sum(alg, []byte(w)))
+			starts = append(starts, v)
+		}
+	}
+	for _, start := range starts {
+		if bytes.Equal(start, quoted) {
+			return way{booted: start}, true
+		}
+		if w, ok := l.reachByLog(alg, pcr, start, quoted); ok {
+			return w, true
+		}
+		for _, words := range unlogged[pcr] {
+			v := start
+			for i, word := range words {
+				if v = extended(alg, v, sum(alg, []byte(word))); bytes.Equal(v, quoted) {
+					w := way{booted: start}
+					if pcr == phasePCR {
+						w.phases = words[:i+1]
+					}
+					return w, true
+				}
 			}
 		}
 	}
-	return nil
+	return way{}, false
+}
+
+func (l Log) reachByLog(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (way, bool) {
+	w := way{booted: start}
+	v := start
+	known := wordsOf[alg]().userspace
+	for i := range l.userspace {
+		e := &l.userspace[i]
+		if e.pcr != pcr {
+			continue
+		}
+		digest := e.digests[l.places[alg]]
+		if digest == nil {
+			return way{}, false
+		}
+		v = extended(alg, v, digest)
+		// A node may pass off the firmware's last events as user space's. So all of them count as measurements of the
+		// boot, as far as facts go, except strings that can be nothing else.
+		if word, ok := known[NewDigest(alg, digest)]; !ok {
+			w.later = append(w.later, e)
+		} else if word != osSeparator {
+			w.phases = append(w.phases, word)
+		}
+		if bytes.Equal(v, quoted) {
+			return w, true
+		}
+	}
+	return way{}, false
+}
+
+// extended is a PCR's value after one more digest.
+func extended(alg nodeclaim.HashAlg, value, digest []byte) []byte {
+	return sum(alg, slices.Concat(value, digest))
 }
 
 // Unverified computes the value of PCRs 0 to 23 of one bank from the log alone: what they would be
