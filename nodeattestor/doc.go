@@ -35,7 +35,9 @@
 //   - Event log and IMA log: each must replay to the quoted values; a fact counts only
 //     where a digest in the replayed log confirms it. Event types are not hashed and decide nothing.
 //   - NV_Certify: the TPM itself says what the tag's NV index holds and which attributes
-//     the index has; the document's signature says what that means and for which EK.
+//     the index has, locked among them; the document's signature says what that means and for which EK.
+//   - The agent's sessions with its TPM are salted with the EK that it presents, so that
+//     the EK which a server believes in is also what protects the bus (package tpmdev).
 //   - Inventory and NodeTrust: which Kubernetes node the EK stands for. The binding is
 //     immutable without an administrator's act.
 //
@@ -47,7 +49,7 @@
 //
 // # What it does not prove
 //
-// That the TPM is not attacked physically. That the machine which answers is the one that
+// That the TPM is not attacked physically, beyond listening and writing on its bus. That the machine which answers is the one that
 // asks: a relay to a good machine's TPM gives the relaying machine that node's agent
 // identity, for SPIRE does not tell an attestor which key it attests; node binding keeps
 // it from being any other node. What the IMA policy does not measure. That resets did not

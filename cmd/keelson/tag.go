@@ -24,7 +24,7 @@ EKs. A server takes it only from that TPM, after "keelson tag provision" has put
 The serial must rise with every tag of a machine: servers refuse one below the highest that they have seen.`
 
 const provisionHelp = `Write the digest of a signed asset tag into the TPM of this machine and lock it, so that the TPM can certify it.
-A tag that is there is replaced. Needs the owner's authorisation, which is usually empty.
+A tag that is there is replaced. The tag must name an EK of this TPM. Needs the owner's authorisation, which is usually empty.
 
 Install the signed document itself where the agent plugin is told to look for it.`
 
@@ -184,9 +184,13 @@ func provisionTag(ctx context.Context, out io.Writer, f provisionFlags) (err err
 	if len(signed) == 0 {
 		return fmt.Errorf("%s is empty", f.document)
 	}
-	dev, err := f.open(ctx)
+	doc, _, err := assettag.Unverified(signed) // whether its signature counts is the servers' to say
 	if err != nil {
-		return err
+		return inFile(f.document, err)
+	}
+	dev, err := f.openFor(ctx, doc.EKHashes)
+	if err != nil {
+		return inFile(f.document, err)
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	digest := assettag.Digest(signed)

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,22 +78,11 @@ func rotateTag(ctx context.Context, out io.Writer, f rotateFlags, now time.Time)
 	if err != nil {
 		return err
 	}
-	dev, err := f.open(ctx)
+	dev, err := f.openFor(ctx, old.EKHashes)
 	if err != nil {
-		return err
+		return inFile(f.document, err)
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
-	endorsements, err := dev.Endorsements(ctx)
-	if err != nil {
-		return err
-	}
-	ours := false
-	for _, e := range endorsements {
-		ours = ours || slices.Contains(old.EKHashes, e.Hash.String())
-	}
-	if !ours {
-		return refused(fmt.Errorf("%s is the tag of another machine: it names none of this TPM's EKs", f.document))
-	}
 	// The file before the TPM: what the TPM certifies is never without its document.
 	staged := f.document + ".new"
 	if err := writeDurably(staged, signed); err != nil {

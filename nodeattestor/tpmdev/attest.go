@@ -42,9 +42,13 @@ func (d *Device) Activate(ctx context.Context, k AK, credBlob, encSecret []byte)
 		if err != nil {
 			return err
 		}
+		auth, err := d.endorsementAuth(e, endorsement)
+		if err != nil {
+			return err
+		}
 		rsp, err := tpm2.ActivateCredential{
 			ActivateHandle: tpm2.AuthHandle{Handle: loaded.handle, Name: loaded.name, Auth: session},
-			KeyHandle:      tpm2.AuthHandle{Handle: endorsement.handle, Name: endorsement.name, Auth: d.endorsementAuth(e)},
+			KeyHandle:      tpm2.AuthHandle{Handle: endorsement.handle, Name: endorsement.name, Auth: auth},
 			CredentialBlob: tpm2.TPM2BIDObject{Buffer: credBlob},
 			Secret:         tpm2.TPM2BEncryptedSecret{Buffer: encSecret},
 		}.Execute(d.now.tpm)
@@ -60,18 +64,25 @@ func (d *Device) Activate(ctx context.Context, k AK, credBlob, encSecret []byte)
 // endorsementAuth authorises the use of an EK: by PolicySecret of the endorsement
 // hierarchy in the low range (PolicyA), by its empty authValue in the high range, whose
 // templates set userWithAuth (TCG EK Credential Profile 2.x, B.3.1 and B.4.1).
-func (d *Device) endorsementAuth(e *Endorsement) tpm2.Session {
+func (d *Device) endorsementAuth(e *Endorsement, k *loadedKey) (tpm2.Session, error) {
 	if e.template.HighRange() {
-		return tpm2.PasswordAuth(nil)
+		return tpm2.PasswordAuth(nil), nil
+	}
+	secret := tpm2.PasswordAuth(nil)
+	if len(d.opts.EndorsementAuth) > 0 { // must not cross the bus
+		var err error
+		if secret, err = d.salt(k, d.opts.EndorsementAuth); err != nil {
+			return nil, err
+		}
 	}
 	return tpm2.Policy(tpm2.TPMAlgSHA256, 16, func(tpm transport.TPM, handle tpm2.TPMISHPolicy, nonce tpm2.TPM2BNonce) error {
 		_, err := tpm2.PolicySecret{
-			AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(d.opts.EndorsementAuth)},
+			AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: secret},
 			PolicySession: handle,
 			NonceTPM:      nonce,
 		}.Execute(tpm)
 		return err
-	})
+	}), nil
 }
 
 // Quote reads and quotes each selection over the nonce. A quote carries only a digest,

@@ -136,18 +136,28 @@ func (d *Device) AK(ctx context.Context, dir string) (AK, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return AK{}, err
 	}
-	if old.kind == d.opts.AKType {
-		return old, d.do(ctx, func() error {
-			_, _, err := d.attestation(old)
+	k := old
+	if old.kind != d.opts.AKType {
+		k = AK{New: true, Replaced: old.kind, kind: d.opts.AKType, unique: make([]byte, d.opts.AKType.uniqueSize()), salt: old.salt, saltEK: old.saltEK}
+		if _, err := rand.Read(k.unique); err != nil {
+			return AK{}, fmt.Errorf("tpmdev: %w", err)
+		}
+	}
+	err = d.do(ctx, func() error {
+		if err := d.adoptEK(&k); err != nil {
 			return hint(err, path)
-		})
-	}
-	k := AK{New: true, Replaced: old.kind, kind: d.opts.AKType, unique: make([]byte, d.opts.AKType.uniqueSize()), salt: old.salt, saltEK: old.saltEK}
-	if _, err := rand.Read(k.unique); err != nil {
-		return AK{}, fmt.Errorf("tpmdev: %w", err)
-	}
-	if err := d.do(ctx, func() error { return hint(d.makeAK(&k), path) }); err != nil {
+		}
+		if k.New {
+			return d.makeAK(&k)
+		}
+		_, _, err := d.attestation(k)
+		return hint(err, path)
+	})
+	if err != nil {
 		return AK{}, err
+	}
+	if !k.New && bytes.Equal(k.saltEK, old.saltEK) {
+		return k, nil
 	}
 	return k, writeAK(path, k)
 }
@@ -160,16 +170,51 @@ func hint(err error, path string) error {
 	return err
 }
 
-// makeAK makes a new AK. The EK that its sessions are salted with is the one recorded
-// with an earlier AK, else it is chosen and recorded now.
-func (d *Device) makeAK(k *AK) error {
-	var endorsement *loadedKey
-	var err error
-	if k.saltEK == nil {
-		endorsement, err = d.saltKey(k)
-	} else {
-		endorsement, err = d.recordedEK(*k)
+// adoptEK sees to it that sessions are salted with the very EK that this machine presents:
+// servers believe in that one only with a certificate of its maker or out of the
+// inventory, so that one which somebody on the bus put in its place is refused by them.
+// Their first meeting decides; from then on the EK is recorded. Another one is taken only where the choice is
+// another (Options.Template, a certificate that came later), and is then made in a session
+// salted with the recorded one, which vouches for it.
+func (d *Device) adoptEK(k *AK) error {
+	e, chosen, err := d.endorsementKey()
+	if err != nil {
+		return err
 	}
+	if err := d.release(chosen.handle); err != nil {
+		return err
+	}
+	if k.saltEK == nil {
+		k.salt, k.saltEK = e.template, chosen.area
+	}
+	if bytes.Equal(chosen.area, k.saltEK) {
+		return nil
+	}
+	recorded, err := d.recordedEK(*k)
+	if err != nil {
+		return err
+	}
+	session, err := d.salt(recorded, d.opts.EndorsementAuth, inOut())
+	if err != nil {
+		return err
+	}
+	if err := d.release(recorded.handle); err != nil {
+		return err
+	}
+	made, err := d.create(e.template.Area(), session)
+	if err != nil {
+		return fmt.Errorf("tpmdev: EK template %s: %w", e.Template, err)
+	}
+	if !bytes.Equal(made.area, chosen.area) {
+		return fmt.Errorf("tpmdev: EK template %s is another key in a protected session: somebody changes what the TPM says, or it has a key of its own at a persistent handle", e.Template)
+	}
+	k.salt, k.saltEK = e.template, made.area
+	return errors.Join(d.release(made.handle), d.release(session.Handle()))
+}
+
+// makeAK makes a new AK.
+func (d *Device) makeAK(k *AK) error {
+	endorsement, err := d.recordedEK(*k)
 	if err != nil {
 		return err
 	}
@@ -177,7 +222,7 @@ func (d *Device) makeAK(k *AK) error {
 	if err != nil {
 		return err
 	}
-	made, err := d.primary(k.kind.area(k.unique), session)
+	made, err := d.create(k.kind.area(k.unique), session)
 	if lacks(err) {
 		return fmt.Errorf("tpmdev: this TPM makes no attestation key of type %[1]q (%[3]w); set ak_type = %[2]q", k.kind, k.kind.other(), err)
 	}
@@ -200,26 +245,6 @@ func lacks(err error) bool {
 	return false
 }
 
-// saltKey picks the EK for the salt: P-256 where the TPM can make it, certificate or not,
-// because it is derived quickly; else the EK that the machine attests with.
-func (d *Device) saltKey(k *AK) (*loadedKey, error) {
-	for _, t := range ek.Templates() {
-		if t.Name != "L-2" {
-			continue
-		}
-		if made, err := d.primary(t.Area(), nil); err == nil {
-			k.salt, k.saltEK = t, made.area
-			return made, nil
-		}
-	}
-	e, made, err := d.endorsementKey()
-	if err != nil {
-		return nil, err
-	}
-	k.salt, k.saltEK = e.template, made.area
-	return made, nil
-}
-
 // recordedEK loads the EK that was recorded when the AK was made, and no other.
 func (d *Device) recordedEK(k AK) (*loadedKey, error) {
 	endorsement, err := d.loadEK(k.salt, k.saltEK)
@@ -239,11 +264,7 @@ func (d *Device) attestation(k AK) (*loadedKey, tpm2.Session, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	create, err := d.salt(endorsement, d.opts.EndorsementAuth, inOut())
-	if err != nil {
-		return nil, nil, err
-	}
-	loaded, err := d.primary(k.kind.area(k.unique), create)
+	loaded, err := d.loadAK(k, endorsement)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tpmdev: attestation key: %w", err)
 	}
@@ -256,6 +277,23 @@ func (d *Device) attestation(k AK) (*loadedKey, tpm2.Session, error) {
 	}
 	// The EK's slot is needed: TPMs have room for three keys.
 	return loaded, use, d.release(endorsement.handle)
+}
+
+// loadAK makes the AK, or loads what was saved of it.
+func (d *Device) loadAK(k AK, endorsement *loadedKey) (*loadedKey, error) {
+	area := k.kind.area(k.unique)
+	if loaded := d.restore(area); loaded != nil {
+		return loaded, nil
+	}
+	session, err := d.salt(endorsement, d.opts.EndorsementAuth, inOut())
+	if err != nil {
+		return nil, err
+	}
+	loaded, err := d.create(area, session)
+	if err != nil {
+		return nil, err
+	}
+	return loaded, d.release(session.Handle()) // TPMs have room for three sessions, and more are coming
 }
 
 // release flushes one handle before the operation ends.

@@ -5,13 +5,27 @@
 // # Sessions
 //
 // Every command that carries a secret or authorises something runs in an HMAC session
-// that is salted with the EK, so that somebody on the bus between processor and TPM
-// neither reads the activated secret nor changes a command or its answer unnoticed.
-// The salt is encrypted to the EK that was recorded together with the AK on first use:
-// an interposer who comes later cannot put his own key in its place. Against one who was
-// there from the first command on, only the server's view of the EK certificate helps.
-// Quotes, NV_Certify, PCR values and EK certificates need no secrecy, and are judged by
-// signature and digest on the server; no session could add to that.
+// salted with the EK (TPM 2.0 Part 1, section 19.6.8), so that somebody on the bus between
+// processor and TPM neither reads the activated secret or an authorisation nor changes a
+// command or its answer unnoticed:
+//
+//   - in a salted session with encrypted parameters: making the AK, TPM2_ActivateCredential, TPM2_Quote, TPM2_NV_Certify;
+//   - in a salted session as owner: defining, writing, locking and deleting the tag's index;
+//   - in none: reading public areas, capabilities, PCR values and EK certificates, extending a PCR, saving,
+//     loading and flushing contexts. They carry no secret, and what is read is judged by a quote's digest, a
+//     name or a certificate on the server; no session could add to that. A wrong answer costs
+//     an attestation, which somebody on the bus can always have;
+//   - with the empty password: making an EK, using an EK of the high range, and the policy of the low
+//     range, where the hierarchy has no authorisation. One that it has is proved in a salted session.
+//
+// The salt is encrypted to the EK that the machine presents to servers. It is recorded with
+// the AK on first use, and another one is refused ([ErrOtherTPM]): an interposer who
+// comes later cannot put his own key in its place. One who was there from the first
+// command on can, but then his key is what the agent presents, since a certificate goes along
+// only with the very key that it names; without a certificate of that key, or without
+// its hash in the inventory, servers refuse it. What is left: an operator who takes the
+// hash of an EK into the inventory, or signs a tag for it, on a machine whose bus was tapped then.
+// Take it from the maker's certificate, or at the factory.
 //
 // # Handles
 //
@@ -20,6 +34,7 @@
 package tpmdev
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -222,17 +237,52 @@ type loadedKey struct {
 	key    crypto.PublicKey
 }
 
-// primary makes a primary key in the endorsement hierarchy. Without a session it runs on
-// the password, which is usually empty: the first key of an operation has no other way,
-// since sessions are salted with it.
-func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, error) {
-	template := string(tpm2.Marshal(area))
-	if k := d.restore(template); k != nil {
+// primary loads an EK: what was saved of it, else made anew.
+func (d *Device) primary(area tpm2.TPMTPublic) (*loadedKey, error) {
+	if k := d.restore(area); k != nil {
 		return k, nil
 	}
-	if auth == nil {
-		auth = tpm2.PasswordAuth(d.opts.EndorsementAuth)
+	auth, err := d.unsalted()
+	if err != nil {
+		return nil, err
 	}
+	return d.create(area, auth)
+}
+
+// unsalted authorises the endorsement hierarchy as long as there is no EK to salt a
+// session with: with the password where it is empty. One that is not must not cross the bus, so it
+// is proved in a session salted with a throw-away key of the null hierarchy. Who answers
+// in the TPM's place at that moment can guess at it, and reads nothing.
+func (d *Device) unsalted() (tpm2.Session, error) {
+	if len(d.opts.EndorsementAuth) == 0 {
+		return tpm2.PasswordAuth(nil), nil
+	}
+	var errs []error
+	for _, area := range []tpm2.TPMTPublic{tpm2.ECCSRKTemplate, tpm2.RSASRKTemplate} {
+		rsp, err := tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHNull, Auth: tpm2.PasswordAuth(nil)},
+			InPublic:      tpm2.New2B(area),
+		}.Execute(d.now.tpm)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		d.keep(rsp.ObjectHandle)
+		k, err := newLoadedKey(rsp.ObjectHandle, rsp.Name, rsp.OutPublic)
+		if err != nil {
+			return nil, err
+		}
+		session, err := d.salt(k, d.opts.EndorsementAuth)
+		if err != nil {
+			return nil, err
+		}
+		return session, d.release(k.handle)
+	}
+	return nil, fmt.Errorf("tpmdev: a key of the null hierarchy: %w", errors.Join(errs...))
+}
+
+// create makes a primary key in the endorsement hierarchy, and saves it.
+func (d *Device) create(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, error) {
 	rsp, err := tpm2.CreatePrimary{
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: auth},
 		InPublic:      tpm2.New2B(area),
@@ -243,7 +293,7 @@ func (d *Device) primary(area tpm2.TPMTPublic, auth tpm2.Session) (*loadedKey, e
 	d.keep(rsp.ObjectHandle)
 	k, err := newLoadedKey(rsp.ObjectHandle, rsp.Name, rsp.OutPublic)
 	if err == nil {
-		d.save(template, k)
+		d.save(area, k)
 	}
 	return k, err
 }
@@ -256,17 +306,18 @@ type savedKey struct {
 }
 
 // save saves a key's context; one that the TPM does not save is made anew each time.
-func (d *Device) save(template string, k *loadedKey) {
+func (d *Device) save(area tpm2.TPMTPublic, k *loadedKey) {
 	rsp, err := tpm2.ContextSave{SaveHandle: k.handle}.Execute(d.now.tpm)
 	if err == nil {
-		d.saved[template] = savedKey{context: rsp.Context, key: *k}
+		d.saved[string(tpm2.Marshal(area))] = savedKey{context: rsp.Context, key: *k}
 	}
 }
 
 // restore loads a saved key, or gives nil where there is none that the TPM takes. Who is
 // on the bus may have another object loaded in its place: then the session that uses it,
 // which is bound to the name known from before, fails.
-func (d *Device) restore(template string) *loadedKey {
+func (d *Device) restore(area tpm2.TPMTPublic) *loadedKey {
+	template := string(tpm2.Marshal(area))
 	s, ok := d.saved[template]
 	if !ok {
 		return nil
@@ -282,10 +333,19 @@ func (d *Device) restore(template string) *loadedKey {
 	return &k
 }
 
+// newLoadedKey takes a key that the TPM answered with. The name that stands for it in
+// every command from now on is that of the area that was read, not what the answer says besides.
 func newLoadedKey(handle tpm2.TPMHandle, name tpm2.TPM2BName, area tpm2.TPM2BPublic) (*loadedKey, error) {
 	public, err := area.Contents()
 	if err != nil {
 		return nil, fmt.Errorf("tpmdev: public area of key 0x%08x: %w", handle, err)
+	}
+	own, err := tpm2.ObjectName(public)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: name of key 0x%08x: %w", handle, err)
+	}
+	if !bytes.Equal(own.Buffer, name.Buffer) {
+		return nil, fmt.Errorf("tpmdev: key 0x%08x is named %x, its public area %x: the TPM's answer was changed", handle, name.Buffer, own.Buffer)
 	}
 	key, err := tpm2.Pub(*public)
 	if err != nil {

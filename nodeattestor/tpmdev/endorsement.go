@@ -58,7 +58,7 @@ func (d *Device) Endorsements(ctx context.Context) ([]Endorsement, error) {
 	var out []Endorsement
 	err := d.do(ctx, func() error {
 		for _, t := range ek.Templates() {
-			e, _, err := d.makeEndorsement(t)
+			e, _, err := d.makeEndorsement(t, t.HighRange())
 			if flushErr := d.flush(); flushErr != nil {
 				return flushErr
 			}
@@ -78,6 +78,9 @@ func (d *Device) Endorsements(ctx context.Context) ([]Endorsement, error) {
 func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 	if d.ek != nil {
 		k, err := d.loadEK(d.ek.template, d.ek.Public[2:])
+		if err == nil && !bytes.Equal(k.area, d.ek.Public[2:]) {
+			err = ErrOtherTPM
+		}
 		return d.ek, k, err
 	}
 	candidates := ek.Templates()
@@ -87,7 +90,7 @@ func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 	var fallback *ek.Template
 	var errs []error
 	for _, t := range candidates {
-		e, k, err := d.makeEndorsement(t)
+		e, k, err := d.makeEndorsement(t, d.opts.Template == "" && (fallback != nil || t.HighRange()))
 		if err == nil && len(e.Certs) > 0 {
 			d.ek = e
 			return e, k, nil
@@ -103,7 +106,7 @@ func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 	if fallback == nil {
 		return nil, nil, fmt.Errorf("tpmdev: the TPM makes no EK of any supported template: %w", errors.Join(errs...))
 	}
-	e, k, err := d.makeEndorsement(*fallback)
+	e, k, err := d.makeEndorsement(*fallback, false)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -113,15 +116,14 @@ func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 
 // makeEndorsement makes the EK of a template and reads its certificate. A certificate of
 // another key (the endorsement seed was changed, or the vendor has a template of his
-// own) is left out: no server could accept it for this key.
-func (d *Device) makeEndorsement(t ek.Template) (*Endorsement, *loadedKey, error) {
+// own) is left out: no server could accept it for this key. Where one is needed, a template
+// that has none is an error, and no key is made: an RSA key takes a hardware TPM many seconds.
+func (d *Device) makeEndorsement(t ek.Template, needed bool) (*Endorsement, *loadedKey, error) {
 	raw, err := d.nvRead(t.NVIndex)
 	if err != nil && !errors.Is(err, errNoIndex) {
 		return nil, nil, err
 	}
-	// Making an RSA key takes a hardware TPM many seconds, so high-range EKs, which only
-	// count with a certificate, are not made without.
-	if raw == nil && t.HighRange() && d.opts.Template != t.Name {
+	if raw == nil && needed {
 		return nil, nil, fmt.Errorf("tpmdev: no certificate for EK template %s", t.Name)
 	}
 	cert, _ := cutDER(raw) // an index may be larger than its certificate
@@ -177,7 +179,7 @@ func (d *Device) loadEK(t ek.Template, expected []byte) (*loadedKey, error) {
 			}
 		}
 	}
-	return d.primary(t.Area(), nil)
+	return d.primary(t.Area())
 }
 
 // readChain reads the issuers' certificates, which some vendors store, one after the
