@@ -20,6 +20,9 @@ import (
 // what decides.
 const maxEventLog = 64 << 20
 
+// maxSystemdLog is the same of systemd's log.
+const maxSystemdLog = 8 << 20
+
 // node is the machine during one attestation.
 type node struct {
 	config *config
@@ -67,6 +70,9 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if p.HasIMA, err = exists(n.config.imaLog); err != nil {
+		return nil, err
+	}
+	if p.HasUserspaceLog, err = exists(n.config.systemdLog); err != nil {
 		return nil, err
 	}
 	if n.config.tagDocument != "" {
@@ -159,6 +165,13 @@ func (n *node) firstChunks(c *evidence.Challenge) ([]evidence.Chunk, error) {
 		return nil, err
 	}
 	n.logs[evidence.EventLog] = &logReader{kind: evidence.EventLog, from: io.NopCloser(bytes.NewReader(log))}
+	if c.WantUserspaceLog { // sent when it is asked for: a message has room for two chunks
+		log, err := readBounded(n.config.systemdLog, maxSystemdLog)
+		if err != nil {
+			return nil, err
+		}
+		n.logs[evidence.UserspaceLog] = &logReader{kind: evidence.UserspaceLog, from: io.NopCloser(bytes.NewReader(log))}
+	}
 	wanted := []evidence.LogKind{evidence.EventLog}
 	if c.WantIMA {
 		if err := n.openIMA(c.IMAOffset); err != nil {

@@ -32,6 +32,7 @@ type hclConfig struct {
 	AKType      string `hcl:"ak_type"`
 	EventLog    string `hcl:"event_log"`
 	IMALog      string `hcl:"ima_log"`
+	SystemdLog  string `hcl:"systemd_log"`
 	CommandLine string `hcl:"command_line"`
 	TagDocument string `hcl:"tag_document"`
 	TokenPath   string `hcl:"token_path"`
@@ -45,6 +46,7 @@ type config struct {
 	tpm, dataDir, ekTemplate      string
 	akType                        tpmdev.AKType
 	eventLog, imaLog, commandLine string
+	systemdLog                    string
 	tagDocument, tokenPath        string
 	timeout                       time.Duration
 	listen                        string // address of metrics and health, "" for none
@@ -56,17 +58,19 @@ const (
 	defaultEventLog = "/sys/kernel/security/tpm0/binary_bios_measurements"
 	defaultIMALog   = "/sys/kernel/security/ima/binary_runtime_measurements"
 	defaultCmdline  = "/proc/cmdline"
-	defaultTimeout  = 2 * time.Minute
+	// systemd-pcrextend(8) has this path.
+	defaultSystemdLog = "/run/log/systemd/tpm2-measure.log"
+	defaultTimeout    = 2 * time.Minute
 )
 
 func buildConfig(text string) (*config, *pluginconf.Problems) {
-	raw := hclConfig{TPM: defaultTPM, EventLog: defaultEventLog, IMALog: defaultIMALog, CommandLine: defaultCmdline}
+	raw := hclConfig{TPM: defaultTPM, EventLog: defaultEventLog, IMALog: defaultIMALog, SystemdLog: defaultSystemdLog, CommandLine: defaultCmdline}
 	p := pluginconf.Decode(text, &raw)
 	if p.Err() != nil {
 		return nil, p
 	}
 	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
-		imaLog: raw.IMALog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
+		imaLog: raw.IMALog, systemdLog: raw.SystemdLog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
 	c.listen = raw.Metrics.Address(p)
 	var err error
 	if c.akType, err = tpmdev.ParseAKType(raw.AKType); err != nil {

@@ -20,6 +20,7 @@ import (
 type Input struct {
 	PCRs        quote.PCRs          // proven by quote.Verify
 	EventLog    []byte              // the node's; raw TCG log
+	Userspace   []byte              // the node's; systemd's log of what it measured after boot, nil without one
 	CommandLine string              // the node's /proc/cmdline or "": only an offer, which a digest must confirm
 	IMA         *ima.Result         // of an ima.Replayer over the same PCRs; nil when no list was replayed
 	Measured    *reference.Measured // what Sets learned of a list that IMA does not hold; else nil
@@ -48,7 +49,7 @@ type Outcome struct {
 // trusted; without any, Outcome.Reference names the set that accepted it.
 func Logs(in Input) (Outcome, nodeclaim.Refusals) {
 	out := Outcome{IMA: in.IMA}
-	boot, err := eventlog.Replay(in.EventLog, in.PCRs)
+	boot, err := eventlog.ReplayBoth(in.EventLog, in.Userspace, in.PCRs)
 	if err != nil {
 		return out, refusals(err)
 	}

@@ -27,8 +27,8 @@ import (
 // default of 4 MiB stands between plugin, agent and server; this stays well below.
 const MaxMessage = 1 << 20
 
-// Version is the wire version that this package writes and the only one it reads.
-const Version = 1
+// Version is the wire version that this package writes and the only one it reads. 2 has the log of user space.
+const Version = 2
 
 // Limits of single fields, in bytes or elements.
 const (
@@ -47,13 +47,15 @@ const (
 	SecretSize        = 32
 )
 
-// LogKind tells the two logs apart.
+// LogKind tells the logs apart.
 type LogKind uint8
 
 // The logs that a node may send.
 const (
 	EventLog LogKind = 1 // TCG event log, the bytes of binary_bios_measurements
 	IMALog   LogKind = 2 // IMA log, the bytes of binary_runtime_measurements
+	// UserspaceLog is systemd's log of what it measured after boot, the bytes of tpm2-measure.log.
+	UserspaceLog LogKind = 3
 )
 
 // String is the log's name as errors write it.
@@ -63,6 +65,8 @@ func (k LogKind) String() string {
 		return "TCG event log"
 	case IMALog:
 		return "IMA log"
+	case UserspaceLog:
+		return "user-space event log"
 	}
 	return fmt.Sprintf("log kind %d", uint8(k))
 }
@@ -84,6 +88,8 @@ type Payload struct {
 	HasTag      bool `cbor:"7,keyasint"`
 	// Token is a Kubernetes projected service-account token for node binding, optional.
 	Token []byte `cbor:"8,keyasint,omitempty"`
+	// HasUserspaceLog is as HasEventLog and so on.
+	HasUserspaceLog bool `cbor:"9,keyasint,omitempty"`
 }
 
 // Challenge asks the node to prove that AK and EK live in one TPM and to quote.
@@ -95,6 +101,8 @@ type Challenge struct {
 	TagIndex        uint32      `cbor:"5,keyasint,omitempty"`
 	WantIMA         bool        `cbor:"6,keyasint"`
 	IMAOffset       uint64      `cbor:"7,keyasint"` // byte offset to resume the IMA log at
+	// WantUserspaceLog says that the log of user space will be asked for.
+	WantUserspaceLog bool `cbor:"8,keyasint,omitempty"`
 }
 
 // Selection is one bank's PCRs on the wire.

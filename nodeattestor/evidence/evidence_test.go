@@ -88,19 +88,20 @@ func TestMalformedMessagesAreRefusedByName(t *testing.T) {
 		"nothing at all":            {nil, "shorter than the header"},
 		"above the message limit":   {make([]byte, evidence.MaxMessage+1), "more than the limit of 1048576"},
 		"not ours":                  {[]byte("GET / HTTP/1.1"), "does not start with KLSN"},
-		"a later version":           {edit(func(b []byte) []byte { b[4] = 2; return b }), "wire version 2"},
+		"a later version":           {edit(func(b []byte) []byte { b[4] = 3; return b }), "wire version 3"},
+		"an earlier version":        {edit(func(b []byte) []byte { b[4] = 1; return b }), "wire version 1"},
 		"another kind":              {edit(func(b []byte) []byte { b[5] = 3; return b }), "got a response instead"},
 		"a trailing byte":           {append(bytes.Clone(good), 0), "extraneous data"},
 		"cut in the middle":         {good[:len(good)-3], "unexpected EOF"},
 		"a header and nothing more": {good[:6], "EOF"},
-		"an unknown key":            {[]byte("KLSN\x01\x01\xa1\x18\x63\x01"), "unknown field"},
-		"a repeated key":            {[]byte("KLSN\x01\x01\xa2\x03\x41\x01\x03\x41\x01"), "duplicate"},
-		"an indefinite-length map":  {[]byte("KLSN\x01\x01\xbf\xff"), "indefinite-length"},
+		"an unknown key":            {[]byte("KLSN\x02\x01\xa1\x18\x63\x01"), "unknown field"},
+		"a repeated key":            {[]byte("KLSN\x02\x01\xa2\x03\x41\x01\x03\x41\x01"), "duplicate"},
+		"an indefinite-length map":  {[]byte("KLSN\x02\x01\xbf\xff"), "indefinite-length"},
 		"a longer spelling of a length": {
-			[]byte("KLSN\x01\x01\xa6\x02\x41\x01\x03\x58\x01\x01\x04\x81\x0b\x05\xf4\x06\xf4\x07\xf4"), "deterministic encoding"},
+			[]byte("KLSN\x02\x01\xa6\x02\x41\x01\x03\x58\x01\x01\x04\x81\x0b\x05\xf4\x06\xf4\x07\xf4"), "deterministic encoding"},
 		"no EK at all":        {mustRaw(t, &evidence.Payload{AKPublic: []byte{1}, Banks: []nodeclaim.HashAlg{nodeclaim.SHA256}}), "ek_certificates: missing"},
-		"an empty map":        {[]byte("KLSN\x01\x01\xa0"), "missing"},
-		"a huge array header": {[]byte("KLSN\x01\x01\xa1\x01\x9b\x00\x00\x00\x01\x00\x00\x00\x00"), "exceeded max number of elements"},
+		"an empty map":        {[]byte("KLSN\x02\x01\xa0"), "missing"},
+		"a huge array header": {[]byte("KLSN\x02\x01\xa1\x01\x9b\x00\x00\x00\x01\x00\x00\x00\x00"), "exceeded max number of elements"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -116,7 +117,7 @@ func TestMalformedMessagesAreRefusedByName(t *testing.T) {
 func mustRaw(t *testing.T, p *evidence.Payload) []byte {
 	t.Helper()
 	// keys 3..7 only, in the deterministic encoding
-	return append([]byte("KLSN\x01\x01\xa5\x03\x41"), append(p.AKPublic, []byte("\x04\x81\x0b\x05\xf4\x06\xf4\x07\xf4")...)...)
+	return append([]byte("KLSN\x02\x01\xa5\x03\x41"), append(p.AKPublic, []byte("\x04\x81\x0b\x05\xf4\x06\xf4\x07\xf4")...)...)
 }
 
 func TestFieldLimitsNameTheFieldAndTheLimit(t *testing.T) {

@@ -113,7 +113,7 @@ func (t *TagEvidence) validate() error {
 }
 
 func (k LogKind) validate() error {
-	if k != EventLog && k != IMALog {
+	if k != EventLog && k != IMALog && k != UserspaceLog {
 		return fmt.Errorf("field log: %s is unknown", k)
 	}
 	return nil

@@ -32,10 +32,11 @@ type Replayer struct {
 	reader     *entryReader
 	reached    bool
 	err        error
-	pending    []byte // an entry that has not wholly arrived
-	total      int64  // bytes of the list written, those before a resumed state included
-	offset     int64  // where the last entry ended, in bytes of the list
-	aggregates []string
+	pending    []byte   // an entry that has not wholly arrived
+	total      int64    // bytes of the list written, those before a resumed state included
+	offset     int64    // where the last entry ended, in bytes of the list
+	aggregates []string // every boot_aggregate so far
+	doubtful   []doubt  // of these
 	result     Result
 }
 
@@ -261,6 +262,10 @@ func (b *running) sum(to, data []byte) {
 // Finish ends the list. It refuses one that never reached quoted PCR 10 (check "ima.pcr").
 func (r *Replayer) Finish() (Result, error) {
 	if r.err != nil {
+		return Result{}, r.err
+	}
+	if len(r.doubtful) > 0 {
+		r.err = r.doubtful[0].why
 		return Result{}, r.err
 	}
 	if r.reached {

@@ -34,7 +34,7 @@ type State struct {
 // State is what Finish has proven. There is none (false) before the quoted PCR 10 is reached, or when it was
 // reached without an entry.
 func (r *Replayer) State(boot Boot) (State, bool) {
-	if !r.Reached() || r.result.Count == 0 {
+	if !r.Reached() || r.result.Count == 0 || r.Doubtful() {
 		return State{}, false
 	}
 	s := State{boot: boot, opt: r.opt, offset: r.offset, count: r.result.Count, violations: r.result.Violations,

@@ -46,12 +46,12 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	if !p.bound {
 		return nodeclaim.Claims{}, fmt.Errorf("verify: finish before the node was bound")
 	}
-	list, err := p.logs.finish()
+	list, err := p.logs.finish(p.pcrs)
 	if err != nil {
 		return nodeclaim.Claims{}, err
 	}
 	outcome, refusals := appraise.Logs(appraise.Input{
-		PCRs: p.pcrs, EventLog: p.logs.eventLog, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.policy.References, Now: now,
+		PCRs: p.pcrs, EventLog: p.logs.eventLog, Userspace: p.logs.userspace, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.policy.References, Now: now,
 	})
 	claims := nodeclaim.Claims{
 		EK: p.EK(), EKCertified: p.identity.Certified(), Manufacturer: p.identity.Manufacturer(), Node: p.Node(),

@@ -4,20 +4,24 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/quote"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// logs collects the two logs chunk by chunk. Memory is bounded by the policy, not by
-// the agent: the event log by its limit, the IMA log by the replayer's.
+// logs collects the logs chunk by chunk. Memory is bounded by the policy, not by
+// the agent: the event logs by their limits, the IMA log by the replayer's.
 type logs struct {
 	maxEvent  int
 	maxRounds int
 	rounds    int
 	eventLog  []byte
 	eventDone bool
+	userspace []byte
+	userDone  bool
 	ima       *ima.Replayer // nil when no IMA log is demanded
 	measured  *reference.Measured
 	imaOffset uint64
@@ -27,7 +31,7 @@ type logs struct {
 }
 
 func newLogs(p *Pending) logs {
-	l := logs{maxEvent: p.policy.maxEventLog(), maxRounds: p.policy.maxRounds(), imaDone: true}
+	l := logs{maxEvent: p.policy.maxEventLog(), maxRounds: p.policy.maxRounds(), imaDone: true, userDone: !p.wantUserspace}
 	if !p.policy.IMA {
 		return l
 	}
@@ -41,13 +45,13 @@ func newLogs(p *Pending) logs {
 	return l
 }
 
-// Next says which chunk to ask for, or nil when both logs are complete: the event log
-// when the node says it ended (its replay then proves that), the IMA log when it has
+// Next says which chunk to ask for, or nil when all logs are complete: the event logs
+// when the node says that they ended (their replay then proves that), the IMA log when it has
 // reached quoted PCR 10 or ended.
 func (p *Pending) Next() (*evidence.Continue, error) {
 	l := &p.logs
 	l.astray = false
-	if l.eventDone && l.imaDone {
+	if l.eventDone && l.userDone && l.imaDone {
 		return nil, nil
 	}
 	if l.rounds++; l.rounds > l.maxRounds {
@@ -56,12 +60,15 @@ func (p *Pending) Next() (*evidence.Continue, error) {
 	if !l.eventDone {
 		return &evidence.Continue{Log: evidence.EventLog, Offset: uint64(len(l.eventLog))}, nil
 	}
+	if !l.userDone {
+		return &evidence.Continue{Log: evidence.UserspaceLog, Offset: uint64(len(l.userspace))}, nil
+	}
 	return &evidence.Continue{Log: evidence.IMALog, Offset: l.imaOffset}, nil
 }
 
 // Add takes one chunk, which must continue its log exactly. An error that is no refusal
 // says that the chunk was malformed or out of place.
-func (p *Pending) Add(c *evidence.Chunk) error {
+func (p *Pending) Add(c *evidence.Chunk) (err error) {
 	if !p.bound {
 		return fmt.Errorf("verify: log chunk before the node was bound")
 	}
@@ -71,23 +78,27 @@ func (p *Pending) Add(c *evidence.Chunk) error {
 		l.astray = false
 		return nil
 	case c.Log == evidence.EventLog && !l.eventDone:
-		return l.addEvent(c)
+		l.eventDone, err = c.Final, l.addTo(&l.eventLog, c, l.maxEvent, "eventlog.limit")
+		return err
+	case c.Log == evidence.UserspaceLog && !l.userDone:
+		l.userDone, err = c.Final, l.addTo(&l.userspace, c, eventlog.MaxUserspaceLog, "eventlog.userspace")
+		return err
 	case c.Log == evidence.IMALog && !l.imaDone:
 		return l.addIMA(c)
 	}
 	return fmt.Errorf("verify: chunk of the %s at offset %d was not asked for", c.Log, c.Offset)
 }
 
-func (l *logs) addEvent(c *evidence.Chunk) error {
-	raw, err := rawAt(c, uint64(len(l.eventLog)), nil)
+// addTo appends a chunk to a log that is kept whole.
+func (l *logs) addTo(log *[]byte, c *evidence.Chunk, limit int, check string) error {
+	raw, err := rawAt(c, uint64(len(*log)), nil)
 	if err != nil {
 		return err
 	}
-	if len(l.eventLog)+len(raw) > l.maxEvent {
-		return nodeclaim.Refuse("eventlog.limit", fmt.Sprintf("the TCG event log has more than the %d bytes allowed", l.maxEvent))
+	if len(*log)+len(raw) > limit {
+		return nodeclaim.Refuse(check, fmt.Sprintf("the %s has more than the %d bytes allowed", c.Log, limit))
 	}
-	l.eventLog = append(l.eventLog, raw...)
-	l.eventDone = c.Final
+	*log = append(*log, raw...)
 	return nil
 }
 
@@ -124,12 +135,18 @@ func rawAt(c *evidence.Chunk, want uint64, room []byte) ([]byte, error) {
 }
 
 // finish ends the logs; the result is nil when no IMA log was demanded.
-func (l *logs) finish() (*ima.Result, error) {
-	if !l.eventDone || !l.imaDone {
+func (l *logs) finish(pcrs quote.PCRs) (*ima.Result, error) {
+	if !l.eventDone || !l.userDone || !l.imaDone {
 		return nil, fmt.Errorf("verify: finish before the logs were complete")
 	}
 	if l.ima == nil {
 		return nil, nil
+	}
+	if l.ima.Doubtful() {
+		// User space has extended PCRs since the kernel computed boot_aggregate; the event logs prove what they were.
+		if boot, err := eventlog.ReplayBoth(l.eventLog, l.userspace, pcrs); err == nil {
+			l.ima.Booted(boot.Booted)
+		}
 	}
 	res, err := l.ima.Finish()
 	if err != nil {

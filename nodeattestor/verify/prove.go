@@ -25,6 +25,8 @@ type Pending struct {
 	nonce    []byte
 	expires  time.Time
 	answered bool
+	// wantUserspace is set where the node says that it has a log of user space.
+	wantUserspace bool
 
 	proved bool
 	pcrs   quote.PCRs
@@ -65,7 +67,7 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	if err := checkPayload(p, policy); err != nil {
 		return nil, nil, err
 	}
-	pending := &Pending{policy: policy, identity: id, key: key, token: p.Token, expires: now.Add(policy.challengeTTL()),
+	pending := &Pending{policy: policy, identity: id, key: key, token: p.Token, wantUserspace: p.HasUserspaceLog, expires: now.Add(policy.challengeTTL()),
 		secret: make([]byte, evidence.SecretSize), nonce: make([]byte, evidence.NonceSize)}
 	for _, b := range [][]byte{pending.secret, pending.nonce} {
 		if _, err := io.ReadFull(rand, b); err != nil {
@@ -76,7 +78,7 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	if err != nil {
 		return nil, nil, fmt.Errorf("verify: challenge: %w", err)
 	}
-	c := &evidence.Challenge{CredentialBlob: blob, EncryptedSecret: encrypted, Nonce: slices.Clone(pending.nonce), WantIMA: policy.IMA}
+	c := &evidence.Challenge{CredentialBlob: blob, EncryptedSecret: encrypted, Nonce: slices.Clone(pending.nonce), WantIMA: policy.IMA, WantUserspaceLog: p.HasUserspaceLog}
 	for _, s := range policy.Selections {
 		c.Selections = append(c.Selections, evidence.Selection{Bank: s.Bank, PCRs: slices.Clone(s.PCRs)})
 	}

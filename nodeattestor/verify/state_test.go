@@ -42,6 +42,9 @@ func (b *bench) attest(t testing.TB, k *kept) (*verify.Pending, sent, error) {
 	next := &evidence.Continue{Log: evidence.IMALog, Offset: c.IMAOffset}
 	for next != nil {
 		log := b.log
+		if next.Log == evidence.UserspaceLog {
+			log = b.user
+		}
 		if next.Log == evidence.IMALog {
 			log = b.list
 			s.offsets = append(s.offsets, int(next.Offset))

@@ -54,6 +54,7 @@ type bench struct {
 	values  [][]byte
 	log     []byte
 	list    []byte
+	user    []byte // systemd's log
 	reboots uint32 // TPM resets so far
 }
 
@@ -103,6 +104,7 @@ func (b *bench) references(t testing.TB) reference.Sets {
 	boot := must(eventlog.Replay(b.log, quoted.PCRs))(t)
 	r := ima.NewReplayer(quoted.PCRs, ima.Options{})
 	must(r.Write(b.list))(t)
+	r.Booted(boot.Booted)
 	list := must(r.Finish())(t)
 	set := must(reference.Capture("good", reference.Evidence{Boot: boot, PCRs: quoted.PCRs, IMA: &list}))(t)
 	return must(reference.NewSets(set))(t)
@@ -151,7 +153,7 @@ func (b *bench) feed(t testing.TB, p *verify.Pending, size int) error {
 		if err != nil || next == nil {
 			return err
 		}
-		log := map[evidence.LogKind][]byte{evidence.EventLog: b.log, evidence.IMALog: b.list}[next.Log]
+		log := map[evidence.LogKind][]byte{evidence.EventLog: b.log, evidence.UserspaceLog: b.user, evidence.IMALog: b.list}[next.Log]
 		end := min(int(next.Offset)+size, len(log))
 		if err := p.Add(chunk(t, next.Log, next.Offset, log[next.Offset:end], end == len(log))); err != nil {
 			return err
