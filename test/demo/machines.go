@@ -2,11 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/keelson-project/keelson/test/cluster"
+	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
@@ -64,7 +60,7 @@ func (d *demo) startMachines(ctx context.Context, s *Step) error {
 	if err := os.WriteFile(d.path("ek-root.pem"), ca.RootPEM(), 0o600); err != nil {
 		return fmt.Errorf("demo: %w", err)
 	}
-	if err := writeSigningKey(d.path("tag-signer.key"), d.path("tag-signer.pub")); err != nil {
+	if err := factory.WriteSigningKey(d.path("tag-signer.key"), d.path("tag-signer.pub")); err != nil {
 		return err
 	}
 	if err := d.captureReference(ctx, s); err != nil {
@@ -103,7 +99,7 @@ func (d *demo) captureReference(ctx context.Context, s *Step) error {
 	if _, err := d.keelson(ctx, "reference", "capture", "--dir", golden, "--name", "prod", "-o", d.path("prod.yaml")); err != nil {
 		return err
 	}
-	if err := writeSigningKey(d.path("reference-signer.key"), d.path("reference-signer.pub")); err != nil {
+	if err := factory.WriteSigningKey(d.path("reference-signer.key"), d.path("reference-signer.pub")); err != nil {
 		return err
 	}
 	if _, err := d.keelson(ctx, "reference", "sign", "--key", d.path("reference-signer.key"), "--valid-for", "24h",
@@ -159,30 +155,6 @@ func (d *demo) provisionTag(ctx context.Context, m *machine) error {
 	}
 	_, err := d.keelson(ctx, "tag", "provision", "--tpm", m.tpm.Socket, "--document", m.path("tag.json"))
 	return err
-}
-
-// writeSigningKey makes the key pair of whoever signs asset tags or reference sets.
-func writeSigningKey(private, public string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return fmt.Errorf("demo: %w", err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("demo: %w", err)
-	}
-	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
-		return fmt.Errorf("demo: %w", err)
-	}
-	err = errors.Join(
-		os.WriteFile(private, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600),
-		os.WriteFile(public, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki}), 0o600),
-	)
-	if err != nil {
-		return fmt.Errorf("demo: %w", err)
-	}
-	return nil
 }
 
 // close ends what the machine runs. Pods go first, while their runtime is there to end them.

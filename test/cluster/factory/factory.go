@@ -82,15 +82,45 @@ func New(ctx context.Context, g *cluster.Group, log io.Writer, dir string) (*Fac
 		return nil, fmt.Errorf("factory: %w", err)
 	}
 	for _, name := range []string{"tag-signer", "reference-signer"} {
-		if err := writeSigningKey(x.path(name+".key"), x.path(name+".pem")); err != nil {
+		if err := WriteSigningKey(x.path(name+".key"), x.path(name+".pem")); err != nil {
 			return nil, err
 		}
 	}
-	if err := x.Keelson(ctx, "reference", "capture", "--dir", filepath.Join(x.boots, "good"), "--name", Reference, "-o", x.path("reference.yaml")); err != nil {
-		return nil, err
-	}
-	return x, x.Keelson(ctx, "reference", "sign", "--key", x.path("reference-signer.key"), "--valid-for", "24h", "-o", x.path("reference.json"), x.path("reference.yaml"))
+	return x, x.Reference(ctx, Reference, filepath.Join(x.boots, "good"))
 }
+
+// Reference does what an operator does with the evidence of a golden machine: captures it as a set, and signs that. The signed set is
+// among [Factory.References] then.
+func (x *Factory) Reference(ctx context.Context, name, evidence string) error {
+	if err := os.MkdirAll(x.path("references"), 0o755); err != nil {
+		return fmt.Errorf("factory: %w", err)
+	}
+	set := x.path(name + ".yaml")
+	if err := x.Keelson(ctx, "reference", "capture", "--dir", evidence, "--name", name, "-o", set); err != nil {
+		return err
+	}
+	return x.Keelson(ctx, "reference", "sign", "--key", x.path("reference-signer.key"), "--valid-for", "24h", "-o", x.path(filepath.Join("references", name+".json")), set)
+}
+
+// References are the signed sets, by the names of their files.
+func (x *Factory) References() (map[string]string, error) {
+	entries, err := os.ReadDir(x.path("references"))
+	if err != nil {
+		return nil, fmt.Errorf("factory: %w", err)
+	}
+	sets := map[string]string{}
+	for _, e := range entries {
+		content, err := os.ReadFile(x.path(filepath.Join("references", e.Name())))
+		if err != nil {
+			return nil, fmt.Errorf("factory: %w", err)
+		}
+		sets[e.Name()] = string(content)
+	}
+	return sets, nil
+}
+
+// CA is the TPM maker's.
+func (x *Factory) CA() *tpmtest.CA { return x.ca }
 
 func (x *Factory) path(name string) string { return filepath.Join(x.dir, name) }
 
@@ -98,7 +128,7 @@ func (x *Factory) path(name string) string { return filepath.Join(x.dir, name) }
 func (x *Factory) Files() (map[string]string, error) {
 	files := map[string]string{}
 	for to, from := range map[string]string{
-		"ek-roots.pem": "ek-root.pem", "reference.json": "reference.json", "reference-signer.pem": "reference-signer.pem", "tag-signer.pem": "tag-signer.pem",
+		"ek-roots.pem": "ek-root.pem", "reference-signer.pem": "reference-signer.pem", "tag-signer.pem": "tag-signer.pem",
 	} {
 		content, err := os.ReadFile(x.path(from))
 		if err != nil {
@@ -188,15 +218,19 @@ func (m *Machine) RunFile(ctx context.Context, path string, content []byte) erro
 
 // ProvisionTag does what an operator does: signs a tag and writes its digest into the machine's TPM.
 func (x *Factory) ProvisionTag(ctx context.Context, m *Machine, country string, serial int) error {
-	args := []string{"tag", "issue", "--key", x.path("tag-signer.key"), "--tag", "country=" + country, "--serial", fmt.Sprint(serial), "--valid-for", "24h",
-		"-o", m.path(Tag)}
-	for _, hash := range m.EKHashes {
-		args = append(args, "--ek-hash", hash)
-	}
-	if err := x.Keelson(ctx, args...); err != nil {
+	if err := x.IssueTag(ctx, m.path(Tag), country, serial, m.EKHashes...); err != nil {
 		return err
 	}
 	return x.Keelson(ctx, "tag", "provision", "--tpm", m.TPM.Socket, "--document", m.path(Tag))
+}
+
+// IssueTag signs an asset tag for the machine with these EKs and writes it to a file.
+func (x *Factory) IssueTag(ctx context.Context, file, country string, serial int, ekHashes ...string) error {
+	args := []string{"tag", "issue", "--key", x.path("tag-signer.key"), "--tag", "country=" + country, "--serial", fmt.Sprint(serial), "--valid-for", "24h", "-o", file}
+	for _, hash := range ekHashes {
+		args = append(args, "--ek-hash", hash)
+	}
+	return x.Keelson(ctx, args...)
 }
 
 // Inventory is the file that says which endorsement keys belong to which node.
@@ -209,8 +243,8 @@ func Inventory(machines ...*Machine) string {
 	return b.String()
 }
 
-// writeSigningKey makes the key pair of whoever signs asset tags or reference sets.
-func writeSigningKey(private, public string) error {
+// WriteSigningKey makes the key pair of whoever signs asset tags or reference sets.
+func WriteSigningKey(private, public string) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("factory: %w", err)
