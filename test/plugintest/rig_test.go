@@ -169,6 +169,7 @@ func (m *machine) capture(t testing.TB, name string) []byte {
 	boot = boot.ConfirmCommandLine(strings.TrimSpace(string(m.read(t, "cmdline.txt"))))
 	r := ima.NewReplayer(q.PCRs, ima.Options{})
 	must2(r.Write(m.read(t, "binary_runtime_measurements")))(t)
+	r.Booted(boot.Booted)
 	list := must2(r.Finish())(t)
 	set := must2(reference.Capture(name, reference.Evidence{Boot: boot, PCRs: q.PCRs, IMA: &list}))(t)
 	return set.Marshal()
