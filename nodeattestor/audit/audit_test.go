@@ -224,6 +224,28 @@ func TestThreat25_AFullDiskLosesNoChain(t *testing.T) {
 	}
 }
 
+func TestThreat25_ALogThatAnotherIsAboutToCloseIsWaitedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	old := openLog(t, path, 0)
+	appendN(t, old, 1)
+	closed := make(chan error, 1)
+	go func() {
+		time.Sleep(200 * time.Millisecond)
+		closed <- old.Close()
+	}()
+	next := openLog(t, path, 0)
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+	appendN(t, next, 1)
+	if err := next.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if head, err := verifyAll(t, path); err != nil || head.Seq != 2 {
+		t.Errorf("head %+v, %v", head, err)
+	}
+}
+
 func TestALogHasOneWriter(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	f := openLog(t, path, 0)

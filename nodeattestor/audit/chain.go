@@ -44,6 +44,7 @@ type Entry struct {
 	Refusals       []nodeclaim.Refusal `json:"refusals,omitempty"`
 	Error          string              `json:"error,omitempty"`
 	EvidenceDigest string              `json:"evidenceDigest,omitempty"`
+	Notes          []string            `json:"notes,omitempty"` // what was not refused and is to be known
 }
 
 // MaxLine bounds one line in bytes. Append shortens what an agent controls (reasons,
@@ -71,6 +72,10 @@ func Start() Head { return Head{Hash: genesis} }
 func (h Head) next(e Entry) ([]byte, Head, error) {
 	e.Seq, e.Prev = h.Seq+1, h.Hash
 	e.Error = cut(e.Error)
+	e.Notes = append([]string(nil), e.Notes[:min(len(e.Notes), maxRefusals)]...)
+	for i := range e.Notes {
+		e.Notes[i] = cut(e.Notes[i])
+	}
 	e.Refusals = append([]nodeclaim.Refusal(nil), e.Refusals[:min(len(e.Refusals), maxRefusals)]...)
 	for i := range e.Refusals {
 		e.Refusals[i].Reason = cut(e.Refusals[i].Reason)

@@ -78,14 +78,30 @@ func (f *File) open() error {
 	if err == nil && info.Mode()&fs.ModeType != 0 {
 		err = errors.New("is not a regular file")
 	}
-	if err == nil && unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		err = errors.New("another process has it open; give each server a log of its own")
+	if err == nil {
+		err = lock(file)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("audit: %s: %w", f.path, err), file.Close())
 	}
 	f.file, f.size = file, info.Size()
 	return nil
+}
+
+// A server that was killed and is started again at once finds its old plugin ending still: the lock is waited for.
+const (
+	lockTries = 60
+	lockPause = 50 * time.Millisecond
+)
+
+func lock(file *os.File) error {
+	for range lockTries {
+		if unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return nil
+		}
+		time.Sleep(lockPause)
+	}
+	return errors.New("another process has it open; give each server a log of its own")
 }
 
 // resume finds the head from the last whole line, here or in the newest rotated file, and
