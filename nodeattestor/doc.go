@@ -53,5 +53,6 @@
 // asks: a relay to a good machine's TPM gives the relaying machine that node's agent
 // identity, for SPIRE does not tell an attestor which key it attests; node binding keeps
 // it from being any other node. What the IMA policy does not measure. That resets did not
-// happen: resetCount and restartCount are reported in the claims, not judged.
+// happen: the TPM's counters are compared with those seen last, which tells of resets in between, but a machine
+// that starts anew resets its TPM too.
 package nodeattestor

@@ -41,6 +41,9 @@ type Claims struct {
 	ResetCount   uint32
 	RestartCount uint32
 	Weak         bool // rests on SHA-1 alone
+	// Notes are what nothing refuses and an operator should know: resets in between, a new attestation key. They
+	// become no selector.
+	Notes []string
 }
 
 // Tristate is a fact that evidence can prove, disprove or leave open.

@@ -190,7 +190,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 		return a.refuse(nodeclaim.Refuse("tag.serial", "the tag's serial is above 2^63-1"))
 	}
 	entry := a.entry(audit.Trusted)
-	entry.Reference = claims.Reference
+	entry.Reference, entry.Notes = claims.Reference, claims.Notes
 	if err := a.sinks.record(entry); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
 		a.watch.end(string(audit.Inconclusive))
@@ -213,7 +213,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	a.watch.lap("record")
 	a.watch.end(string(audit.Trusted))
 	a.log.Info("node trusted", "node", claims.Node, "ek", claims.EK.String(), "reference", claims.Reference,
-		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed())
+		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed(), "notes", claims.Notes)
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
 		AgentAttributes: &nodeattestorv1.AgentAttributes{
 			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,
@@ -233,7 +233,7 @@ func (a *attempt) refuse(err error) error {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
 	if end.outcome == audit.Untrusted {
-		a.states.drop(a.pending.EK()) // the next one reads the whole IMA log and names all that is wrong
+		a.states.put(a.pending.EK(), a.pending.Seen()) // the next one reads the whole IMA log and names all that is wrong
 		r := a.result()
 		r.Refusals = end.refusals
 		if err := a.sinks.submit(r); err != nil {

@@ -15,8 +15,8 @@ const maxStateBytes = 64 << 20
 // stateOverhead is about what the store itself takes for one state, in bytes.
 const stateOverhead = 300
 
-// states keeps where the last accepted appraisal of each EK ended. It is a memory of one server and one
-// configuration: whoever has none of it, and who was evicted, reads the whole IMA log.
+// states keeps where the last proved appraisal of each EK ended. It is a memory of one server and one
+// configuration: whoever has none of it, and who was evicted, reads the whole IMA log, and knows no counters to compare with.
 type states struct {
 	limit int
 
@@ -36,7 +36,7 @@ func newStates(limit int) *states {
 	return &states{limit: limit, byEK: map[nodeclaim.EKHash]*list.Element{}, order: list.New()}
 }
 
-// get is the state of an EK's last accepted appraisal.
+// get is the state of an EK's last proved appraisal.
 func (s *states) get(ek nodeclaim.EKHash) (verify.State, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -57,13 +57,6 @@ func (s *states) put(ek nodeclaim.EKHash, state verify.State) {
 	for s.size += k.size; s.size > s.limit; {
 		s.remove(s.order.Back().Value.(keptState).ek) //nolint:forcetypeassert // as above.
 	}
-}
-
-// drop forgets an EK: what was refused is read as a whole the next time.
-func (s *states) drop(ek nodeclaim.EKHash) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.remove(ek)
 }
 
 func (s *states) remove(ek nodeclaim.EKHash) {

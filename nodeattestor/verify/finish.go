@@ -58,6 +58,9 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 		Reference: outcome.Reference, SecureBoot: outcome.SecureBoot, PCRs: p.pcrs.All(),
 		ResetCount: p.resets, RestartCount: p.starts, IMA: outcome.IMAState, Weak: outcome.Weak,
 	}
+	notes, counted := p.counters()
+	claims.Notes = notes
+	refusals = append(refusals, counted...)
 	tag, err := p.checkTag(now)
 	refusals = append(refusals, nodeclaim.AsRefusals(err)...)
 	if len(refusals) > 0 {

@@ -15,9 +15,10 @@
 //  7. node binding: the node that the EK belongs to, and no other EK known for it; then
 //     revocation, which must come after the proof so that it lowers the verdict;
 //  8. event log, facts, IMA log and reference values (package appraise);
-//  9. the asset tag, and its serial against the highest seen (package assettag).
+//  9. the TPM's reset counters against those seen last;
+//  10. the asset tag, and its serial against the highest seen (package assettag).
 //
-// [Begin] does 1 to 3, [Pending.Prove] 4 to 6, [Pending.Bind] 7, [Pending.Finish] 8 and 9.
+// [Begin] does 1 to 3, [Pending.Prove] 4 to 6, [Pending.Bind] 7, [Pending.Finish] 8 to 10.
 // Errors that are refusals (nodeclaim.AsRefusals) say that the evidence is bad; every
 // other error says that the appraisal could not be made. [Pending.Proved] tells whether
 // a refusal may lower a verdict.

@@ -11,6 +11,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ak"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
@@ -40,9 +41,10 @@ type Pending struct {
 	known  Known
 	bound  bool
 	logs   logs
-	// earlier is where an earlier appraisal ended, the zero State without one; accepted is set when
-	// this one found nothing to refuse.
+	// earlier is where an earlier appraisal ended, the zero State without one; last is the boot that was seen
+	// last; accepted is set when this appraisal found nothing to refuse.
 	earlier  State
+	last     ima.Boot
 	accepted bool
 }
 

@@ -1,16 +1,19 @@
 package verify
 
 import (
+	"fmt"
+
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// State is what an accepted appraisal leaves to the next one of its EK: how far the IMA log was proven, and
-// how it was judged. It serves one Policy value, one AK and one boot of the TPM; with any other the whole
-// log is read. It is never changed, and two appraisals may use it at once.
+// State is what an appraisal leaves to the next one of its EK: its boot, and where it was accepted how far the IMA log was
+// proven and how it was judged. That serves one Policy value, one AK and one boot of the TPM; with any other
+// the whole log is read. It is never changed, and two appraisals may use it at once.
 type State struct {
 	policy *Policy
+	seen   ima.Boot
 	list   ima.State
 	judged reference.Judged
 }
@@ -19,17 +22,25 @@ type State struct {
 type Earlier func(nodeclaim.EKHash) (State, bool)
 
 // Size is about how many bytes of memory the state takes.
-func (s State) Size() int { return 8 + s.list.Size() + s.judged.Size() }
+func (s State) Size() int { return 32 + len(s.seen.AKName) + s.list.Size() + s.judged.Size() }
 
-// State is what to keep for the next appraisal of this EK; false before Finish has accepted this one, or if it
-// replayed no IMA log.
+// State is what to keep for the next appraisal of this EK; false before Finish has accepted this one.
 func (p *Pending) State() (State, bool) {
-	if !p.accepted || p.logs.ima == nil {
+	if !p.accepted {
 		return State{}, false
 	}
-	list, ok := p.logs.ima.State(p.boot())
-	return State{policy: p.policy, list: list, judged: p.logs.measured.Judged()}, ok
+	s := p.Seen()
+	if p.logs.ima == nil {
+		return s, true
+	}
+	if list, ok := p.logs.ima.State(p.boot()); ok {
+		s.policy, s.list, s.judged = p.policy, list, p.logs.measured.Judged()
+	}
+	return s, true
 }
+
+// Seen is what to keep of an appraisal that was proved and refused: its boot, and nothing to go on from.
+func (p *Pending) Seen() State { return State{seen: p.boot()} }
 
 // Resumed tells whether only what is new in the IMA log was read.
 func (p *Pending) Resumed() bool { return p.logs.resumed }
@@ -39,15 +50,44 @@ func (p *Pending) boot() ima.Boot {
 	return ima.Boot{AKName: string(p.key.Name()), ResetCount: p.resets, RestartCount: p.starts}
 }
 
-// recall looks up where to go on. A state that another policy's sets judged, or of another AK, is none.
+// recall looks up the boot that was seen last, and where to go on. A state that another policy's sets judged, or
+// of another AK, is nothing to go on from.
 func (p *Pending) recall(earlier Earlier) {
-	if earlier == nil || !p.policy.IMA {
+	if earlier == nil {
 		return
 	}
 	s, ok := earlier(p.EK())
-	if ok && s.policy == p.policy && s.list.Boot().AKName == string(p.key.Name()) {
+	if !ok {
+		return
+	}
+	p.last = s.seen
+	if p.policy.IMA && s.policy == p.policy && s.list.Boot().AKName == string(p.key.Name()) {
 		p.earlier = s
 	}
+}
+
+// counters judges the TPM's reset counters against those that were seen last. They are the TPM's own word, signed
+// with the quote. resetCount rises with each TPM Reset; restartCount with each TPM Restart or Resume, and is zero after a Reset.
+// Nothing lowers them otherwise but TPM2_Clear (TPM 2.0 Part 1, 36.5 and 36.6, clock information; Part 3, 24.6), which nobody does to a running node
+// unnoticed: it also hides how often the TPM was reset before. Why more is not judged: design/2026-11-26-reset-counters.md.
+func (p *Pending) counters() (notes []string, refusals nodeclaim.Refusals) {
+	now, last := p.boot(), p.last
+	if last.AKName == "" {
+		return nil, nil
+	}
+	if last.AKName != now.AKName {
+		return []string{"the node has a new attestation key since its last attestation"}, nil
+	}
+	const hint = "TPM2_Clear does that, and hides resets; attest again if it was meant to be"
+	switch {
+	case now.ResetCount < last.ResetCount:
+		refusals = append(refusals, *nodeclaim.Refuse("counters.reset", fmt.Sprintf("the TPM counts %d resets, at the last attestation with this key it had counted %d: %s", now.ResetCount, last.ResetCount, hint)))
+	case now.ResetCount == last.ResetCount && now.RestartCount < last.RestartCount:
+		refusals = append(refusals, *nodeclaim.Refuse("counters.restart", fmt.Sprintf("the TPM counts %d restarts, at the last attestation with this key it had counted %d: %s", now.RestartCount, last.RestartCount, hint)))
+	case now.ResetCount-last.ResetCount > 1:
+		notes = append(notes, fmt.Sprintf("the TPM was reset %d times since the last attestation", now.ResetCount-last.ResetCount))
+	}
+	return notes, refusals
 }
 
 // resume goes on from the earlier appraisal, if it is of the boot that was quoted.

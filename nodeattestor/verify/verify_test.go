@@ -56,6 +56,7 @@ type bench struct {
 	list    []byte
 	user    []byte // systemd's log
 	reboots uint32 // TPM resets so far
+	resumes uint32 // TPM restarts so far
 }
 
 func must[T any](v T, err error) func(testing.TB) T {
@@ -121,6 +122,7 @@ func (b *bench) quoteIn(t testing.TB, nonce []byte, hierarchy uint32) evidence.Q
 	composite := sha256.Sum256(bytes.Join(b.values, nil))
 	a := tpmtest.QuoteAttest(nonce, composite[:], tpmtest.Select(nodeclaim.SHA256, selection.PCRs...))
 	a.ClockInfo.ResetCount += b.reboots
+	a.ClockInfo.RestartCount += b.resumes
 	name := must(ak.Parse(b.ak.Public()))(t).Name()
 	qn := sha256.Sum256(append(binary.BigEndian.AppendUint32(nil, hierarchy), name...))
 	a.QualifiedSigner = tpm2.TPM2BName{Buffer: append([]byte{0, 0x0b}, qn[:]...)}

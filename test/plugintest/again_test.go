@@ -63,6 +63,11 @@ func (r *rebootable) start(t testing.TB) {
 	var err error
 	r.tpm, r.stop, err = tpmtest.StartSocket(t.Context(), r.tpmDir)
 	check(t, err)
+	r.reopen(t)
+}
+
+func (r *rebootable) reopen(t testing.TB) {
+	t.Helper()
 	r.dev = must2(tpmdev.Open(r.tpm))(t)
 }
 
