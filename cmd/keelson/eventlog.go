@@ -177,9 +177,9 @@ func (s shownLog) text(out io.Writer) error {
 	l.b.WriteString(factsText(s.Facts))
 	for _, p := range s.PCRs {
 		mark := ""
-		switch {
-		case p.TPM == "":
-		case p.TPM == p.Value:
+		switch p.TPM {
+		case "":
+		case p.Value:
 			mark = "  as in the TPM"
 		default:
 			mark = "  the TPM holds " + p.TPM

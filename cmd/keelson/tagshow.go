@@ -61,17 +61,17 @@ type tagReport struct {
 }
 
 type tagDocument struct {
-	File         string            `json:"file"`
-	Digest       string            `json:"digest"` // hex
-	DigestInTPM  bool              `json:"digestInTPM"`
-	ForThisTPM   bool              `json:"forThisTPM"`
-	Serial       uint64            `json:"serial"`
-	NotBefore    time.Time         `json:"notBefore"`
-	NotAfter     time.Time         `json:"notAfter"`
-	Tags         map[string]string `json:"tags"`
-	EKHashes     []string          `json:"ekHashes"`
-	KeyID        string            `json:"keyID"`
-	SignatureSay string            `json:"signature"` // "verified", "refused" or "not checked"
+	File        string            `json:"file"`
+	Digest      string            `json:"digest"` // hex
+	DigestInTPM bool              `json:"digestInTPM"`
+	ForThisTPM  bool              `json:"forThisTPM"`
+	Serial      uint64            `json:"serial"`
+	NotBefore   time.Time         `json:"notBefore"`
+	NotAfter    time.Time         `json:"notAfter"`
+	Tags        map[string]string `json:"tags"`
+	EKHashes    []string          `json:"ekHashes"`
+	KeyID       string            `json:"keyID"`
+	Signature   string            `json:"signature"` // "verified", "refused" or "not checked"
 }
 
 func showTag(ctx context.Context, out io.Writer, f tagShowFlags, now time.Time) error {
@@ -159,7 +159,7 @@ func (r *tagReport) judgeDocument(f tagShowFlags, now time.Time) error {
 	}
 	digest := assettag.Digest(signed)
 	doc := &tagDocument{File: f.document, Digest: hex.EncodeToString(digest[:]), Serial: d.Serial, NotBefore: d.NotBefore, NotAfter: d.NotAfter,
-		Tags: d.Tags, EKHashes: d.EKHashes, KeyID: keyID, SignatureSay: "not checked"}
+		Tags: d.Tags, EKHashes: d.EKHashes, KeyID: keyID, Signature: "not checked"}
 	r.Document = doc
 	doc.DigestInTPM = r.Contents == doc.Digest
 	if r.Present && !doc.DigestInTPM {
@@ -176,9 +176,9 @@ func (r *tagReport) judgeDocument(f tagShowFlags, now time.Time) error {
 		r.problem("the tag has expired at %s; rotate it", stamp(d.NotAfter))
 	}
 	if len(f.signers) > 0 {
-		doc.SignatureSay = "verified"
+		doc.Signature = "verified"
 		if _, err := assettag.Open(signed, signers); err != nil {
-			doc.SignatureSay = "refused"
+			doc.Signature = "refused"
 			r.problem("%v", err)
 		}
 	}
@@ -203,7 +203,7 @@ func (r tagReport) text(out io.Writer) error {
 		l.fact("for this TPM", yes(d.ForThisTPM))
 		l.fact("serial", fmt.Sprint(d.Serial))
 		l.fact("valid", stamp(d.NotBefore)+" to "+stamp(d.NotAfter))
-		l.fact("signature", d.SignatureSay+", of key "+d.KeyID)
+		l.fact("signature", d.Signature+", of key "+d.KeyID)
 		for _, k := range slices.Sorted(maps.Keys(d.Tags)) {
 			l.fact(k, d.Tags[k])
 		}

@@ -146,6 +146,17 @@ func (d *Device) do(ctx context.Context, f func() error) (err error) {
 			return err
 		}
 	}
+	return guard(f)
+}
+
+// guard turns a panic into an error. The TPM library reads answers by reflection and
+// panics on some that no TPM gives: whoever sits on the bus must not be able to end the agent.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("tpmdev: the TPM's answer cannot be read: %v", p)
+		}
+	}()
 	return f()
 }
 
@@ -198,25 +209,30 @@ func (d *Device) handles(first uint32) ([]tpm2.TPMHandle, error) {
 
 // Banks lists the PCR banks that the TPM has allocated, in its order
 // (TPM 2.0 Part 2, section 6.12, TPM_CAP_PCRS).
-func (d *Device) Banks(ctx context.Context) ([]nodeclaim.HashAlg, error) {
-	var out []nodeclaim.HashAlg
-	err := d.do(ctx, func() error {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(d.now.tpm)
-		if err != nil {
-			return fmt.Errorf("tpmdev: list PCR banks: %w", err)
-		}
-		list, err := rsp.CapabilityData.Data.AssignedPCR()
-		if err != nil {
-			return fmt.Errorf("tpmdev: list PCR banks: %w", err)
-		}
-		for _, sel := range list.PCRSelections {
-			if bank := nodeclaim.HashAlg(sel.Hash); bank.Valid() && anyBit(sel.PCRSelect) {
-				out = append(out, bank)
-			}
-		}
-		return nil
+func (d *Device) Banks(ctx context.Context) (out []nodeclaim.HashAlg, err error) {
+	err = d.do(ctx, func() error {
+		out, err = d.banks()
+		return err
 	})
 	return out, err
+}
+
+func (d *Device) banks() ([]nodeclaim.HashAlg, error) {
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapPCRs, PropertyCount: 1}.Execute(d.now.tpm)
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: list PCR banks: %w", err)
+	}
+	list, err := rsp.CapabilityData.Data.AssignedPCR()
+	if err != nil {
+		return nil, fmt.Errorf("tpmdev: list PCR banks: %w", err)
+	}
+	var out []nodeclaim.HashAlg
+	for _, sel := range list.PCRSelections {
+		if bank := nodeclaim.HashAlg(sel.Hash); bank.Valid() && anyBit(sel.PCRSelect) {
+			out = append(out, bank)
+		}
+	}
+	return out, nil
 }
 
 func anyBit(bitmap []byte) bool {

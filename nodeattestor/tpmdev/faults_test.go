@@ -187,3 +187,48 @@ func TestTPM12AnswersAreKnown(t *testing.T) {
 		}
 	}
 }
+
+// An empty success is no answer to a command that has one; the TPM library would take it
+// for one full of zeros, or panic.
+func TestEmptySuccessIsNoAnswer(t *testing.T) {
+	const flush = 0x165
+	use := func(dev *tpmdev.Device, data string) error {
+		k, err := dev.AK(t.Context(), data)
+		if err == nil {
+			_, err = dev.Info(t.Context())
+		}
+		if err == nil {
+			_, err = dev.Quote(t.Context(), k, []byte("n"), []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{0}}})
+		}
+		return err
+	}
+	at, n, emptied := -1, 0, uint32(0)
+	front := tpmtest.Between(t, tpmtest.Start(t), func(command []byte, forward tpmtest.Forward) []byte {
+		n++
+		if n-1 != at {
+			return forward(command)
+		}
+		emptied = tpmtest.Code(command)
+		return []byte{0x80, command[1], 0, 0, 0, 10, 0, 0, 0, 0}
+	})
+	if err := use(open(t, front, tpmdev.Options{}), t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	total := n
+	if total < 20 {
+		t.Fatalf("only %d commands", total)
+	}
+	for at = range total {
+		n = 0
+		dev, err := tpmdev.Open(front)
+		if err != nil {
+			continue
+		}
+		if err := use(dev, t.TempDir()); err == nil && emptied != flush {
+			t.Errorf("command %d of %d (0x%x) may be answered with nothing", at, total, emptied)
+		}
+		if err := dev.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

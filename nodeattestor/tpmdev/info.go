@@ -100,8 +100,8 @@ func (d *Device) Info(ctx context.Context) (Info, error) {
 			return fmt.Errorf("tpmdev: read the clock: %w", err)
 		}
 		t := rsp.CurrentTime
-		out.Clock = Clock{Resets: t.ClockInfo.ResetCount, Restarts: t.ClockInfo.RestartCount, Safe: bool(t.ClockInfo.Safe),
-			Time: time.Duration(min(t.Time, 1<<40)) * time.Millisecond} //nolint:gosec // bounded
+		out.Clock = Clock{Resets: t.ClockInfo.ResetCount, Restarts: t.ClockInfo.RestartCount, Safe: t.ClockInfo.Safe,
+			Time: time.Duration(min(t.Time, 1<<40)) * time.Millisecond}
 		return nil
 	})
 	return out, err

@@ -108,7 +108,7 @@ func unread(conn *net.UnixConn) (n int, err error) {
 		return 0, err
 	}
 	ctlErr := raw.Control(func(fd uintptr) {
-		n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) //nolint:gosec // a descriptor; TIOCINQ is FIONREAD
+		n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) // TIOCINQ is FIONREAD
 	})
 	return n, errors.Join(err, ctlErr)
 }
@@ -161,8 +161,12 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 		return nil, fmt.Errorf("tpmdev: %w", err)
 	}
 	if l.unread != nil {
-		if n, err := l.unread(); err != nil || n != 0 {
-			return nil, fmt.Errorf("tpmdev: the TPM sent %d bytes that no command asked for (%v)", n, err)
+		n, err := l.unread()
+		if err != nil {
+			return nil, fmt.Errorf("tpmdev: %w", err)
+		}
+		if n != 0 {
+			return nil, fmt.Errorf("tpmdev: the TPM sent %d bytes that no command asked for", n)
 		}
 	}
 	deadline := time.Now().Add(l.timeout(command))
@@ -179,7 +183,7 @@ func (l *link) exchange(command []byte) ([]byte, error) {
 	}
 	response, err := l.read()
 	if err == nil {
-		err = checkTag(command, response)
+		err = checkHeader(command, response)
 	}
 	if err != nil {
 		return nil, l.explain("read response", err)
@@ -232,19 +236,24 @@ func (l *link) read() ([]byte, error) {
 	return buf[:size], nil
 }
 
-// checkTag refuses a response whose tag is not the one that a TPM 2.0 gives to this
-// command: the command's own with success, else TPM_ST_NO_SESSIONS (TPM 2.0 Part 1,
-// section 18.3; Part 3, section 5.2).
-func checkTag(command, response []byte) error {
-	tag, want := binary.BigEndian.Uint16(response), uint16(tpm2.TPMSTNoSessions)
+// checkHeader refuses a response that a TPM 2.0 does not give to this command: another tag
+// than the command's own with success, or than TPM_ST_NO_SESSIONS else; a success with
+// nothing in it, which the TPM library takes for an answer full of zeros. Of the commands
+// sent here, only TPM2_FlushContext has such an answer (TPM 2.0 Part 1, section 18.3; Part 3, sections 5.2 and 28.4).
+func checkHeader(command, response []byte) error {
+	tag, success := binary.BigEndian.Uint16(response), binary.BigEndian.Uint32(response[6:]) == 0
 	if tag == tagResponse12 {
 		return ErrTPM12
 	}
-	if binary.BigEndian.Uint32(response[6:]) == 0 {
+	want := uint16(tpm2.TPMSTNoSessions)
+	if success {
 		want = binary.BigEndian.Uint16(command)
 	}
 	if tag != want {
 		return fmt.Errorf("response has tag 0x%04x, wanted 0x%04x", tag, want)
+	}
+	if success && len(response) == header && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) != tpm2.TPMCCFlushContext {
+		return errors.New("response says success and holds nothing")
 	}
 	return nil
 }

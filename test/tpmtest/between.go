@@ -72,11 +72,11 @@ func between(conn net.Conn, path string, answer func([]byte, Forward) []byte) (e
 	for {
 		command := make([]byte, 10)
 		if _, err := io.ReadFull(conn, command); err != nil {
-			return nil //nolint:nilerr // the client is gone, which is its right
+			return nil // the client is gone, which is its right
 		}
 		command = append(command, make([]byte, binary.BigEndian.Uint32(command[2:])-10)...)
 		if _, err := io.ReadFull(conn, command[10:]); err != nil {
-			return nil //nolint:nilerr // the client is gone, which is its right
+			return nil // the client is gone, which is its right
 		}
 		response := answer(command, forward)
 		if response == nil {
