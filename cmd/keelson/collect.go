@@ -21,8 +21,8 @@ import (
 )
 
 const collectHelp = `Collect evidence of this machine's boot into a folder, as "keelson evidence verify" and "keelson reference capture" read it:
-a quote by this machine's TPM over PCRs of one bank, the public part of the key that signed it, the TCG event log, the IMA
-list, the kernel's command line, and the certificates of the TPM's EKs. Nothing secret is among it.
+a quote by this machine's TPM over PCRs of one bank, the public part of the key that signed it, the TCG event log, systemd's log of
+what it measured after that, the IMA list, the kernel's command line, and the certificates of the TPM's EKs. Nothing secret is among it.
 
 The key is the agent's own with --data-dir, else one that is made for this call alone. The folder must be new or
 empty. Run it as root: the logs are not for everybody.
@@ -34,6 +34,7 @@ type collectFlags struct {
 	tpmFlags
 	dir, nonce, bank, dataDir     string
 	eventLog, imaLog, commandLine string
+	systemdLog                    string
 	pcrs                          []int
 }
 
@@ -56,6 +57,7 @@ func collectCommand() *cobra.Command {
 	flags.StringVar(&f.dataDir, "data-dir", "", "the agent's data_dir, whose attestation key is used (default a new key)")
 	flags.StringVar(&f.eventLog, "event-log", "/sys/kernel/security/tpm0/binary_bios_measurements", "TCG event log")
 	flags.StringVar(&f.imaLog, "ima-log", "/sys/kernel/security/ima/binary_runtime_measurements", "IMA list; a machine without one has an empty list")
+	flags.StringVar(&f.systemdLog, "systemd-log", "/run/log/systemd/tpm2-measure.log", "log of what systemd measured; a machine without one has an empty log")
 	flags.StringVar(&f.commandLine, "command-line", "/proc/cmdline", "kernel command line")
 	return c
 }
@@ -110,7 +112,7 @@ func (f collectFlags) validate() (nodeclaim.Selection, error) {
 }
 
 // fixedFiles are in every folder.
-var fixedFiles = []string{fileAttest, fileSignature, fileAK, fileEventLog, fileIMALog, fileCommandLine}
+var fixedFiles = []string{fileAttest, fileSignature, fileAK, fileEventLog, fileSystemdLog, fileIMALog, fileCommandLine}
 
 // quote has the TPM's part of the evidence.
 func (f collectFlags) quote(ctx context.Context, dev *tpmdev.Device, sel nodeclaim.Selection) (files map[string][]byte, err error) {
@@ -163,6 +165,10 @@ func (f collectFlags) key(ctx context.Context, dev *tpmdev.Device) (k tpmdev.AK,
 func (f collectFlags) logs(files map[string][]byte) error {
 	var err error
 	if files[fileEventLog], err = readLimited(f.eventLog, eventlog.MaxLogSize); err != nil {
+		return err
+	}
+	files[fileSystemdLog], err = readLimited(f.systemdLog, eventlog.MaxUserspaceLog)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	files[fileIMALog], err = readLimited(f.imaLog, ima.DefaultLimits().Total)

@@ -30,6 +30,7 @@ import (
 const (
 	fileEventLog    = "binary_bios_measurements"
 	fileIMALog      = "binary_runtime_measurements"
+	fileSystemdLog  = "tpm2-measure.log"
 	fileAttest      = "quote.attest"
 	fileSignature   = "quote.sig"
 	fileAK          = "ak.tpmpub"
@@ -42,7 +43,8 @@ the quote covers what they lead to, and compare with reference sets.
 
 The folder has binary_bios_measurements and binary_runtime_measurements (from securityfs),
 quote.attest (TPMS_ATTEST), quote.sig (TPMT_SIGNATURE), ak.tpmpub (TPM2B_PUBLIC); optionally
-cmdline.txt (/proc/cmdline, believed only where a digest confirms it) and ek-*.pem.
+tpm2-measure.log (what systemd measured after boot), cmdline.txt (/proc/cmdline, believed only where a
+digest confirms it) and ek-*.pem.
 
 The verdict is "trusted" only if a reference set accepts the evidence. Without --reference the
 evidence is replayed and its facts are shown, and the verdict is "untrusted" (reference.none):
@@ -138,6 +140,7 @@ func readBundle(dir string) (appraise.Bundle, error) {
 		{fileAttest, &b.Attest, ak.MaxAttestSize, false},
 		{fileSignature, &b.Signature, ak.MaxSignatureSize, false},
 		{fileAK, &b.AK, ak.MaxPublicSize, false},
+		{fileSystemdLog, &b.Userspace, eventlog.MaxUserspaceLog, true},
 		{fileCommandLine, &line, eventlog.MaxCommandLine, true},
 	} {
 		data, err := readLimited(filepath.Join(dir, f.name), f.limit)

@@ -23,21 +23,22 @@ type Bundle struct {
 	Signature   []byte // TPMT_SIGNATURE
 	AK          []byte // TPM2B_PUBLIC
 	EventLog    []byte // TCG log
+	Userspace   []byte // systemd's log of what it measured after boot, may be empty
 	IMALog      []byte // binary measurement list, may be empty
 	CommandLine string // an offer, see Input
 }
 
 // Offline appraises a bundle. A quote carries only the digest of the PCRs, so their values come
 // from the logs, and the quote decides whether these are true: the event log gives every PCR but
-// 10, each prefix of the IMA list a value for that. The selection is the quote's own; a reference
-// set that pins more is not met. A quote over PCRs that neither log covers (systemd's
-// phases in 11, a dynamic launch) cannot be appraised this way.
+// 10, alone or with all of user space's log after it, each prefix of the IMA list a value for that. The selection is the
+// quote's own; a reference set that pins more is not met. A quote over PCRs that no log covers (a dynamic launch)
+// cannot be appraised this way.
 func Offline(b Bundle, nonce []byte, sets reference.Sets, opt ima.Options, now time.Time) (Outcome, quote.PCRs, nodeclaim.Refusals) {
 	proven, result, err := b.prove(nonce, opt)
 	if err != nil {
 		return Outcome{}, proven, refusals(err)
 	}
-	out, refused := Logs(Input{PCRs: proven, EventLog: b.EventLog, CommandLine: b.CommandLine, IMA: result, Sets: sets, Now: now})
+	out, refused := Logs(Input{PCRs: proven, EventLog: b.EventLog, Userspace: b.Userspace, CommandLine: b.CommandLine, IMA: result, Sets: sets, Now: now})
 	return out, proven, refused
 }
 
@@ -53,7 +54,7 @@ func Capture(name string, b Bundle, opt ima.Options, keys ...imasig.Key) (refere
 	if err != nil {
 		return reference.Set{}, err
 	}
-	boot, err := eventlog.Replay(b.EventLog, proven)
+	boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, proven)
 	if err != nil {
 		return reference.Set{}, err
 	}
@@ -83,12 +84,22 @@ func (b Bundle) prove(nonce []byte, opt ima.Options) (quote.PCRs, *ima.Result, e
 	if err != nil {
 		return quote.PCRs{}, nil, err
 	}
+	if log, err = log.WithUserspace(b.Userspace); err != nil {
+		return quote.PCRs{}, nil, err
+	}
 	values, err := log.Unverified(sel.Bank)
 	if err != nil {
 		return quote.PCRs{}, nil, err
 	}
 	if !b.search(key.Hash(), info.PCRDigest.Buffer, sel, values, opt) {
-		return quote.PCRs{}, nil, b.explain(sel, values, opt)
+		now, err := log.UnverifiedNow(sel.Bank)
+		if err != nil {
+			return quote.PCRs{}, nil, err
+		}
+		if !b.search(key.Hash(), info.PCRDigest.Buffer, sel, now, opt) {
+			return quote.PCRs{}, nil, b.explain(sel, values, opt)
+		}
+		values = now
 	}
 	q, err := quote.Verify(key, quote.Evidence{Attest: b.Attest, Signature: b.Signature, Values: selected(values, sel)}, nonce, sel)
 	if err != nil {
@@ -175,6 +186,11 @@ func (b Bundle) replayIMA(pcrs quote.PCRs, opt ima.Options) (*ima.Result, error)
 	r := ima.NewReplayer(pcrs, opt)
 	if _, err := r.Write(b.IMALog); err != nil {
 		return nil, err
+	}
+	if r.Doubtful() {
+		if boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, pcrs); err == nil {
+			r.Booted(boot.Booted)
+		}
 	}
 	res, err := r.Finish()
 	if err != nil {

@@ -240,6 +240,21 @@ func (l Log) Unverified(alg nodeclaim.HashAlg) (map[int][]byte, error) {
 	return values, nil
 }
 
+// UnverifiedNow is Unverified with all that user space measured since (see WithUserspace).
+func (l Log) UnverifiedNow(alg nodeclaim.HashAlg) (map[int][]byte, error) {
+	values, err := l.Unverified(alg)
+	if err != nil {
+		return nil, err
+	}
+	for i := range l.userspace {
+		e := &l.userspace[i]
+		if digest := e.digests[l.places[alg]]; digest != nil {
+			values[e.pcr] = extended(alg, values[e.pcr], digest)
+		}
+	}
+	return values, nil
+}
+
 func (l Log) has(alg nodeclaim.HashAlg) bool {
 	for _, a := range l.algs {
 		if a == alg {
