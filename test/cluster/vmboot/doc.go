@@ -26,9 +26,9 @@
 //
 // # As a node of a cluster
 //
-// The guest attests; no kubelet or container runtime runs in it. A test of a whole cluster can take one for what
-// stands below a node: list tpm.EKHashes in the server's inventory under a node's name, create the Node (or run a kubelet of that
-// name on the host), and the verdict about the guest's boot becomes that node's NodeTrust, its labels and its
-// policies; booting a tampered image on the same TPM loses it. Workloads of that node are then attested by an agent on the host, which
-// must not be the same TPM's: give it another node attestor (join_token), and parent its entries to the node.
+// The guest attests; no kubelet or container runtime runs in it. Scenario virtual (test/e2e) takes one for what stands below
+// a node: the server's inventory lists tpm.EKHashes under the node's name, a kubelet of that name runs beside the guest, and the
+// verdict about the guest's boot becomes that node's NodeTrust, its label and its taint; booting a tampered image on the same TPM
+// closes it. Workloads of such a node would have to be attested by an agent on the host, which must not be the same TPM's:
+// it needs another node attestor (join_token), and entries parented to the node.
 package vmboot

@@ -17,6 +17,8 @@ import (
 	"github.com/keelson-project/keelson/test/cluster/mesh"
 	"github.com/keelson-project/keelson/test/parts"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -77,7 +79,7 @@ func (s *Stage) values() map[string]any {
 		"image": map[string]any{"registry": s.Registry.Host},
 		"policySync": map[string]any{
 			"image": image("keelson-policy-sync"),
-			"spire": map[string]any{"access": "hostPath", "hostPath": "/run/spire/agent-sockets", "socketName": "api.sock"},
+			"spire": map[string]any{"access": "csi", "socketName": Socket},
 			"config": map[string]any{
 				"trustDomain": TrustDomain, "x509SVIDTTL": SVIDTTL.String(), "resync": "5s",
 				"spire":  map[string]any{"address": "spire-server.spire:443"},
@@ -119,23 +121,30 @@ func (s *Stage) installSPIRE(ctx context.Context, dir string) error {
 			return err
 		}
 	}
+	if err := s.InstallCSI(ctx, filepath.Join(dir, "csi.yaml")); err != nil {
+		return err
+	}
 	return s.writeAttestation(ctx)
 }
 
-// writeAttestation writes the ConfigMaps with the operator's own files.
-func (s *Stage) writeAttestation(ctx context.Context) error {
+// writeAttestation writes the ConfigMaps with the operator's own files. more are machines that the stage does not run.
+func (s *Stage) writeAttestation(ctx context.Context, more ...*factory.Machine) error {
 	files, err := s.Factory.Files()
 	if err != nil {
 		return err
 	}
-	var machines []*factory.Machine
+	references, err := s.Factory.References()
+	if err != nil {
+		return err
+	}
+	machines := more
 	for _, m := range s.options.Machines {
 		machines = append(machines, s.Machines[m.Name])
 	}
 	files["inventory.yaml"] = factory.Inventory(machines...)
 	var documents [][]byte
 	for name, data := range map[string]map[string]string{
-		"keelson-node-attestation": files, "keelson-workload-attestation": {"release-key.pem": string(s.public)},
+		"keelson-node-attestation": files, "keelson-references": references, "keelson-workload-attestation": {"release-key.pem": string(s.public)},
 	} {
 		document, err := json.Marshal(map[string]any{
 			"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": name, "namespace": "spire"}, "data": data,
@@ -146,6 +155,33 @@ func (s *Stage) writeAttestation(ctx context.Context) error {
 		documents = append(documents, document)
 	}
 	return s.Cluster.Apply(ctx, documents...)
+}
+
+// Admit does what an operator does when another class of machines arrives: its reference set (see Factory.Reference) and its machine go
+// into the ConfigMaps of the SPIRE server, which runs on. It reads the files again when they change; the annotation spares
+// the kubelet's minute until it looks for changes.
+func (s *Stage) Admit(ctx context.Context, m *factory.Machine) error {
+	if err := s.writeAttestation(ctx, m); err != nil {
+		return err
+	}
+	patch := fmt.Appendf(nil, `{"metadata":{"annotations":{"example.org/admitted":%q}}}`, m.Name)
+	if _, err := s.Kubernetes.CoreV1().Pods("spire").Patch(ctx, "spire-server-0", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("stage: %w", err)
+	}
+	const file = "/etc/keelson/inventory.yaml"
+	return s.Until(ctx, 2*time.Minute, "the SPIRE server's pod has the new files", func(ctx context.Context) error {
+		object, err := s.GetPod(ctx, "spire", "spire-server-0")
+		if err != nil {
+			return err
+		}
+		// As the kubelet sees it.
+		root := fmt.Sprintf("/proc/%d/root", s.Node(object.Spec.NodeName).Services["kubelet"].Process().PID())
+		content, err := os.ReadFile(filepath.Join(root, "var/lib/kubelet/pods", string(object.UID), "volumes/kubernetes.io~configmap/keelson", filepath.Base(file)))
+		if err == nil && !strings.Contains(string(content), m.Name) {
+			err = fmt.Errorf("%s does not name %s yet", file, m.Name)
+		}
+		return err
+	})
 }
 
 func (s *Stage) installMesh(ctx context.Context) error {
@@ -204,14 +240,15 @@ func (s *Stage) UntilTrusted(ctx context.Context, name string) error {
 	})
 }
 
+// namespaces are labelled as the README tells operators.
 const namespaces = `
 apiVersion: v1
 kind: Namespace
-metadata: {name: ` + Namespace + `}
+metadata: {name: ` + Namespace + `, labels: {` + podSecurityLabel + `: restricted}}
 ---
 apiVersion: v1
 kind: Namespace
-metadata: {name: keelson-node}
+metadata: {name: keelson-node, labels: {` + podSecurityLabel + `: privileged}}
 `
 
 // volume is the disk that the SPIRE server's claim is bound to: a folder of one node.

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,8 +45,8 @@ func (p Pod) ID() string {
 	return "spiffe://" + TrustDomain + "/ns/" + p.Namespace + "/sa/" + p.Account
 }
 
-// Socket is the SPIRE agent's on every node.
-const Socket = "/run/spire/agent-sockets/api.sock"
+// Socket is the name of the SPIRE agent's, in the folder that the CSI driver mounts.
+const Socket = "api.sock"
 
 // Create creates the pod, and leaves the rest to the cluster.
 func (s *Stage) Create(ctx context.Context, p Pod) error {
@@ -80,7 +81,6 @@ func (s *Stage) object(p Pod) (*corev1.Pod, error) {
 		labels[k] = v
 	}
 	grace := int64(0)
-	directory := corev1.HostPathDirectory
 	template := corev1.PodTemplateSpec{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Labels: labels},
 		Spec: corev1.PodSpec{
@@ -92,7 +92,7 @@ func (s *Stage) object(p Pod) (*corev1.Pod, error) {
 				VolumeMounts: []corev1.VolumeMount{{Name: "spire", MountPath: "/spire", ReadOnly: true}},
 			}},
 			Volumes: []corev1.Volume{{Name: "spire", VolumeSource: corev1.VolumeSource{
-				HostPath: &corev1.HostPathVolumeSource{Path: "/run/spire/agent-sockets", Type: &directory},
+				CSI: &corev1.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: &yes},
 			}}},
 		},
 	}
@@ -166,11 +166,16 @@ type Team struct {
 	Accounts []string
 	// Mesh gives the namespace what Istio's proxies need.
 	Mesh bool
+	// PodSecurity is the level that the API server enforces, "restricted" when empty.
+	PodSecurity string
 }
+
+// podSecurityLabel says what level of PodSecurity a namespace's pods have to keep to.
+const podSecurityLabel = "pod-security.kubernetes.io/enforce"
 
 // CreateTeam makes a namespace, its accounts, and a Service for each account.
 func (s *Stage) CreateTeam(ctx context.Context, t Team) error {
-	labels := map[string]any{}
+	labels := map[string]any{podSecurityLabel: cmp.Or(t.PodSecurity, "restricted")}
 	if t.Mode != "" {
 		labels[v1alpha1.ModeLabel] = t.Mode
 	}

@@ -105,7 +105,7 @@ func (s *Stage) start(ctx context.Context) error {
 	if s.programs, err = parts.Commands(ctx, s.options.Log, ownPrograms...); err != nil {
 		return err
 	}
-	if s.parts, err = parts.Ensure(ctx, s.options.Log, "spire-server", "spire-agent", "pilot-discovery", "pilot-agent", "envoy", mesh.CNIPart); err != nil {
+	if s.parts, err = parts.Ensure(ctx, s.options.Log, "spire-server", "spire-agent", "spiffe-csi-driver", "pilot-discovery", "pilot-agent", "envoy", mesh.CNIPart); err != nil {
 		return err
 	}
 	if _, err := parts.EnsureSystem(ctx, s.options.Log, "swtpm", "iptables"); err != nil {
