@@ -194,8 +194,8 @@ func (p *pod) volume(at string, v corev1.Volume) {
 	case v.EmptyDir != nil:
 		w.must(os.MkdirAll(dir, 0o755))
 		w.must(os.Chmod(dir, 0o777))
-	case v.HostPath != nil:
-		p.bind(v.HostPath.Path, at)
+	case v.CSI != nil:
+		p.bind(w.sockets, at)
 	case v.ConfigMap != nil:
 		list, err := w.authority.Distribute(p.spec.Namespace)
 		w.must(err)

@@ -12,8 +12,8 @@ import (
 // socket: pilot-agent that finds no socket of SPIRE must end, not serve certificates from elsewhere.
 func (m *mall) socket(t *testing.T) {
 	w := *m.world
-	w.sidecar.Socket = filepath.Join(w.dir, "nowhere", "api.sock")
-	if err := os.MkdirAll(filepath.Dir(w.sidecar.Socket), 0o755); err != nil {
+	w.sockets = filepath.Join(w.dir, "nowhere")
+	if err := os.MkdirAll(w.sockets, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	p := w.create("shop", "orphan", true)

@@ -21,7 +21,7 @@ type Sidecar struct {
 	// Image is the reference of an image made from ProxyImage. An attestor that asks for signed images asks it of this one too:
 	// it is the proxy, not the application, that SPIRE's agent attests.
 	Image string
-	// Socket is the path of the SPIRE agent's socket on the node.
+	// Socket is the name of the SPIRE agent's socket, in the folder that the SPIFFE CSI driver (CSIDriver) mounts.
 	Socket string
 	// Drain is how long a connection may live on under rules that have changed since it was opened: the next request on it is
 	// still judged by the old ones, and when this time is over it is cut. Whole seconds; zero is one. Istio's default is 45.
@@ -37,6 +37,9 @@ const (
 	canonicalNameLabel  = "service.istio.io/canonical-name"
 )
 
+// CSIDriver is the name of the SPIFFE CSI driver: the one way to the agent's socket that PodSecurity "restricted" admits.
+const CSIDriver = "csi.spiffe.io"
+
 // istioSocket is the name that pilot-agent gives its own SDS socket.
 const istioSocket = "socket"
 
@@ -46,10 +49,10 @@ const ProxyUID = 1337
 // Inject adds the proxy to a pod. The ports of the pod's containers have to be named (http-…, tcp-…) or its Services' ports
 // have to say their protocol: a proxy that takes HTTP for TCP decides by principal and port alone (doc.go).
 func (s Sidecar) Inject(pod *corev1.PodTemplateSpec) error {
-	if s.TrustDomain == "" || s.Image == "" || !path.IsAbs(s.Socket) {
-		return errors.New("mesh: a sidecar needs a trust domain, an image and the absolute path of SPIRE's socket")
+	if s.TrustDomain == "" || s.Image == "" || s.Socket == "" || path.Base(s.Socket) != s.Socket {
+		return errors.New("mesh: a sidecar needs a trust domain, an image and the name of SPIRE's socket, without a folder")
 	}
-	if path.Base(s.Socket) == istioSocket {
+	if s.Socket == istioSocket {
 		return fmt.Errorf("mesh: SPIRE's socket has to have another name than %s: with that one pilot-agent falls back to istiod's certificates", istioSocket)
 	}
 	for _, c := range pod.Spec.Containers {
@@ -154,20 +157,18 @@ func (s Sidecar) env(pod *corev1.PodTemplateSpec) ([]corev1.EnvVar, error) {
 		{Name: "ISTIO_META_POD_PORTS", Value: string(podPorts)},
 		// The name of SPIRE's own socket: with any name but Istio's default, pilot-agent starts only where that socket answers.
 		// With the default it would quietly serve certificates itself, from istiod, where it finds none.
-		{Name: "WORKLOAD_IDENTITY_SOCKET_FILE", Value: path.Base(s.Socket)},
+		{Name: "WORKLOAD_IDENTITY_SOCKET_FILE", Value: s.Socket},
 	}, nil
 }
 
 func (s Sidecar) drain() int64 { return max(1, int64(s.Drain/time.Second)) }
 
-func (s Sidecar) volumes() []corev1.Volume {
+func (Sidecar) volumes() []corev1.Volume {
 	empty := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
 	expiry := int64(43200)
 	return []corev1.Volume{
 		// The folder, not the socket in it: an agent that starts again makes a new socket.
-		{Name: "workload-socket", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{
-			Path: path.Dir(s.Socket), Type: new(corev1.HostPathDirectory),
-		}}},
+		{Name: "workload-socket", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: CSIDriver, ReadOnly: new(true)}}},
 		{Name: "credential-socket", VolumeSource: empty},
 		{Name: "istiod-ca-cert", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
 			LocalObjectReference: corev1.LocalObjectReference{Name: rootConfigMap},

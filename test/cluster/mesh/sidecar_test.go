@@ -21,7 +21,7 @@ func template() *corev1.PodTemplateSpec {
 
 func TestNothingThatASidecarAddsIsMoreThanRestricted(t *testing.T) {
 	pod := template()
-	sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "/run/spire/api.sock"}
+	sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "api.sock"}
 	if err := sidecar.Inject(pod); err != nil {
 		t.Fatal(err)
 	}
@@ -38,6 +38,11 @@ func TestNothingThatASidecarAddsIsMoreThanRestricted(t *testing.T) {
 			t.Errorf("container %s has capabilities: %v", c.Name, sc.Capabilities)
 		}
 	}
+	for _, v := range pod.Spec.Volumes {
+		if v.HostPath != nil {
+			t.Errorf("volume %s is a folder of the node", v.Name)
+		}
+	}
 	if pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.HostIPC {
 		t.Error("the pod shares namespaces with its node")
 	}
@@ -46,7 +51,7 @@ func TestNothingThatASidecarAddsIsMoreThanRestricted(t *testing.T) {
 func TestConnectionsUnderOldRulesLiveASecondUnlessSaidOtherwise(t *testing.T) {
 	for drain, want := range map[time.Duration]string{0: `"drainDuration":"1s"`, 5 * time.Second: `"drainDuration":"5s"`} {
 		pod := template()
-		sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "/run/spire/api.sock", Drain: drain}
+		sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "api.sock", Drain: drain}
 		if err := sidecar.Inject(pod); err != nil {
 			t.Fatal(err)
 		}
@@ -60,7 +65,7 @@ func TestConnectionsUnderOldRulesLiveASecondUnlessSaidOtherwise(t *testing.T) {
 
 func TestEveryMountOfTheSidecarHasItsVolume(t *testing.T) {
 	pod := template()
-	sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "/run/spire/api.sock"}
+	sidecar := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "api.sock"}
 	if err := sidecar.Inject(pod); err != nil {
 		t.Fatal(err)
 	}
@@ -75,17 +80,18 @@ func TestEveryMountOfTheSidecarHasItsVolume(t *testing.T) {
 }
 
 func TestSidecarRefusals(t *testing.T) {
-	good := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "/run/spire/api.sock"}
+	good := mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: "api.sock"}
 	cases := map[string]struct {
 		sidecar func(*mesh.Sidecar)
 		pod     func(*corev1.PodTemplateSpec)
 		want    string
 	}{
-		"no trust domain":        {sidecar: func(s *mesh.Sidecar) { s.TrustDomain = "" }, want: "trust domain"},
-		"no image":               {sidecar: func(s *mesh.Sidecar) { s.Image = "" }, want: "image"},
-		"a relative socket path": {sidecar: func(s *mesh.Sidecar) { s.Socket = "api.sock" }, want: "absolute"},
+		"no trust domain":           {sidecar: func(s *mesh.Sidecar) { s.TrustDomain = "" }, want: "trust domain"},
+		"no image":                  {sidecar: func(s *mesh.Sidecar) { s.Image = "" }, want: "image"},
+		"no socket":                 {sidecar: func(s *mesh.Sidecar) { s.Socket = "" }, want: "name of SPIRE's socket"},
+		"a path in place of a name": {sidecar: func(s *mesh.Sidecar) { s.Socket = "/run/spire/api.sock" }, want: "without a folder"},
 		"Istio's default socket name, with which it falls back to its own certificates": {
-			sidecar: func(s *mesh.Sidecar) { s.Socket = "/run/spire/socket" }, want: "another name",
+			sidecar: func(s *mesh.Sidecar) { s.Socket = "socket" }, want: "another name",
 		},
 		"a pod that has a proxy": {
 			pod:  func(p *corev1.PodTemplateSpec) { p.Spec.Containers[0].Name = "istio-proxy" },

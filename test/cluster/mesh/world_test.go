@@ -53,6 +53,7 @@ type world struct {
 	client    kubernetes.Interface
 	spire     *cluster.SpireServer
 	agent     *cluster.SpireAgent
+	sockets   string // the folder that the CSI driver of a cluster would mount
 	agentID   *types.SPIFFEID
 	authority *mesh.Authority
 	image     node.Image
@@ -96,7 +97,8 @@ func newWorld(t *testing.T) *world {
 	w.startSpire()
 	w.startIstiod()
 	w.preparePlugin()
-	w.sidecar = mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: w.agent.Socket, Drain: drain}
+	w.sidecar = mesh.Sidecar{TrustDomain: trustDomain, Image: "registry.test/proxy", Socket: filepath.Base(w.agent.Socket), Drain: drain}
+	w.sockets = filepath.Dir(w.agent.Socket)
 	return w
 }
 
