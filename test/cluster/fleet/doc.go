@@ -8,6 +8,7 @@
 //	err = f.Ready(ctx)                                          // nodes are Ready and policies are enforced
 //	image, err := f.Push(ctx, "team/app", node.Image{…})        // nodes pull image.Reference()
 //	_, err = f.Kubernetes.CoreV1().Pods("default").Create(…)    // as in any cluster
+//	err = f.InstallCSI(ctx, "examples/spire/csi.yaml")          // the SPIFFE CSI driver, where pods want it
 //
 // It knows nothing of Keelson's policies and may be used by other projects' tests; package stage adds SPIRE, Istio and Keelson.
 // The control plane takes some 20 s, nodes 6 s more. Clusters do not meet: several may stand at once.

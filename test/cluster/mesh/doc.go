@@ -46,7 +46,8 @@
 //
 //   - WORKLOAD_IDENTITY_SOCKET_FILE is the name of SPIRE's socket, api.sock. With Istio's default name, pilot-agent that finds
 //     no socket makes its own and asks istiod for certificates; with another name it ends instead.
-//   - the folder is mounted read-only: pilot-agent removes a socket that does not answer.
+//   - the folder is mounted read-only: pilot-agent removes a socket that does not answer. It comes by the SPIFFE CSI driver, so
+//     that the pod is one that PodSecurity "restricted" admits.
 //   - an emptyDir at /var/run/secrets/credential-uds: pilot-agent serves certificates from files there, of which there are none,
 //     but does not start without the folder.
 //   - ENABLE_CA_SERVER=false in istiod: nobody but SPIRE issues a SPIFFE ID of the mesh. istiod then has no certificate for its
