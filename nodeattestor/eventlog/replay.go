@@ -159,22 +159,32 @@ func (l Log) reach(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) (way, b
 		if w, ok := l.reachByLog(alg, pcr, start, quoted); ok {
 			return w, true
 		}
-		for _, words := range unlogged[pcr] {
-			v := start
-			for i, word := range words {
-				if v = extended(alg, v, sum(alg, []byte(word))); bytes.Equal(v, quoted) {
-					w := way{booted: start}
-					if pcr == phasePCR {
-						w.phases = words[:i+1]
-					}
-					return w, true
-				}
-			}
+		if w, ok := reachByWords(alg, pcr, start, quoted); ok {
+			return w, true
 		}
 	}
 	return way{}, false
 }
 
+// reachByWords tries what user space is known to extend.
+func reachByWords(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (way, bool) {
+	for _, words := range unlogged[pcr] {
+		v := start
+		for i, word := range words {
+			if v = extended(alg, v, sum(alg, []byte(word))); !bytes.Equal(v, quoted) {
+				continue
+			}
+			w := way{booted: start}
+			if pcr == phasePCR {
+				w.phases = words[:i+1]
+			}
+			return w, true
+		}
+	}
+	return way{}, false
+}
+
+// reachByLog tries the first few of user space's events.
 func (l Log) reachByLog(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (way, bool) {
 	w := way{booted: start}
 	v := start
