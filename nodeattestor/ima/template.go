@@ -19,14 +19,15 @@ type Limits struct {
 func DefaultLimits() Limits { return Limits{Entry: 64 << 10, Entries: 1_500_000, Total: 384 << 20} }
 
 // Layout tells what the fields of a template are: a digest and a name, always, then what it says. The zero Layout
-// has no more than these two. Layouts counts them.
+// has no more than these two.
 type Layout uint8
 
 const (
 	typedDigest Layout = 1 << iota // the digest begins with its type: "ima:sha256:" or "verity:sha256:" NUL digest (d-ngv2), else "sha256:" NUL digest (d-ng)
 	extraField                     // a third field of any bytes: signature or buffer
 
-	Layouts // how many layouts there are
+	// Layouts is how many layouts there are.
+	Layouts
 )
 
 func (l Layout) typed() bool { return l&typedDigest != 0 }

@@ -5,7 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // names a key
+	"crypto/sha1" // names a key
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
@@ -53,7 +53,7 @@ func (s Signer) Sign(t testing.TB, kind, version byte, digest []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := sha1.Sum(point) //nolint:gosec // as above.
+	id := sha1.Sum(point)
 	out := append([]byte{kind, version, hashSHA256}, id[16:]...)
-	return append(binary.BigEndian.AppendUint16(out, uint16(len(value))), value...) //nolint:gosec // some 70 bytes.
+	return append(binary.BigEndian.AppendUint16(out, uint16(len(value))), value...)
 }
