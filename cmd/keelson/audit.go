@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +12,8 @@ import (
 const auditVerifyHelp = `Verify checks the audit log of a SPIRE server's node attestor: every line follows from the one
 before it, across the files of a rotation (FILE.<number>, then FILE). It prints the head: number and
 SHA-256 of the last line. Note the head elsewhere; given with --head, it also shows that nothing is
-missing from the end and that nobody rewrote the whole log: the head must still be in it.
+missing from the end and that nobody rewrote the whole log: the head must still be in it. A log whose oldest files the server
+pruned (audit_max_files) is whole where its own entries say so; note a head more often than files are pruned.
 
 Exit 0: whole. Exit 1: a line was changed, removed, added or moved. Exit 2: wrong use, unreadable file.`
 
@@ -23,14 +23,21 @@ func addAudit(root *cobra.Command) {
 	verify := &cobra.Command{
 		Use: "verify FILE", Short: "Check that an audit log is whole and unchanged", Long: auditVerifyHelp, Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			h, seen, err := verifyAudit(args[0], head)
+			s, err := audit.VerifyLog(args[0], head)
+			if errors.As(err, new(*audit.Broken)) {
+				return refused(err)
+			}
 			if err != nil {
 				return err
 			}
-			if head != "" && !seen {
-				return refused(fmt.Errorf("the head %s is not in the log: its end was removed, or it was rewritten", head))
+			if head != "" && !s.Found {
+				return refused(fmt.Errorf("the head %s is not in the log: %s", head, whyMissing(s)))
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "whole: %d lines, head %s\n", h.Seq, h.Hash)
+			if s.First > 1 {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "whole: lines %d to %d, head %s; the server pruned those before\n", s.First, s.Head.Seq, s.Head.Hash)
+				return err
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "whole: %d lines, head %s\n", s.Head.Seq, s.Head.Hash)
 			return err
 		},
 	}
@@ -39,28 +46,9 @@ func addAudit(root *cobra.Command) {
 	root.AddCommand(group)
 }
 
-// verifyAudit verifies a log with its rotated files; seen tells whether it holds a line of that hash.
-func verifyAudit(path, wanted string) (head audit.Head, seen bool, err error) {
-	files, err := audit.Files(path)
-	if err != nil {
-		return head, false, err
+func whyMissing(s audit.Summary) string {
+	if s.First > 1 {
+		return fmt.Sprintf("its end was removed, it was rewritten, or that line is among the %d that the server pruned", s.First-1)
 	}
-	head = audit.Start()
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			return head, false, err
-		}
-		var found bool
-		head, found, err = audit.Find(f, head, wanted)
-		seen = seen || found
-		var broken *audit.Broken
-		if errors.As(err, &broken) {
-			err = refused(fmt.Errorf("%s: %w", name, err))
-		}
-		if err := errors.Join(err, f.Close()); err != nil {
-			return head, false, err
-		}
-	}
-	return head, seen, nil
+	return "its end was removed, or it was rewritten"
 }

@@ -3,7 +3,7 @@
 // reordered line is found by whoever reads the file later (Verify). Whoever can write
 // the file can also rewrite all of it, and a missing end looks like an earlier day:
 // against both, note the head (the hash of the last line) elsewhere now and then, and
-// give it to Verify.
+// give it to VerifyLog. Old files may be pruned; the chain itself says so.
 package audit
 
 import (
@@ -29,6 +29,7 @@ const (
 	Unproved     Outcome = "unproved"     // refused before anything was proved; no verdict changes
 	Inconclusive Outcome = "inconclusive" // could not be finished; the verdict is left to expire
 	Recovered    Outcome = "recovered"    // no attestation: an unfinished line was removed after a crash
+	Pruned       Outcome = "pruned"       // no attestation: the oldest rotated file was removed, as configured
 )
 
 // Entry is one record. Seq and Prev are set by Append.
@@ -44,7 +45,9 @@ type Entry struct {
 	Refusals       []nodeclaim.Refusal `json:"refusals,omitempty"`
 	Error          string              `json:"error,omitempty"`
 	EvidenceDigest string              `json:"evidenceDigest,omitempty"`
-	Notes          []string            `json:"notes,omitempty"` // what was not refused and is to be known
+	// Pruned is the last line that was removed: the rest of the log goes on from it.
+	Pruned *Head    `json:"pruned,omitempty"`
+	Notes  []string `json:"notes,omitempty"` // what was not refused and is to be known
 }
 
 // MaxLine bounds one line in bytes. Append shortens what an agent controls (reasons,
@@ -58,8 +61,8 @@ const (
 
 // Head is where a chain stands.
 type Head struct {
-	Seq  uint64 // number of the last line, 0 before the first
-	Hash string // its SHA-256 in lower hex
+	Seq  uint64 `json:"seq"`  // number of the last line, 0 before the first
+	Hash string `json:"hash"` // its SHA-256 in lower hex
 }
 
 // genesis is the hash before the first line.
@@ -126,25 +129,23 @@ func (b *Broken) Error() string { return fmt.Sprintf("audit: line %d: %s", b.Lin
 // Verify reads a chain that goes on from a head (Start for the first file) and returns
 // the head after it. The first line that was changed, removed, added or moved is a
 // *Broken; so is an unfinished line at the end. The files of a rotation are verified one
-// after the other, each from the head of the one before.
-func Verify(r io.Reader, from Head) (Head, error) {
-	head, _, err := Find(r, from, "")
-	return head, err
-}
+// after the other, each from the head of the one before: see VerifyLog.
+func Verify(r io.Reader, from Head) (Head, error) { return walk(r, from, func(Entry, Head) {}) }
 
-// Find is Verify, and tells whether a line has the hash wanted (a head noted before).
-func Find(r io.Reader, from Head, wanted string) (head Head, found bool, err error) {
+// walk is Verify, and shows each entry with the head after it.
+func walk(r io.Reader, from Head, visit func(Entry, Head)) (head Head, err error) {
 	in := bufio.NewReaderSize(r, MaxLine)
 	head = from
 	for n := 1; ; n++ {
 		line, err := readLine(in, n)
 		if err != nil || line == nil {
-			return head, found, err
+			return head, err
 		}
-		if head, err = head.follow(line, n); err != nil {
-			return head, found, err
+		var e Entry
+		if e, head, err = head.follow(line, n); err != nil {
+			return head, err
 		}
-		found = found || head.Hash == wanted
+		visit(e, head)
 	}
 }
 
@@ -164,17 +165,17 @@ func readLine(in *bufio.Reader, n int) ([]byte, error) {
 	return line[:len(line)-1], nil
 }
 
-// follow is the head after a line that must follow from h.
-func (h Head) follow(line []byte, n int) (Head, error) {
+// follow is the entry of a line that must follow from h, and the head after it.
+func (h Head) follow(line []byte, n int) (Entry, Head, error) {
 	var e Entry
 	if err := json.Unmarshal(line, &e); err != nil {
-		return h, &Broken{n, fmt.Sprintf("is not an audit entry: %v", err)}
+		return e, h, &Broken{n, fmt.Sprintf("is not an audit entry: %v", err)}
 	}
 	if e.Seq != h.Seq+1 {
-		return h, &Broken{n, fmt.Sprintf("has number %d, wanted %d: lines were removed, added or moved before it", e.Seq, h.Seq+1)}
+		return e, h, &Broken{n, fmt.Sprintf("has number %d, wanted %d: lines were removed, added or moved before it", e.Seq, h.Seq+1)}
 	}
 	if e.Prev != h.Hash {
-		return h, &Broken{n, fmt.Sprintf("does not follow from the line before (number %d), which was changed", h.Seq)}
+		return e, h, &Broken{n, fmt.Sprintf("does not follow from the line before (number %d), which was changed", h.Seq)}
 	}
-	return Head{Seq: e.Seq, Hash: hashOf(line)}, nil
+	return e, Head{Seq: e.Seq, Hash: hashOf(line)}, nil
 }

@@ -19,8 +19,9 @@ import (
 // File is an audit log on disk. Its methods may be called at once. It is locked: two
 // servers write two logs, for one chain has one writer.
 type File struct {
-	path    string
-	maxSize int64
+	path     string
+	maxSize  int64
+	maxFiles int // rotated files that are kept, 0 for all
 
 	mu     sync.Mutex
 	file   *os.File
@@ -29,6 +30,8 @@ type File struct {
 	torn   bool  // bytes of a line that was not acknowledged may stand after size
 	failed error // why the last append failed; nil when it did not
 	closed bool
+
+	unpruned error // why rotated files were not removed
 }
 
 // DefaultMaxSize is when a log is rotated, in bytes.
@@ -145,17 +148,22 @@ func (f *File) rotatedHead() (Head, error) {
 	if err != nil || len(files) == 1 {
 		return Start(), err
 	}
-	newest, err := os.Open(files[len(files)-2])
+	return headOfFile(files[len(files)-2])
+}
+
+// headOfFile is the head after the last line of a file.
+func headOfFile(name string) (Head, error) {
+	file, err := os.Open(name)
 	if err != nil {
 		return Head{}, fmt.Errorf("audit: %w", err)
 	}
-	info, err := newest.Stat()
+	info, err := file.Stat()
 	if err != nil {
-		return Head{}, errors.Join(fmt.Errorf("audit: %w", err), newest.Close())
+		return Head{}, errors.Join(fmt.Errorf("audit: %w", err), file.Close())
 	}
-	line, _, err := lastLine(newest, info.Size())
-	if err = errors.Join(err, newest.Close()); err != nil {
-		return Head{}, fmt.Errorf("audit: %s: %w", newest.Name(), err)
+	line, _, err := lastLine(file, info.Size())
+	if err = errors.Join(err, file.Close()); err != nil {
+		return Head{}, fmt.Errorf("audit: %s: %w", name, err)
 	}
 	return headOf(line)
 }
@@ -198,7 +206,13 @@ func (f *File) append(e Entry) error {
 		if err := f.rotate(); err != nil {
 			return err
 		}
+		f.unpruned = f.prune(e.Time)
 	}
+	return f.add(e)
+}
+
+// add puts an entry at the end of the chain.
+func (f *File) add(e Entry) error {
 	line, head, err := f.head.next(e)
 	if err != nil {
 		return err
@@ -209,6 +223,38 @@ func (f *File) append(e Entry) error {
 	f.size += int64(len(line))
 	f.head = head
 	return nil
+}
+
+// prune removes the oldest rotated files beyond those that are kept. The chain first says so, and from which line on
+// the rest goes on: a beginning that is gone without such an entry was taken away by another hand.
+func (f *File) prune(now time.Time) error {
+	files, err := Files(f.path)
+	if err != nil || f.maxFiles == 0 {
+		return err
+	}
+	rotated := files[:len(files)-1]
+	for len(rotated) > f.maxFiles {
+		last, err := headOfFile(rotated[0])
+		if err != nil {
+			return err
+		}
+		if err := f.add(Entry{Time: now, Outcome: Pruned, Pruned: &last}); err != nil {
+			return err
+		}
+		if err := os.Remove(rotated[0]); err != nil {
+			return fmt.Errorf("audit: prune: %w", err)
+		}
+		rotated = rotated[1:]
+	}
+	return nil
+}
+
+// Unpruned tells why an old rotated file could not be removed; nil when none is left to remove. The log is written
+// all the same.
+func (f *File) Unpruned() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.unpruned
 }
 
 // write puts bytes after the last line, on the disk; what it could not finish it takes away again.
@@ -323,14 +369,15 @@ func (f *File) Size() int64 {
 	return f.size
 }
 
-// Limit sets the size at which the log is rotated, as Open does.
-func (f *File) Limit(maxSize int64) {
+// Limit sets the size at which the log is rotated, as Open does, and how many rotated files are kept from the next
+// rotation on; 0 keeps all.
+func (f *File) Limit(maxSize int64, maxFiles int) {
 	if maxSize <= 0 {
 		maxSize = DefaultMaxSize
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.maxSize = maxSize
+	f.maxSize, f.maxFiles = maxSize, maxFiles
 }
 
 // Close closes the log.

@@ -39,6 +39,7 @@ type hclConfig struct {
 	PCRSelectors    map[string][]int `hcl:"pcr_selectors"`
 	AuditLog        string           `hcl:"audit_log"`
 	AuditMaxSize    int64            `hcl:"audit_max_bytes"`
+	AuditMaxFiles   int              `hcl:"audit_max_files"`
 	StateDir        string           `hcl:"state_dir"`
 	Kubernetes      *hclKubernetes   `hcl:"kubernetes"`
 	VerdictValidFor string           `hcl:"verdict_valid_for"`
@@ -68,20 +69,21 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
-	text         string   // that it was made from
-	files        []string // that the text names, to be watched
-	trustDomain  spiffeid.TrustDomain
-	policy       *verify.Policy
-	pcrSelectors []nodeclaim.Selection
-	auditLog     string
-	auditMaxSize int64
-	stateDir     string
-	kube         *rest.Config // nil when no verdicts are written
-	token        verdict.TokenPolicy
-	validFor     time.Duration
-	timeout      time.Duration
-	maxParallel  int
-	listen       string // address of metrics and health, "" for none
+	text          string   // that it was made from
+	files         []string // that the text names, to be watched
+	trustDomain   spiffeid.TrustDomain
+	policy        *verify.Policy
+	pcrSelectors  []nodeclaim.Selection
+	auditLog      string
+	auditMaxSize  int64
+	auditMaxFiles int
+	stateDir      string
+	kube          *rest.Config // nil when no verdicts are written
+	token         verdict.TokenPolicy
+	validFor      time.Duration
+	timeout       time.Duration
+	maxParallel   int
+	listen        string // address of metrics and health, "" for none
 }
 
 // Defaults of optional keys.
@@ -99,7 +101,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
-	c := &config{text: text, policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, stateDir: raw.StateDir}
+	c := &config{text: text, policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, auditMaxFiles: raw.AuditMaxFiles, stateDir: raw.StateDir}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
 		b.problems.Add("trust_domain", "%v", err)
@@ -152,6 +154,9 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	}
 	if raw.AuditMaxSize < 0 {
 		b.problems.Add("audit_max_bytes", "%d is negative", raw.AuditMaxSize)
+	}
+	if raw.AuditMaxFiles < 0 {
+		b.problems.Add("audit_max_files", "%d is negative", raw.AuditMaxFiles)
 	}
 	if raw.AuditLog == "" {
 		b.problems.Add("audit_log", "missing; name the file that every decision is appended to")

@@ -160,7 +160,7 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 		}
 		return nil, err
 	}
-	r.audit.Limit(c.auditMaxSize)
+	r.audit.Limit(c.auditMaxSize, c.auditMaxFiles)
 	return r, nil
 }
 
@@ -255,6 +255,9 @@ func (p *Plugin) record(e audit.Entry) error {
 	err := p.run.audit.Append(e)
 	if err != nil {
 		p.metrics.auditFailures.Inc()
+	}
+	if old := p.run.audit.Unpruned(); old != nil {
+		p.log.Warn("old audit files stay, so that the disk will fill", "error", old)
 	}
 	return err
 }
