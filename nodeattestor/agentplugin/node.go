@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
@@ -33,19 +34,40 @@ type node struct {
 }
 
 func openNode(ctx context.Context, c *config) (*node, error) {
-	dev, err := tpmdev.OpenOptions(c.tpm, tpmdev.Options{Template: c.ekTemplate, AKType: c.akType})
+	dev, err := c.device.open(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	n := &node{config: c, dev: dev, logs: map[evidence.LogKind]*logReader{}}
 	if n.ak, err = dev.AK(ctx, c.dataDir); err != nil {
-		return nil, errors.Join(err, dev.Close())
+		return nil, err
 	}
 	return n, nil
 }
 
+// device is the TPM of a configuration, from its first attestation on: it knows the keys
+// that a hardware TPM takes long to derive. It has nothing open between two calls, so nobody closes it.
+type device struct {
+	mu  sync.Mutex
+	dev *tpmdev.Device
+}
+
+func (d *device) open(ctx context.Context, c *config) (*tpmdev.Device, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dev != nil {
+		return d.dev, nil
+	}
+	dev, err := tpmdev.OpenContext(ctx, c.tpm, tpmdev.Options{Template: c.ekTemplate, AKType: c.akType})
+	if err != nil {
+		return nil, err
+	}
+	d.dev = dev
+	return dev, nil
+}
+
 func (n *node) close() error {
-	err := n.dev.Close()
+	var err error
 	for _, l := range n.logs {
 		err = errors.Join(err, l.close())
 	}

@@ -50,6 +50,7 @@ type config struct {
 	tagDocument, tokenPath        string
 	timeout                       time.Duration
 	listen                        string // address of metrics and health, "" for none
+	device                        *device
 }
 
 // Where Linux shows its TPM and its logs.
@@ -69,7 +70,7 @@ func buildConfig(text string) (*config, *pluginconf.Problems) {
 	if p.Err() != nil {
 		return nil, p
 	}
-	c := &config{tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
+	c := &config{device: &device{}, tpm: raw.TPM, dataDir: raw.DataDir, ekTemplate: raw.EKTemplate, eventLog: raw.EventLog,
 		imaLog: raw.IMALog, systemdLog: raw.SystemdLog, commandLine: raw.CommandLine, tagDocument: raw.TagDocument, tokenPath: raw.TokenPath, timeout: defaultTimeout}
 	c.listen = raw.Metrics.Address(p)
 	var err error

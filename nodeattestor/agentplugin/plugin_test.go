@@ -111,3 +111,35 @@ func TestTPM12IsNamedInTheLog(t *testing.T) {
 		t.Errorf("error %v, log %q, %d messages sent; want an error that names TPM 1.2 and no message", err, log.String(), s.sent)
 	}
 }
+
+// Attesting again derives no key anew, which takes a hardware TPM seconds to minutes.
+func TestAttestingAgainDerivesNoKey(t *testing.T) {
+	const createPrimary = 0x131
+	made := 0
+	path := tpmtest.Between(t, tpmtest.Start(t), func(command []byte, forward tpmtest.Forward) []byte {
+		if tpmtest.Code(command) == createPrimary {
+			made++
+		}
+		return forward(command)
+	})
+	p := agentplugin.New()
+	config := fmt.Sprintf("tpm = %q\ndata_dir = %q\nak_type = \"rsa\"\n", path, tpmtest.Dir(t))
+	configure := func() {
+		t.Helper()
+		if _, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: config}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configure()
+	for i, want := range []int{2, 2, 2, 4} { // an EK and an AK, for each configuration
+		if i == 3 {
+			configure()
+		}
+		if err := p.AidAttestation(&stream{ctx: t.Context(), end: io.EOF}); err != nil {
+			t.Fatal(err)
+		}
+		if made != want {
+			t.Errorf("attestation %d: %d keys were derived by then, want %d", i+1, made, want)
+		}
+	}
+}

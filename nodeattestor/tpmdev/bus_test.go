@@ -152,20 +152,22 @@ func TestThreat10_ChangedBytesOnTheBusAreNoticed(t *testing.T) {
 			return err
 		})
 	})
-	t.Run("TPM2_NV_WriteLock", func(t *testing.T) {
-		digest := byte(0)
-		flips(t, path, 0x138, func(ctx context.Context, dev *tpmdev.Device) error {
-			digest++
-			err := dev.ProvisionTag(ctx, assettag.DefaultIndex, [assettag.DigestSize]byte{digest})
-			if err != nil {
-				return err
-			}
-			if tag, err := direct.Tag(t.Context(), assettag.DefaultIndex); err != nil || !tag.Right || tag.Contents[0] != digest {
-				t.Errorf("the agent believes in a tag that is %+v (%v)", tag, err)
-			}
-			return nil
+	for name, code := range map[string]uint32{"TPM2_NV_Write": 0x137, "TPM2_NV_WriteLock": 0x138, "TPM2_NV_Read": 0x14e} {
+		t.Run(name, func(t *testing.T) {
+			digest := byte(0)
+			flips(t, path, code, func(ctx context.Context, dev *tpmdev.Device) error {
+				digest++
+				err := dev.ProvisionTag(ctx, assettag.DefaultIndex, [assettag.DigestSize]byte{digest})
+				if err != nil {
+					return err
+				}
+				if tag, err := direct.Tag(t.Context(), assettag.DefaultIndex); err != nil || !tag.Right || tag.Contents[0] != digest {
+					t.Errorf("the agent believes in a tag that is %+v (%v)", tag, err)
+				}
+				return nil
+			})
 		})
-	})
+	}
 }
 
 // recorded is the EK that sessions are salted with.

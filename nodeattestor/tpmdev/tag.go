@@ -87,19 +87,20 @@ func (d *Device) ProvisionTag(ctx context.Context, index uint32, digest [assetta
 		return err
 	}
 	return d.do(ctx, func() error {
-		if _, name, err := d.nvPublic(index); err == nil && bytes.Equal(name.Buffer, want) {
-			if old, err := d.nvRead(index); err == nil && bytes.Equal(old, digest[:]) {
-				return nil
-			}
-		}
 		owner, err := d.owner()
 		if err != nil {
 			return err
 		}
+		if _, name, err := d.nvPublic(index); err == nil && bytes.Equal(name.Buffer, want) && d.holdsTag(owner, index, digest[:]) == nil {
+			return nil
+		}
 		if err := d.undefine(owner, index); err != nil && !errors.Is(err, errNoIndex) {
 			return err
 		}
-		return d.writeTag(owner, index, digest[:], want)
+		if err := d.writeTag(owner, index, digest[:]); err != nil {
+			return err
+		}
+		return d.holdsTag(owner, index, digest[:])
 	})
 }
 
@@ -151,33 +152,51 @@ func (d *Device) undefine(owner tpm2.AuthHandle, index uint32) error {
 	return nil
 }
 
-// writeTag defines, writes and locks the index; want is its name then.
-func (d *Device) writeTag(owner tpm2.AuthHandle, index uint32, digest, want []byte) error {
-	handle := tpm2.TPMHandle(index)
+// tagHandle is the tag's index in a state. Its name is what it must be, not what the TPM
+// says: an index of another name fails the command's HMAC.
+func tagHandle(index uint32, state assettag.NVState) (tpm2.NamedHandle, error) {
+	public := assettag.NVPublic(index, state)
+	name, err := tpm2.NVName(&public)
+	if err != nil {
+		return tpm2.NamedHandle{}, fmt.Errorf("tpmdev: name of NV index 0x%08x: %w", index, err)
+	}
+	return tpm2.NamedHandle{Handle: public.NVIndex, Name: *name}, nil
+}
+
+// writeTag defines, writes and locks the index.
+func (d *Device) writeTag(owner tpm2.AuthHandle, index uint32, digest []byte) error {
+	defined, err1 := tagHandle(index, assettag.NVDefined)
+	written, err2 := tagHandle(index, assettag.NVWritten)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
 	_, err := tpm2.NVDefineSpace{AuthHandle: owner, PublicInfo: tpm2.New2B(assettag.NVPublic(index, assettag.NVDefined))}.Execute(d.now.tpm)
 	if err != nil {
 		return fmt.Errorf("tpmdev: define NV index 0x%08x (is the owner authorisation right?): %w", index, err)
 	}
-	_, name, err := d.nvPublic(index)
-	if err != nil {
-		return err
-	}
-	_, err = tpm2.NVWrite{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: handle, Name: *name}, Data: tpm2.TPM2BMaxNVBuffer{Buffer: digest}}.Execute(d.now.tpm)
+	_, err = tpm2.NVWrite{AuthHandle: owner, NVIndex: defined, Data: tpm2.TPM2BMaxNVBuffer{Buffer: digest}}.Execute(d.now.tpm)
 	if err != nil {
 		return fmt.Errorf("tpmdev: write NV index 0x%08x: %w", index, err)
 	}
-	if _, name, err = d.nvPublic(index); err != nil { // the first write changed the name
-		return err
-	}
-	_, err = tpm2.NVWriteLock{AuthHandle: owner, NVIndex: tpm2.NamedHandle{Handle: handle, Name: *name}}.Execute(d.now.tpm)
-	if err != nil {
+	if _, err = (tpm2.NVWriteLock{AuthHandle: owner, NVIndex: written}).Execute(d.now.tpm); err != nil {
 		return fmt.Errorf("tpmdev: lock NV index 0x%08x: %w", index, err)
 	}
-	if _, name, err = d.nvPublic(index); err != nil {
+	return nil
+}
+
+// holdsTag reads the index as owner, in the salted session: that it holds the digest, and is
+// written and locked, is then the TPM's word, and nobody's on the bus.
+func (d *Device) holdsTag(owner tpm2.AuthHandle, index uint32, digest []byte) error {
+	locked, err := tagHandle(index, assettag.NVLocked)
+	if err != nil {
 		return err
 	}
-	if !bytes.Equal(name.Buffer, want) {
-		return fmt.Errorf("tpmdev: NV index 0x%08x is named %x after it was locked, servers accept %x only; report this TPM", index, name.Buffer, want)
+	rsp, err := tpm2.NVRead{AuthHandle: owner, NVIndex: locked, Size: assettag.DigestSize}.Execute(d.now.tpm)
+	if err != nil {
+		return fmt.Errorf("tpmdev: read NV index 0x%08x back: %w", index, err)
+	}
+	if !bytes.Equal(rsp.Data.Buffer, digest) {
+		return fmt.Errorf("tpmdev: NV index 0x%08x holds %x, not the tag's digest", index, rsp.Data.Buffer)
 	}
 	return nil
 }

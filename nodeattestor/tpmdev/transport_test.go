@@ -62,10 +62,11 @@ func TestHangingTPMEndsWithTheDeadline(t *testing.T) {
 // A TPM that is busy says so with a warning, and wants the same command again.
 func TestBusyTPMIsAskedAgain(t *testing.T) {
 	n, busy := 0, 0
+	warnings := []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate}
 	path := tpmtest.Between(t, tpmtest.Start(t), func(command []byte, forward tpmtest.Forward) []byte {
 		if n++; n%2 == 1 {
 			busy++
-			return tpmtest.Failed(0x922) // TPM_RC_RETRY
+			return tpmtest.Failed(uint32(warnings[busy%len(warnings)]))
 		}
 		return forward(command)
 	})
@@ -73,7 +74,7 @@ func TestBusyTPMIsAskedAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(banks) == 0 || busy == 0 {
+	if len(banks) == 0 || busy < len(warnings) {
 		t.Errorf("banks %v after %d busy answers", banks, busy)
 	}
 }
