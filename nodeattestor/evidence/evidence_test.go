@@ -311,3 +311,23 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestRoomIsUsedAgainAndHoldsNothingOfBefore(t *testing.T) {
+	room := make([]byte, evidence.MaxChunkRaw+64)
+	for _, raw := range [][]byte{bytes.Repeat([]byte("long"), 1000), []byte("short"), bytes.Repeat([]byte{1}, evidence.MaxChunkRaw), {}} {
+		c, err := evidence.NewChunk(evidence.IMALog, 0, raw, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.RawInto(room)
+		if err != nil || !bytes.Equal(got, raw) {
+			t.Fatalf("%d bytes, want %d: %v", len(got), len(raw), err)
+		}
+		if len(got) > 0 && &got[0] != &room[0] {
+			t.Errorf("%d bytes were put elsewhere", len(got))
+		}
+		if none, err := c.RawInto(nil); err != nil || !bytes.Equal(none, raw) {
+			t.Errorf("without room: %v", err)
+		}
+	}
+}
