@@ -17,10 +17,11 @@
 //	                            selection per bank, tag index, where the IMA log goes on
 //	agent -> server  Response   activated secret; per bank a quote over the nonce and the
 //	                            value of every selected PCR; NV_Certify of the tag index
-//	                            over the same nonce, with the tag document; first chunk of each log
+//	                            over the same nonce, with the tag document; first chunk of the event log and the IMA log
 //	server -> agent  Continue   which log, from which byte
 //	agent -> server  Chunk      a piece of that log, zstd-compressed
-//	  … until the event log is complete and the IMA log has reached quoted PCR 10
+//	  … until the event log is complete, and that of user space where there is one, and
+//	    the IMA log has reached quoted PCR 10
 //
 // # What proves what
 //
@@ -34,6 +35,8 @@
 //     selection and composite tie the PCR values to this challenge.
 //   - Event log and IMA log: each must replay to the quoted values; a fact counts only
 //     where a digest in the replayed log confirms it. Event types are not hashed and decide nothing.
+//     systemd's log of user space is replayed after the firmware's, and trusted no more than that.
+//   - The TPM's reset counters, in the quote: none may be lower than it was for this AK.
 //   - NV_Certify: the TPM itself says what the tag's NV index holds and which attributes
 //     the index has, locked among them; the document's signature says what that means and for which EK.
 //   - The agent's sessions with its TPM are salted with the EK that it presents, so that
