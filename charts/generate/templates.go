@@ -28,6 +28,7 @@ const (
 	admins        = "KEELSON-ADMINS"
 	kubelets      = "KEELSON-KUBELETS"
 	calico        = "KEELSON-CALICO"
+	calicoNodes   = "KEELSON-NODES-OF-CALICO"
 )
 
 // whole are the Helm expressions for placeholders that are a whole scalar, inner for those inside of a CEL expression.
@@ -46,6 +47,7 @@ var (
 		account, "{{ .Values.policySync.serviceAccountName }}",
 		`"` + spireServers + `"`, `{{ include "keelson.celSPIREServers" . }}`,
 		`"` + admins + `"`, `{{ include "keelson.celList" .Values.guards.adminGroups }}`,
+		`"` + calicoNodes + `"`, `{{ include "keelson.celList" .Values.guards.calicoNodeUsers }}`,
 		`"` + kubelets + `"`, `{{ include "keelson.celList" .Values.guards.kubeletGroups }}`,
 		`, "` + calico + `"`, `{{ with .Values.guards.calicoAPIServerUser }}, {{ . | quote }}{{ end }}`,
 	}
@@ -71,7 +73,8 @@ var options = map[string]func(*guard.Params){
 // guards renders the guards, each under the condition that it needs.
 func guards() ([]byte, error) {
 	p := guard.Params{PolicySync: "system:serviceaccount:" + namespace + ":" + account, SPIREServers: []string{spireServers},
-		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServer: calico, Taint: true, Affinity: true}
+		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServer: calico, CalicoNodes: []string{calicoNodes},
+		Taint: true, Affinity: true}
 	all, err := guard.Objects(p)
 	if err != nil {
 		return nil, err

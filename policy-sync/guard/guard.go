@@ -41,6 +41,8 @@ type Params struct {
 	// CalicoAPIServer is the user of Calico's API server, which writes
 	// crd.projectcalico.org on behalf of those who write projectcalico.org. Empty when there is none.
 	CalicoAPIServer string
+	// CalicoNodes are the users of Calico's programs on the nodes, whose credentials every node holds: Calico's own if empty.
+	CalicoNodes []string
 	// Taint guards the taint of untrusted nodes and puts it on when a Node is created.
 	Taint bool
 	// Affinity has pods of enforced namespaces placed on nodes that their TrustPolicies accept.
@@ -68,6 +70,9 @@ func (p Params) Validate() error {
 	for _, g := range p.Kubelets {
 		check("group of kubelets", g)
 	}
+	for _, u := range p.CalicoNodes {
+		check("user of Calico's on nodes", u)
+	}
 	if p.CalicoAPIServer != "" {
 		check("user of Calico's API server", p.CalicoAPIServer)
 	}
@@ -81,7 +86,16 @@ func (p Params) withDefaults() Params {
 	if len(p.Kubelets) == 0 {
 		p.Kubelets = []string{"system:nodes"}
 	}
+	if len(p.CalicoNodes) == 0 {
+		p.CalicoNodes = slices.Clone(CalicoNodes)
+	}
 	return p
+}
+
+// CalicoNodes are the accounts that Calico's manifests (in kube-system) and its operator (in calico-system) give its programs on nodes.
+var CalicoNodes = []string{
+	"system:serviceaccount:calico-system:calico-node", "system:serviceaccount:calico-system:calico-cni-plugin",
+	"system:serviceaccount:kube-system:calico-node", "system:serviceaccount:kube-system:calico-cni-plugin",
 }
 
 // system are the controllers that delete what belongs to a deleted namespace or owner.
@@ -97,7 +111,7 @@ func Objects(p Params) ([]runtime.Object, error) {
 	}
 	p = p.withDefaults()
 	var out []runtime.Object
-	for _, g := range slices.Concat(podGuards(p), nodeGuards(p), networkGuards(p), apiGuards(p)) {
+	for _, g := range slices.Concat(podGuards(p), nodeGuards(p), networkGuards(p), calicoNodeGuards(p), apiGuards(p)) {
 		out = append(out, g.policy(), g.binding())
 	}
 	if p.Taint {
@@ -116,7 +130,7 @@ type check struct {
 	why  string // the package's reader and the policy's annotation
 	// rules say which requests it sees.
 	rules []admissionv1.NamedRuleWithOperations
-	// unless are CEL conditions under which a request is left alone.
+	// unless are CEL conditions all of which must hold for a request to be looked at.
 	unless []admissionv1.MatchCondition
 	// enrolled limits the check to namespaces whose mode label has one of these values.
 	enrolled    []string
@@ -191,6 +205,11 @@ func cel(texts []string) string {
 func notUsers(name string, users ...string) admissionv1.MatchCondition {
 	users = slices.DeleteFunc(slices.Clone(users), func(u string) bool { return u == "" })
 	return admissionv1.MatchCondition{Name: name, Expression: fmt.Sprintf("!(request.userInfo.username in %s)", cel(users))}
+}
+
+// users looks at the requests of some users alone.
+func users(name string, of []string) admissionv1.MatchCondition {
+	return admissionv1.MatchCondition{Name: name, Expression: fmt.Sprintf("request.userInfo.username in %s", cel(of))}
 }
 
 // notGroups leaves the requests of members of some groups alone.

@@ -111,6 +111,7 @@ metadata: {name: everything}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: everything}
 subjects:
 - {kind: User, name: alice}
+- {kind: User, name: "system:serviceaccount:calico-system:calico-node"}
 - {kind: User, name: "system:serviceaccount:spire:spire-server"}
 - {kind: User, name: "system:serviceaccount:keelson-system:keelson-policy-sync"}
 `

@@ -134,7 +134,7 @@ plugins: {image: {tag: v3}}
 spire:
   servers: [{namespace: a, serviceAccount: one}, {namespace: b, serviceAccount: two}]
   agents: [{namespace: c, serviceAccount: three}, {namespace: d, serviceAccount: four}]
-guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUser: ""}
+guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUser: "", calicoNodeUsers: [canal]}
 networkPolicy:
   enabled: true
   metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
@@ -257,7 +257,7 @@ func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServer: "system:serviceaccount:calico-apiserver:calico-apiserver", Taint: true, Affinity: true}},
 		"everything": {values: full(t), account: "sync", node: [2]string{"nodes", "cutter"}, params: guard.Params{
 			SPIREServers: []string{"system:serviceaccount:a:one", "system:serviceaccount:b:two"}, Admins: []string{"platform", "oidc:sec ops"},
-			Kubelets: []string{"system:nodes", "virtual"}, Taint: true, Affinity: true}},
+			Kubelets: []string{"system:nodes", "virtual"}, CalicoNodes: []string{"canal"}, Taint: true, Affinity: true}},
 		"without the taint": {values: parse(t, minimal, "policySync: {config: {taint: false}}"), account: "keelson-policy-sync", node: [2]string{"keelson-node", "keelson-node"}, params: guard.Params{
 			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServer: "system:serviceaccount:calico-apiserver:calico-apiserver", Affinity: true}},
 		"without affinity": {values: parse(t, minimal, "guards: {affinity: false}"), account: "keelson-policy-sync", node: [2]string{"keelson-node", "keelson-node"}, params: guard.Params{

@@ -17,5 +17,5 @@
 // janitor process, which outlives the maker, does the rest. List and Owner.Down end clusters from elsewhere.
 //
 // What differs from a cluster of production: pods' ranges are given by this package and routed statically (no BGP, no overlay), so
-// IPAM is host-local; Felix and the CNI plugin use an administrator's kubeconfig; one control plane, without leader election.
+// IPAM is host-local; one control plane, without leader election.
 package fleet

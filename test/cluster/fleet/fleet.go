@@ -53,6 +53,7 @@ type Fleet struct {
 	cni              string
 	pause            node.Pushed
 	calicoKubeconfig []byte
+	cniKubeconfig    []byte
 	machine          string
 
 	mu       sync.Mutex
@@ -113,8 +114,7 @@ func (f *Fleet) start(ctx context.Context) error {
 	if err := f.installCNI(filepath.Dir(system["cni"])); err != nil {
 		return err
 	}
-	// Calico's node agent and CNI plugin write pods and their endpoints on every node.
-	if f.calicoKubeconfig, err = f.kubeconfig("system:serviceaccount:calico-system:calico-node", "system:masters"); err != nil {
+	if err := f.installCalico(ctx); err != nil {
 		return err
 	}
 	if err := f.installDNS(ctx); err != nil {

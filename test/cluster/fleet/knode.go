@@ -133,7 +133,7 @@ func (f *Fleet) nodeFiles(name string, number int) (map[string][]byte, error) {
 		"log_level": "Warning", "log_file_path": "/var/log/calico-cni.log",
 		"ipam":       map[string]any{"type": "host-local", "subnet": "usePodCidr"},
 		"policy":     map[string]any{"type": "k8s"},
-		"kubernetes": map[string]any{"kubeconfig": "/etc/calico/kubeconfig"},
+		"kubernetes": map[string]any{"kubeconfig": "/etc/cni/net.d/calico-kubeconfig"},
 	}}, f.CNIChained...)})
 	if err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
@@ -145,6 +145,7 @@ func (f *Fleet) nodeFiles(name string, number int) (map[string][]byte, error) {
 		"/etc/kubernetes/kubelet.yaml":                               fmt.Appendf(nil, kubeletConfig, f.Network.Bridge+"/"+name),
 		"/etc/kubernetes/proxy.yaml":                                 []byte(proxyConfig),
 		"/etc/calico/kubeconfig":                                     f.calicoKubeconfig,
+		"/etc/cni/net.d/calico-kubeconfig":                           f.cniKubeconfig,
 		"/etc/cni/net.d/10-calico.conflist":                          cni,
 		"/etc/containerd/config.toml":                                fmt.Appendf(nil, containerdConfig, f.pause.Reference(), f.parts["containerd-shim-runc-v2"], f.runc),
 		"/etc/containerd/certs.d/" + f.Registry.Host + "/hosts.toml": []byte(hosts),

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -95,6 +96,46 @@ func kubelet(victim stage.Pod) []attempt {
 		patch("a verdict", "", named(&v1alpha1.NodeTrust{}, "", bad), `{"spec":{"verdict":"trusted"}}`),
 		patch("its namespace out of enforcement", "", named(&corev1.Namespace{}, "", "bank"), `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":null}}}`),
 	}
+}
+
+// calicoNode is what somebody tries who has found the credentials of Calico's node agent on a refused machine. They are the same on
+// every node.
+func calicoNode(victim stage.Pod) []attempt {
+	pod := named(&corev1.Pod{}, victim.Namespace, victim.Name)
+	return []attempt{
+		patchStatus("a trust label through a pod's status", "trust labels", pod, trustLabels),
+		patchStatus("the ledger's address on a pod of its own", "kubelet to report", pod, `{"status":{"podIPs":[{"ip":"10.0.0.1"}]}}`),
+		create("Felix told to police other interfaces", "Calico's programs on nodes", object(felixConfig)),
+		create("another node's Felix told to let traffic through", "Calico's programs on nodes", object(strings.Replace(felixConfig, "name: default", "name: node.par-1", 1))),
+		{"Felix told to take no more policies", "Calico's programs on nodes", closeDatastore},
+		create("a policy in Keelson's tier", "", object(strings.Replace(inTier, "projectcalico.org/v3", "crd.projectcalico.org/v1", 1))),
+		create("a verdict", "", object(nodeTrust)),
+	}
+}
+
+const felixConfig = `
+apiVersion: crd.projectcalico.org/v1
+kind: FelixConfiguration
+metadata: {name: default}
+spec: {interfacePrefix: none}
+`
+
+// closeDatastore changes what Calico has made for itself.
+func closeDatastore(ctx context.Context, c client.Client) error {
+	info := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation",
+		"metadata": map[string]any{"name": "default"}}}
+	err := c.Get(ctx, client.ObjectKeyFromObject(info), info)
+	if apierrors.IsNotFound(err) {
+		info.Object["spec"] = map[string]any{"datastoreReady": false}
+		return c.Create(ctx, info)
+	}
+	if err != nil {
+		return err
+	}
+	if err := unstructured.SetNestedField(info.Object, false, "spec", "datastoreReady"); err != nil {
+		return err
+	}
+	return c.Update(ctx, info)
 }
 
 func named[T client.Object](o T, namespace, name string) T {

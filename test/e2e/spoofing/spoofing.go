@@ -12,12 +12,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/cluster/fleet"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 )
 
 // Proves is what the scenario shows.
-const Proves = "an app team with every right on pods, nodes, Calico's and Istio's objects, and the kubelet of a refused machine, try every way to a trust label, a verdict, a taint removed, a namespace un-enrolled: all refused, and what is not refused opens nothing"
+const Proves = "an app team with every right on pods, nodes, Calico's and Istio's objects, and the kubelet and Calico's node agent of a refused machine, try every way to a trust label, a verdict, a taint removed, a namespace un-enrolled: all refused, and what is not refused opens nothing"
 
 // bad is the machine whose kubelet tries.
 const bad = "evil-1"
@@ -55,6 +56,7 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	}{
 		{"an app team", "alice", []string{"developers"}, team(victim)},
 		{"the kubelet of " + bad, "system:node:" + bad, []string{"system:nodes"}, kubelet(victim)},
+		{"Calico's node agent on " + bad, fleet.CalicoNode, []string{"system:serviceaccounts"}, calicoNode(victim)},
 	} {
 		config, err := s.Cluster.RESTConfigFor(who.user, who.groups...)
 		if err != nil {
