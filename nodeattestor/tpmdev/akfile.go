@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -33,21 +34,42 @@ const (
 )
 
 func readAK(path string) (AK, error) {
-	data, err := os.ReadFile(path)
+	data, err := readState(path)
 	if err != nil {
 		return AK{}, fmt.Errorf("tpmdev: attestation key: %w", err)
 	}
-	bad := func(what string) (AK, error) {
-		return AK{}, fmt.Errorf("tpmdev: attestation key: %s: %s; remove it to start with a new attestation key", path, what)
+	k, err := parseAK(data)
+	if err != nil {
+		return AK{}, fmt.Errorf("tpmdev: attestation key: %s: %w; remove it to start with a new attestation key", path, err)
 	}
+	return k, nil
+}
+
+// readState reads the file up to one byte beyond its limit.
+func readState(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxStateSize+1))
+	return data, errors.Join(err, f.Close())
+}
+
+// parseAK reads the content of AKFile, strictly: a key that is read differently than it was
+// written is another key.
+func parseAK(data []byte) (AK, error) {
+	bad := func(what string) (AK, error) { return AK{}, errors.New(what) }
 	if len(data) > maxStateSize {
-		return bad("too large")
+		return bad(fmt.Sprintf("it has more than the %d bytes allowed", maxStateSize))
 	}
 	var s akState
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&s); err != nil {
 		return bad(err.Error())
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return bad("something follows the key")
 	}
 	if s.Version != akStateVersion {
 		return bad(fmt.Sprintf("version %d is not %d", s.Version, akStateVersion))
@@ -64,6 +86,7 @@ func readAK(path string) (AK, error) {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return bad(err.Error())
 	}
+	var err error
 	if k.kind, err = ParseAKType(string(s.Type)); err != nil {
 		return bad(err.Error())
 	}
@@ -74,8 +97,8 @@ func readAK(path string) (AK, error) {
 	return k, nil
 }
 
-// writeAK writes the state so that a crash leaves the old file, the new one or none.
-func writeAK(path string, k AK) error {
+// marshal is the content of AKFile.
+func (k AK) marshal() ([]byte, error) {
 	data, err := json.MarshalIndent(akState{
 		Version:  akStateVersion,
 		Type:     k.kind,
@@ -85,13 +108,22 @@ func writeAK(path string, k AK) error {
 		EK:       hex.EncodeToString(k.saltEK),
 	}, "", "  ")
 	if err != nil {
-		return fmt.Errorf("tpmdev: attestation key: %w", err)
+		return nil, fmt.Errorf("tpmdev: attestation key: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+// writeAK writes the state so that a crash leaves the old file, the new one or none.
+func writeAK(path string, k AK) error {
+	data, err := k.marshal()
+	if err != nil {
+		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), AKFile+".*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("tpmdev: attestation key: %w", err)
 	}
-	_, err = f.Write(append(data, '\n'))
+	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)

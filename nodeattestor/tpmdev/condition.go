@@ -20,7 +20,7 @@ func busy(rc tpm2.TPMRC) bool {
 
 // conditions are response codes that tell the state of the TPM, whatever the command
 // was (TPM 2.0 Part 2, sections 6.6.2 and 6.6.3; Part 1, section 19.8 for lockout and
-// 12.5 for failure mode), and what to do about each.
+// 12.4 for failure mode), and what to do about each.
 var conditions = []struct {
 	rc   tpm2.TPMRC
 	what string

@@ -1,6 +1,7 @@
 package tpmdev
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -90,6 +91,37 @@ func FuzzAnswers(f *testing.F) {
 		}
 		if err != nil && errors.Is(err, errNoIndex) && which%9 != 3 && which%9 != 6 && which%9 != 7 {
 			t.Errorf("operation %d says %v", which, err)
+		}
+	})
+}
+
+// FuzzAKFile reads what may stand in the agent's data directory: what is taken for a key
+// is written as it was read.
+func FuzzAKFile(f *testing.F) {
+	for _, kind := range []AKType{ECDSA, RSA} {
+		k := AK{kind: kind, unique: make([]byte, kind.uniqueSize()), Public: []byte{0, 1, 2}, salt: ek.Templates()[0], saltEK: []byte{3}}
+		data, err := k.marshal()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Add([]byte(`{"version":1}{"version":1}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		k, err := parseAK(data)
+		if err != nil {
+			return
+		}
+		once, err := k.marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseAK(once)
+		if err != nil {
+			t.Fatalf("%q is written as %q, which is refused: %v", data, once, err)
+		}
+		if twice, err := again.marshal(); err != nil || !bytes.Equal(once, twice) {
+			t.Errorf("%q reads as %q (%v)", once, twice, err)
 		}
 	})
 }

@@ -14,7 +14,7 @@ var ErrTPM12 = errors.New("tpmdev: this is a TPM 1.2, which can attest with SHA-
 	"switch it to TPM 2.0 in the firmware's setup where the chip can be both, else attest on another machine")
 
 // tagResponse12 is TPM_TAG_RSP_COMMAND, with which a TPM 1.2 answers what it does not
-// know (TPM Main Part 2, section 6.1). A TPM 2.0 uses it, as TPM_ST_RSP_COMMAND, only
+// know (TPM Main Part 2, section 6). A TPM 2.0 uses it, as TPM_ST_RSP_COMMAND, only
 // for a command whose tag is no TPM 2.0 one, and none such is sent here (TPM 2.0 Part 2,
 // section 6.9).
 const tagResponse12 = 0x00C4

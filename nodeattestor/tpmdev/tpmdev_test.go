@@ -232,6 +232,7 @@ func TestUnreadableAKFileIsAnErrorNotANewAK(t *testing.T) {
 	for name, content := range map[string]string{
 		"no JSON":                    "hello",
 		"an unknown key":             `{"version":1,"more":1}`,
+		"two of them":                `{"version":1}{"version":1}`,
 		"another version":            `{"version":2}`,
 		"fields that are missing":    `{"version":1}`,
 		"hex that is none":           `{"version":1,"unique":"zz","public":"00","template":"L-2","ek":"00"}`,
