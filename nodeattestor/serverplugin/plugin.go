@@ -52,7 +52,7 @@ type running struct {
 	queue *verdict.Queue // nil without kubernetes
 	gate  *gate
 	watch *watcher // of the files that the configuration names
-	// states are of this configuration's reference sets; a new configuration begins with none.
+	// states are of this configuration's reference sets; a new configuration begins with the counters alone.
 	states *states
 }
 
@@ -148,6 +148,9 @@ func (c *config) weak() []string {
 // next one's.
 func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	r := &running{config: c, gate: newGate(c.maxParallel), states: newStates(maxStateBytes)}
+	if old != nil {
+		r.states = old.states.next()
+	}
 	var err error
 	if old != nil && old.auditLog == c.auditLog {
 		r.audit = old.audit

@@ -102,7 +102,7 @@ func (p *Plugin) reload() {
 		return
 	}
 	next := *p.run
-	next.config, next.states = c, newStates(maxStateBytes)
+	next.config, next.states = c, p.run.states.next()
 	p.run = &next
 	p.metrics.reloads.Inc("ok")
 	p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),

@@ -15,8 +15,8 @@ const maxStateBytes = 64 << 20
 // stateOverhead is about what the store itself takes for one state, in bytes.
 const stateOverhead = 300
 
-// states keeps where the last proved appraisal of each EK ended. It is a memory of one server and one
-// configuration: whoever has none of it, and who was evicted, reads the whole IMA log, and knows no counters to compare with.
+// states keeps where the last proved appraisal of each EK ended. It is a memory of one server: whoever has none of it, and
+// who was evicted, reads the whole IMA log, and knows no counters to compare with.
 type states struct {
 	limit int
 
@@ -34,6 +34,19 @@ type keptState struct {
 
 func newStates(limit int) *states {
 	return &states{limit: limit, byEK: map[nodeclaim.EKHash]*list.Element{}, order: list.New()}
+}
+
+// next is what another configuration begins with: the counters of each EK. What the old one's reference sets judged
+// is nothing to it, and would keep these sets in memory.
+func (s *states) next() *states {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := newStates(s.limit)
+	for e := s.order.Back(); e != nil; e = e.Prev() {
+		k := e.Value.(keptState) //nolint:forcetypeassert // nothing else is put in.
+		out.put(k.ek, k.state.Seen())
+	}
+	return out
 }
 
 // get is the state of an EK's last proved appraisal.

@@ -32,6 +32,21 @@ func TestStatesForgetThoseThatWerePutLongestAgo(t *testing.T) {
 	}
 }
 
+func TestAnotherConfigurationBeginsWithWhatWasSeen(t *testing.T) {
+	s := newStates(maxStateBytes)
+	for i := range 3 {
+		s.put(ekOf(i), verify.State{})
+	}
+	n := s.next()
+	if n.size != s.size || n.limit != s.limit || n.order.Len() != 3 || n.order.Front().Value.(keptState).ek != ekOf(2) {
+		t.Errorf("%d bytes, %d states", n.size, n.order.Len())
+	}
+	n.put(ekOf(3), verify.State{})
+	if _, ok := s.get(ekOf(3)); ok {
+		t.Error("both have one memory")
+	}
+}
+
 func TestAStateThatIsTooLargeIsNotKept(t *testing.T) {
 	s := newStates(10)
 	s.put(ekOf(0), verify.State{})

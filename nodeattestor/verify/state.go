@@ -42,6 +42,9 @@ func (p *Pending) State() (State, bool) {
 // Seen is what to keep of an appraisal that was proved and refused: its boot, and nothing to go on from.
 func (p *Pending) Seen() State { return State{seen: p.boot()} }
 
+// Seen is the state without what serves its policy alone, so that it can be kept when the policy is not.
+func (s State) Seen() State { return State{seen: s.seen} }
+
 // Resumed tells whether only what is new in the IMA log was read.
 func (p *Pending) Resumed() bool { return p.logs.resumed }
 
