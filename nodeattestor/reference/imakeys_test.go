@@ -24,7 +24,7 @@ func signedFile(t *testing.T, by imatest.Signer, path, content string) ima.Entry
 }
 
 // keyed is a captured set with keys that may sign.
-func keyed(t *testing.T, pairs []string, keys ...imatest.Signer) reference.Set {
+func keyed(t testing.TB, pairs []string, keys ...imatest.Signer) reference.Set {
 	t.Helper()
 	var text strings.Builder
 	text.WriteString("signatureKeys:\n")
