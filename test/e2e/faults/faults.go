@@ -17,7 +17,7 @@ import (
 )
 
 // Proves is what the scenario shows.
-const Proves = "SPIRE server and agents, policy-sync, kube-apiserver, Felix, istiod and Envoy are killed at random (kill -9): no forbidden connection ever succeeds, and allowed ones come back"
+const Proves = "SPIRE server and agents, the SPIFFE CSI driver, policy-sync, kube-apiserver, Felix, istiod and Envoy are killed at random (kill -9): no forbidden connection ever succeeds, and allowed ones come back"
 
 // Recovery is how long an allowed path may be shut after something died, as the README states it.
 const Recovery = 90 * time.Second
@@ -53,22 +53,21 @@ func Play(length time.Duration, seed uint64) func(context.Context, *stage.Stage,
 	}
 }
 
-// kill kills one thing after the other.
+// kill kills one thing after the other, the first once all paths are being tried.
 func kill(ctx context.Context, s *stage.Stage, t *script.Script, deadline time.Time, r *rand.Rand) error {
 	victims := victims()
-	for time.Now().Add(between).Before(deadline) {
-		v := victims[r.IntN(len(victims))]
-		what, err := v(ctx, s, r)
+	for time.Now().Add(2 * between).Before(deadline) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(between):
+		}
+		what, err := victims[r.IntN(len(victims))](ctx, s, r)
 		if err != nil && !errors.Is(err, errNotThere) {
 			return err
 		}
 		if err == nil {
 			t.Say("killed %s", what)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(between):
 		}
 	}
 	return nil
@@ -83,6 +82,8 @@ func victims() []victim {
 	return []victim{
 		container("spire", "app=spire-server", "spire-server"),
 		container("spire", "app=spire-agent", "spire-agent"),
+		container("spire", "app=spiffe-csi-driver", "spiffe-csi-driver"),
+		container("spire", "app=spiffe-csi-driver", "node-driver-registrar"),
 		container(stage.Namespace, "app.kubernetes.io/name=keelson-policy-sync", ""),
 		container("istio-system", "app=istiod", "discovery"),
 		container("shop", "app=frontend", "istio-proxy"),
