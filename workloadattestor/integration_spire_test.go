@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,7 +36,11 @@ func TestRealSPIREGivesIdentitiesToSignedImagesAlone(t *testing.T) {
 	defer cancel()
 	m := startMachine(ctx, t)
 	m.startAPI()
-	agent := m.startSPIRE(ctx)
+	metrics, err := cluster.FreePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := m.startSPIRE(ctx, metrics)
 	container := func(pod, uid string, image node.Pushed) string {
 		return m.run(ctx, 0, node.PodSpec{
 			Namespace: "payments", Name: pod, UID: uid, Container: "main", Image: image.Reference(),
@@ -53,10 +60,33 @@ func TestRealSPIREGivesIdentitiesToSignedImagesAlone(t *testing.T) {
 	if got := m.svid(ctx, unsigned, socket); got.OK || got.SPIFFEID != "" {
 		t.Errorf("unsigned image: got %+v", got)
 	}
+	m.numbersArrive(ctx, metrics)
+}
+
+// numbersArrive looks for the plugin's numbers in SPIRE's own.
+func (m *machine) numbersArrive(ctx context.Context, port int) {
+	m.t.Helper()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/metrics", port), nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	page, err := io.ReadAll(answer.Body)
+	if err := errors.Join(err, answer.Body.Close()); err != nil {
+		m.t.Fatal(err)
+	}
+	for _, want := range []string{"spire_agent_keelson_attestations{", `result="attested"`, "spire_agent_keelson_attestation_seconds", `proof="signed_by_release_key"`} {
+		if !strings.Contains(string(page), want) {
+			m.t.Errorf("SPIRE's metrics have no %s", want)
+		}
+	}
 }
 
 // startSPIRE starts a server with one entry and an agent with the plugin.
-func (m *machine) startSPIRE(ctx context.Context) *cluster.SpireAgent {
+func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.SpireAgent {
 	m.t.Helper()
 	plugin := m.build(ctx, "cmd/keelson-workloadattestor")
 	server, err := cluster.StartSpireServer(ctx, m.group, cluster.SpireServerOptions{
@@ -97,7 +127,7 @@ func (m *machine) startSPIRE(ctx context.Context) *cluster.SpireAgent {
 		}
 	}
 	agent, err := cluster.StartSpireAgent(ctx, m.group, cluster.SpireAgentOptions{
-		Name: "agent", Dir: m.dir, Log: m.t.Output(), Server: server, JoinToken: token.GetValue(),
+		Name: "agent", Dir: m.dir, Log: m.t.Output(), Server: server, JoinToken: token.GetValue(), MetricsPort: metricsPort,
 		Plugins: []cluster.Plugin{
 			{Type: "NodeAttestor", Name: "join_token"},
 			{Type: "WorkloadAttestor", Name: "keelson", Cmd: plugin, Data: m.config(0, "fra-1")},

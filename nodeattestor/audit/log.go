@@ -67,7 +67,7 @@ func beginning(name string) (head Head, err error) {
 	}
 	var e Entry
 	if err := json.Unmarshal(line, &e); err != nil || e.Seq <= 1 {
-		return Start(), nil //nolint:nilerr // what is no entry, or claims to be the first, is judged as the first line.
+		return Start(), nil // what is no entry, or claims to be the first, is judged as the first line
 	}
 	return Head{Seq: e.Seq - 1, Hash: e.Prev}, nil
 }

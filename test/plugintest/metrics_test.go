@@ -118,3 +118,35 @@ func TestTheNumbersReachSPIREAndTheListener(t *testing.T) {
 		}
 	})
 }
+
+func TestVerdictsThatCannotBeWrittenAreNoReadinessInTheEnd(t *testing.T) {
+	ca := must2(tpmtest.NewCA())(t)
+	m := newMachine(t, ca, "good").serve(t, "")
+	newNode(t, "unwritten-1")
+	address := fmt.Sprintf("127.0.0.1:%d", must2(cluster.FreePort())(t))
+	s := newServer(t, serverOptions{ca: ca, reference: m.capture(t, "good"), inventory: map[string][]string{"unwritten-1": m.ekHex},
+		extra: fmt.Sprintf("verdict_valid_for = \"6s\"\nmetrics { listen = %q }\n", address)})
+	_, err := attest(t, m, s, nil)
+	check(t, err)
+	nodeTrust(t, "unwritten-1", trusted)
+	check(t, kubernetes.Outage(t.Context(), func() {
+		m.measure(t, tpmtest.IMAEntry("/usr/bin/backdoor", []byte("evil"))) // a verdict that is kept until it is written
+		_, err := attest(t, m, s, nil)
+		refused(t, s, err, audit.Untrusted, "ima.file")
+		if code, body := page(t.Context(), "http://"+address+"/readyz"); code != http.StatusOK {
+			t.Errorf("an API that is away for a moment: %d %s", code, body)
+		}
+		var said string
+		eventuallyTrue(t, "the plugin is not ready", func(ctx context.Context) bool {
+			var code int
+			code, said = page(ctx, "http://"+address+"/readyz")
+			return code == http.StatusServiceUnavailable
+		}, func() string { return said })
+		if !strings.Contains(said, "1 verdicts wait to be written, the oldest for ") || !strings.Contains(said, "connection refused") {
+			t.Errorf("the reason is %q", said)
+		}
+		shows(t, "http://"+address+"/metrics", "keelson_tpm_pending_verdicts 1", "keelson_tpm_ready 0")
+	}))
+	nodeTrust(t, "unwritten-1", untrusted)
+	shows(t, "http://"+address+"/metrics", "keelson_tpm_pending_verdicts 0", "keelson_tpm_ready 1")
+}
