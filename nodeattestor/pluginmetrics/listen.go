@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
 )
@@ -39,6 +40,9 @@ func (c *Config) Address(p *pluginconf.Problems) string {
 	return c.Listen
 }
 
+// maxConnections bounds what the listener takes at once: it must not use up the files that attestations need.
+const maxConnections = 32
+
 // Door is an address that is open, but not used yet.
 type Door struct {
 	set     *Set
@@ -62,7 +66,7 @@ func (s *Set) Listen(address string) (*Door, error) {
 	if err != nil {
 		return nil, fmt.Errorf("metrics.listen: %w", err)
 	}
-	d.listen = l
+	d.listen = netutil.LimitListener(l, maxConnections)
 	return d, nil
 }
 

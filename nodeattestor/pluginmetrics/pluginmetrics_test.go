@@ -262,6 +262,38 @@ func TestAnotherAddressReplacesTheOneInForce(t *testing.T) {
 	}
 }
 
+func TestThreat24_WhoOpensConnectionsUsesUpNoFiles(t *testing.T) {
+	s := newSet(t, ready)
+	address := open(t, s)
+	var opened []net.Conn
+	for i := range 36 {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened = append(opened, c)
+		if _, err := fmt.Fprintf(c, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		patience := 20 * time.Second
+		if i >= 32 {
+			patience = 200 * time.Millisecond
+		}
+		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(make([]byte, 1)); (n == 1) != (i < 32) {
+			t.Fatalf("connection %d: served: %t, %v", i+1, n == 1, err)
+		}
+	}
+	for _, c := range opened {
+		_ = c.Close()
+	}
+	if code, _ := get(t, "http://"+address+"/healthz"); code != http.StatusOK {
+		t.Errorf("when they are gone: %d", code)
+	}
+}
+
 func TestOnlyLoopbackUnlessItIsSaid(t *testing.T) {
 	type block struct {
 		Metrics *pluginmetrics.Config `hcl:"metrics"`
