@@ -104,7 +104,7 @@ func calicoNode(victim stage.Pod) []attempt {
 	pod := named(&corev1.Pod{}, victim.Namespace, victim.Name)
 	return []attempt{
 		patchStatus("a trust label through a pod's status", "trust labels", pod, trustLabels),
-		patchStatus("the ledger's address on a pod of its own", "kubelet to report", pod, `{"status":{"podIPs":[{"ip":"10.0.0.1"}]}}`),
+		patchStatus("the ledger's address on a pod of its own", "kubelet to report", pod, `{"status":{"podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}}`),
 		create("Felix told to police other interfaces", "Calico's programs on nodes", object(felixConfig)),
 		create("another node's Felix told to let traffic through", "Calico's programs on nodes", object(strings.Replace(felixConfig, "name: default", "name: node.par-1", 1))),
 		{"Felix told to take no more policies", "Calico's programs on nodes", closeDatastore},
