@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keelson-project/keelson/test/cluster/machine"
@@ -51,7 +50,7 @@ func TestARestrictedPodThatIsThereBeforeTheAgentReachesItThroughTheCSIDriver(t *
 	if err := f.Ready(ctx); err != nil {
 		t.Fatal(err)
 	}
-	container := caller(t, ctx, f)
+	container := caller(t, ctx, f, "caller")
 	socket := n.Path("/run/spire/agent-sockets/api.sock")
 	if said := ask(t, ctx, n, container); !strings.Contains(said, "no such file") {
 		t.Errorf("there is no agent, and the pod sees %s", said)
@@ -60,6 +59,11 @@ func TestARestrictedPodThatIsThereBeforeTheAgentReachesItThroughTheCSIDriver(t *
 		reached(t, agent, socket, func() string { return ask(t, ctx, n, container) })
 	}
 	readOnly(t, ctx, n, container)
+	killCSI(t, ctx, f, n)
+	later := caller(t, ctx, f, "later")
+	for _, c := range []string{container, later} {
+		reached(t, "the agent after the driver died", socket, func() string { return ask(t, ctx, n, c) })
+	}
 	gone(t, ctx, f, n)
 }
 
@@ -74,7 +78,7 @@ metadata: {name: team, labels: {pod-security.kubernetes.io/enforce: restricted}}
 `
 
 // caller starts a pod with the driver's volume, waits until it runs, and returns its container.
-func caller(t *testing.T, ctx context.Context, f *Fleet) string {
+func caller(t *testing.T, ctx context.Context, f *Fleet, name string) string {
 	t.Helper()
 	const workload = "test/e2e/workload"
 	paths, err := parts.Commands(ctx, t.Output(), workload)
@@ -89,7 +93,7 @@ func caller(t *testing.T, ctx context.Context, f *Fleet) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "caller"}, Spec: corev1.PodSpec{
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.PodSpec{
 		TerminationGracePeriodSeconds: new(int64(0)),
 		Containers: []corev1.Container{{
 			Name: "main", Image: image.Reference(), Args: []string{"pause"},
@@ -175,7 +179,56 @@ func readOnly(t *testing.T, ctx context.Context, n *Node, container string) {
 	}
 }
 
-// gone deletes the pod and looks for what the driver mounted for it.
+// killCSI ends the driver and its registrar as kill -9 does, and waits until others run in their place.
+func killCSI(t *testing.T, ctx context.Context, f *Fleet, n *Node) {
+	t.Helper()
+	running := func() (map[string]string, error) {
+		pods, err := f.Kubernetes.CoreV1().Pods("spire").List(ctx, metav1.ListOptions{LabelSelector: "app=spiffe-csi-driver"})
+		if err != nil {
+			return nil, err
+		}
+		ids := map[string]string{}
+		for _, p := range pods.Items {
+			for _, c := range p.Status.ContainerStatuses {
+				if _, id, _ := strings.Cut(c.ContainerID, "://"); c.State.Running != nil {
+					ids[c.Name] = id
+				}
+			}
+		}
+		if len(ids) != 2 {
+			return nil, fmt.Errorf("these run: %v, want the driver and its registrar", ids)
+		}
+		return ids, nil
+	}
+	before, err := running()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range before {
+		pid, err := n.Runtime.PID(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Run(ctx, "/bin/kill", "-9", fmt.Sprint(pid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := until(ctx, func() error {
+		now, err := running()
+		if err == nil {
+			for name, id := range before {
+				if now[name] == id {
+					err = fmt.Errorf("%s is still the one that was killed", name)
+				}
+			}
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// gone deletes the pods and looks for what the driver mounted for them.
 func gone(t *testing.T, ctx context.Context, f *Fleet, n *Node) {
 	t.Helper()
 	mounts := func() string {
@@ -187,19 +240,21 @@ func gone(t *testing.T, ctx context.Context, f *Fleet, n *Node) {
 	}
 	const mark = "/volumes/kubernetes.io~csi/spire/mount"
 	if !strings.Contains(mounts(), mark) {
-		t.Errorf("the node has no mount %s while the pod runs", mark)
+		t.Errorf("the node has no mount %s while the pods run", mark)
 	}
-	if err := f.Kubernetes.CoreV1().Pods("team").Delete(ctx, "caller", metav1.DeleteOptions{}); err != nil {
+	pods := f.Kubernetes.CoreV1().Pods("team")
+	if err := pods.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := until(ctx, func() error {
-		if _, err := f.Kubernetes.CoreV1().Pods("team").Get(ctx, "caller", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-			return errors.Join(err, errors.New("the pod is still there"))
+		left, err := pods.List(ctx, metav1.ListOptions{})
+		if err == nil && len(left.Items) > 0 {
+			err = errors.New("pods are still there")
 		}
-		if strings.Contains(mounts(), mark) {
-			return errors.New("the pod's volume is still mounted")
+		if err == nil && strings.Contains(mounts(), mark) {
+			err = errors.New("a pod's volume is still mounted")
 		}
-		return nil
+		return err
 	}); err != nil {
 		t.Error(err)
 	}
