@@ -21,9 +21,6 @@ import (
 // what decides.
 const maxEventLog = 64 << 20
 
-// maxSystemdLog is the same of systemd's log.
-const maxSystemdLog = 8 << 20
-
 // node is the machine during one attestation.
 type node struct {
 	config *config
@@ -132,7 +129,7 @@ func (n *node) respond(ctx context.Context, data []byte) ([]byte, error) {
 	if r.Secret, err = n.dev.Activate(ctx, n.ak, c.CredentialBlob, c.EncryptedSecret); err != nil {
 		return nil, err
 	}
-	if r.Quotes, err = n.quote(ctx, c); err != nil {
+	if r.Quotes, err = n.quoteWithLog(ctx, c); err != nil {
 		return nil, err
 	}
 	if c.TagIndex != 0 {
@@ -180,20 +177,14 @@ func (n *node) certifyTag(ctx context.Context, c *evidence.Challenge) (*evidence
 	return &evidence.TagEvidence{Document: n.tag, Attest: cert.Attest, Signature: cert.Signature}, nil
 }
 
-// firstChunks opens the logs and sends the start of each along with the response.
+// firstChunks opens the kernel's logs and sends the start of each along with the response; a message has no room for
+// more, so systemd's is sent when it is asked for.
 func (n *node) firstChunks(c *evidence.Challenge) ([]evidence.Chunk, error) {
 	log, err := readBounded(n.config.eventLog, maxEventLog)
 	if err != nil {
 		return nil, err
 	}
 	n.logs[evidence.EventLog] = &logReader{kind: evidence.EventLog, from: io.NopCloser(bytes.NewReader(log))}
-	if c.WantUserspaceLog { // sent when it is asked for: a message has room for two chunks
-		log, err := readBounded(n.config.systemdLog, maxSystemdLog)
-		if err != nil {
-			return nil, err
-		}
-		n.logs[evidence.UserspaceLog] = &logReader{kind: evidence.UserspaceLog, from: io.NopCloser(bytes.NewReader(log))}
-	}
 	wanted := []evidence.LogKind{evidence.EventLog}
 	if c.WantIMA {
 		if err := n.openIMA(c.IMAOffset); err != nil {
