@@ -2,7 +2,9 @@ package reference_test
 
 import (
 	"bytes"
+	"crypto/sha1"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,8 +14,11 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/imasig"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/test/imatest"
+	"github.com/keelson-project/keelson/test/tpmtest"
+	"github.com/keelson-project/keelson/test/vectors"
 )
 
 // signedFile is a measured file with an IMA signature over its content.
@@ -235,5 +240,57 @@ func TestCaptureLeavesOutWhatAKeySigned(t *testing.T) {
 	ev.IMA = nil
 	if _, err := reference.Capture("good", ev, key); err == nil || !strings.Contains(err.Error(), "proves none") {
 		t.Errorf("without a list: %v", err)
+	}
+}
+
+// signedEntry is an entry of a list in template ima-sig, or ima-sigv2 for an fs-verity digest.
+func signedEntry(path string, sum, signature []byte, verity bool) []byte {
+	sized := func(b []byte) []byte { return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...) }
+	template, alg := "ima-sig", "sha256:\x00"
+	if verity {
+		template, alg = "ima-sigv2", "verity:sha256:\x00"
+	}
+	data := slices.Concat(sized(append([]byte(alg), sum...)), sized([]byte(path+"\x00")), sized(signature))
+	id := sha1.Sum(data)
+	return slices.Concat([]byte{10, 0, 0, 0}, id[:], sized([]byte(template)), sized(data))
+}
+
+// TestSignedFilesOfAListAreAllowed goes from the list's bytes to the judgement.
+func TestSignedFilesOfAListAreAllowed(t *testing.T) {
+	vendor, stranger := imatest.NewSigner(t), imatest.NewSigner(t)
+	sum := sha256.Sum256([]byte("tool"))
+	for name, c := range map[string]struct {
+		entry []byte
+		want  int
+	}{
+		"signed":                {signedEntry("/tool", sum[:], vendor.Sign(t, 3, 2, sum[:]), false), 0},
+		"signed, version 3":     {signedEntry("/tool", sum[:], vendor.Sign(t, 3, 3, sum[:]), false), 0},
+		"signed, fs-verity":     {signedEntry("/tool", sum[:], vendor.Sign(t, 6, 3, sum[:]), true), 0},
+		"signed by a stranger":  {signedEntry("/tool", sum[:], stranger.Sign(t, 3, 2, sum[:]), false), 1},
+		"not signed":            {signedEntry("/tool", sum[:], nil, false), 1},
+		"fs-verity as the file": {signedEntry("/tool", sum[:], vendor.Sign(t, 3, 2, sum[:]), true), 1},
+	} {
+		all := sets(t, keyed(t, nil, vendor))
+		raw := append(tpmtest.IMAEntry("boot_aggregate", make([]byte, 10*sha256.Size)), c.entry...)
+		values := map[int][]byte{}
+		for i := range 10 {
+			values[i] = make([]byte, sha256.Size)
+		}
+		pcr := ima.Unverified(raw, nodeclaim.SHA256, ima.Options{})
+		values[10] = pcr[len(pcr)-1]
+		m := all.Measure()
+		r := ima.NewStream(vectors.Quote(t, map[nodeclaim.HashAlg]map[int][]byte{nodeclaim.SHA256: values}), ima.Options{}, m.Add)
+		if _, err := r.Write(raw); err != nil {
+			t.Fatal(err)
+		}
+		list, err := r.Finish()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ev := evidence(t, "good")
+		got := all[0].Check(reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs, IMA: &list, Measured: m}, now)
+		if len(got) != c.want {
+			t.Errorf("%s: %v, want %d refusals", name, got, c.want)
+		}
 	}
 }
