@@ -118,14 +118,28 @@ func (c *Cluster) KillAPIServer(ctx context.Context, pause time.Duration) error 
 	})
 }
 
-// Outage ends kube-apiserver as kill -9 does, calls meanwhile, and starts it again. It returns when it serves.
-func (c *Cluster) Outage(ctx context.Context, meanwhile func()) error {
+// Outage ends kube-apiserver as kill -9 does, calls meanwhile, and starts it again, also when a test ends in meanwhile. It
+// returns when it serves.
+func (c *Cluster) Outage(ctx context.Context, meanwhile func()) (err error) {
 	if err := syscall.Kill(-c.apiProcess.PID(), syscall.SIGKILL); err != nil {
 		return fmt.Errorf("cluster: kube-apiserver: %w", err)
 	}
 	<-c.apiProcess.Done()
+	defer func() { err = c.runAPIServer(ctx) }()
 	meanwhile()
-	return c.runAPIServer(ctx)
+	return nil
+}
+
+// Freeze stops kube-apiserver as SIGSTOP does, calls meanwhile, and lets it go on, also when a test ends in meanwhile:
+// connections stay open and nobody answers.
+func (c *Cluster) Freeze(meanwhile func()) (err error) {
+	pid := c.apiProcess.PID()
+	if err := syscall.Kill(-pid, syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("cluster: kube-apiserver: %w", err)
+	}
+	defer func() { err = syscall.Kill(-pid, syscall.SIGCONT) }()
+	meanwhile()
+	return nil
 }
 
 func (c *Cluster) apiServerArgs(port int) []string {

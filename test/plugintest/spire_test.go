@@ -283,3 +283,23 @@ func TestThreat25_AnOutageOfTheAPIChangesNoResultAndTheNewestVerdictStands(t *te
 		t.Errorf("%s audit lines for 6 attestations", got)
 	}
 }
+
+func TestThreat25_AnAPIThatHangsChangesNoResult(t *testing.T) {
+	ca := must2(tpmtest.NewCA())(t)
+	m := newMachine(t, ca, "good").serve(t, "")
+	newNode(t, "hang-1")
+	s := newServer(t, serverOptions{ca: ca, reference: m.capture(t, "good"), inventory: map[string][]string{"hang-1": m.ekHex}})
+	_, err := attest(t, m, s, nil)
+	check(t, err)
+	nodeTrust(t, "hang-1", trusted)
+	check(t, kubernetes.Freeze(func() {
+		if _, err := attest(t, m, s, nil); err != nil {
+			t.Errorf("a known node is refused while the API hangs: %v", err)
+		}
+		m.measure(t, tpmtest.IMAEntry("/usr/bin/backdoor", []byte("evil")))
+		_, err := attest(t, m, s, nil)
+		refused(t, s, err, audit.Untrusted, "ima.file")
+	}))
+	nodeTrust(t, "hang-1", untrusted)
+	whole(t, s.file("audit.jsonl"))
+}
