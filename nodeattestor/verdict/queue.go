@@ -120,6 +120,14 @@ func loadPending(path string) (map[string]Result, error) {
 	if err := json.Unmarshal(data, &pending); err != nil {
 		return nil, fmt.Errorf("verdict: pending verdicts: %s: %w; remove the file to start without them", path, err)
 	}
+	if pending == nil {
+		return nil, fmt.Errorf("verdict: pending verdicts: %s holds no object; remove the file to start without them", path)
+	}
+	for node, r := range pending {
+		if r.Node != node || node == "" {
+			return nil, fmt.Errorf("verdict: pending verdicts: %s: the result of node %q stands under %q; remove the file to start without them", path, r.Node, node)
+		}
+	}
 	return pending, nil
 }
 

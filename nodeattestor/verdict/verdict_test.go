@@ -427,10 +427,13 @@ func TestAnExpiredTrustedVerdictIsNotWrittenLate(t *testing.T) {
 
 func TestABrokenQueueFileIsAnErrorAndNotAnEmptyQueue(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pending.json")
-	if err := os.WriteFile(path, []byte("{broken"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := verdict.StartQueue(&writer{}, path, hclog.NewNullLogger(), clock); err == nil || !strings.Contains(err.Error(), path) {
-		t.Fatalf("got %v, want an error that names the file", err)
+	for name, text := range map[string]string{"cut": "{broken", "null": "null", "a list": "[]", "empty": "",
+		"a result under another node's name": `{"fra-1": {"node": "par-1"}}`, "a result without a node": `{"": {}}`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verdict.StartQueue(&writer{}, path, hclog.NewNullLogger(), clock); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: got %v, want an error that names the file", name, err)
+		}
 	}
 }
