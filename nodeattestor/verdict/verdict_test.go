@@ -330,7 +330,7 @@ func (w *writer) Write(_ context.Context, r verdict.Result, _ time.Time) error {
 
 func (w *writer) wait(t *testing.T, n int) []verdict.Result {
 	t.Helper()
-	for range 100 {
+	for range 1000 {
 		w.mu.Lock()
 		got := append([]verdict.Result(nil), w.written...)
 		w.mu.Unlock()
