@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -69,8 +70,9 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
-	text          string   // that it was made from
-	files         []string // that the text names, to be watched
+	text          string                 // that it was made from
+	files         []string               // that the text names, to be watched
+	seen          map[string]fs.FileInfo // what they were when they were read
 	trustDomain   spiffeid.TrustDomain
 	policy        *verify.Policy
 	pcrSelectors  []nodeclaim.Selection
@@ -97,7 +99,7 @@ const (
 // other effect, so Configure and Validate share it; the problems are all of them.
 func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.Problems) {
 	var raw hclConfig
-	b := builder{problems: pluginconf.Decode(text, &raw), now: now}
+	b := builder{problems: pluginconf.Decode(text, &raw), now: now, seen: map[string]fs.FileInfo{}}
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
@@ -125,7 +127,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.maxParallel = raw.MaxParallel
 	c.listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
-	c.files = b.files
+	c.files, c.seen = b.files, b.seen
 	if b.problems.Err() != nil {
 		return nil, b.problems
 	}
@@ -140,6 +142,7 @@ type builder struct {
 	problems *pluginconf.Problems
 	now      time.Time
 	files    []string
+	seen     map[string]fs.FileInfo
 }
 
 func (b *builder) rest(raw *hclConfig, c *config) {

@@ -20,7 +20,7 @@ func (b *builder) expand(key string, paths []string, suffixes ...string) []strin
 			out = append(out, path) // read reports what is wrong with it
 			continue
 		}
-		b.files = append(b.files, path)
+		b.note(path)
 		entries, err := os.ReadDir(path)
 		if err != nil {
 			b.problems.Add(key, "%v", err)
@@ -43,9 +43,32 @@ func isFolder(path string) bool {
 	return err == nil && info.IsDir()
 }
 
+// note remembers a file or folder as it is before it is read.
+func (b *builder) note(path string) {
+	b.files = append(b.files, path)
+	if info, err := os.Stat(path); err == nil {
+		b.seen[path] = info
+	}
+}
+
+// outdated reports whether a file that the configuration names is another one than was read, for example because it
+// changed before anybody watched it.
+func (c *config) outdated() bool {
+	return slices.ContainsFunc(c.files, func(path string) bool {
+		old, now := c.seen[path], fs.FileInfo(nil)
+		if info, err := os.Stat(path); err == nil {
+			now = info
+		}
+		if old == nil || now == nil {
+			return (old == nil) != (now == nil)
+		}
+		return !os.SameFile(old, now) || !old.ModTime().Equal(now.ModTime()) || old.Size() != now.Size()
+	})
+}
+
 // read reads a file that the configuration names, within maxFile.
 func (b *builder) read(key, path string) ([]byte, bool) {
-	b.files = append(b.files, path)
+	b.note(path)
 	data, err := readBounded(path)
 	if err != nil {
 		b.problems.Add(key, "%v", err)

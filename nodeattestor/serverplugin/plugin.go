@@ -101,6 +101,9 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
 	p.swapWatcher(w)
+	if c.outdated() { // in the moment between reading and watching
+		p.reload()
+	}
 	return &configv1.ConfigureResponse{}, nil
 }
 
