@@ -205,6 +205,8 @@ func TestThreat25_ASPIREServerKilledMidStreamLosesNoVerdict(t *testing.T) {
 	}
 	evilAgent.Stop()
 	check(t, s.spire.Kill())
+	check(t, os.Remove(slow.file("cmdline.txt"))) // before the agent tries again: nobody would open the gate to it
+	check(t, os.WriteFile(slow.file("cmdline.txt"), line, 0o600))
 	pass(line) // into a stream that is gone
 	check(t, s.spire.Start(t.Context()))
 	if _, err := os.Stat(s.file("pending-verdicts.json")); err != nil {
@@ -214,8 +216,6 @@ func TestThreat25_ASPIREServerKilledMidStreamLosesNoVerdict(t *testing.T) {
 	check(t, <-back)
 	nodeTrust(t, "killed-evil", untrusted)
 
-	check(t, os.Remove(slow.file("cmdline.txt")))
-	check(t, os.WriteFile(slow.file("cmdline.txt"), line, 0o600))
 	selectors := s.knows(t, slow, slowAgent)
 	if !slices.Contains(selectors, "keelson_tpm:ref:good") {
 		t.Errorf("selectors %v", selectors)
