@@ -3,6 +3,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spiffe/spire-plugin-sdk/pluginmain"
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
@@ -11,6 +13,6 @@ import (
 )
 
 func main() {
-	plugin := serverplugin.New()
+	plugin := serverplugin.New(time.Now)
 	pluginmain.Serve(nodeattestorv1.NodeAttestorPluginServer(plugin), configv1.ConfigServiceServer(plugin))
 }

@@ -26,13 +26,13 @@ type clock struct {
 	last time.Time // the latest receipt
 }
 
-func newClock() *clock {
-	begun := time.Now()
-	return &clock{wall: wallClock, elapsed: func() time.Duration { return time.Since(begun) }, begun: begun.Round(0)}
+// newClock takes the machine's clock without Go's monotonic reading, which hides that it was set.
+func newClock(wall func() time.Time) *clock {
+	began := time.Now()
+	c := &clock{wall: func() time.Time { return wall().Round(0) }, elapsed: func() time.Duration { return time.Since(began) }}
+	c.begun = c.wall()
+	return c
 }
-
-// wallClock is the machine's clock without Go's monotonic reading.
-func wallClock() time.Time { return time.Now().Round(0) }
 
 // steady is the time by the clock that the server began with and nobody sets.
 func (c *clock) steady() time.Time { return c.begun.Add(c.elapsed()) }

@@ -109,7 +109,7 @@ func TestThreat22_HowAnAttestationEnds(t *testing.T) {
 }
 
 func TestTheRealClockIsSteady(t *testing.T) {
-	c := newClock()
+	c := newClock(time.Now)
 	if c.setClock() {
 		t.Errorf("a clock that nobody set is %s off", c.step())
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 
@@ -20,7 +21,7 @@ import (
 
 func notes(t *testing.T, text string) []string {
 	t.Helper()
-	resp, err := serverplugin.New().Validate(t.Context(), &configv1.ValidateRequest{
+	resp, err := serverplugin.New(time.Now).Validate(t.Context(), &configv1.ValidateRequest{
 		CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"}, HclConfiguration: text})
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +151,7 @@ func TestThreat22_WithSignersOnlySignedReferenceSetsAreLoaded(t *testing.T) {
 }
 
 func TestAnUnconfiguredPluginLetsNobodyIn(t *testing.T) {
-	p := serverplugin.New()
+	p := serverplugin.New(time.Now)
 	_, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: "nonsense = 1"})
 	if err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Fatalf("got %v", err)

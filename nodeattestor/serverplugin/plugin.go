@@ -56,9 +56,9 @@ type running struct {
 	states *states
 }
 
-// New makes a plugin that still has to be configured.
-func New() *Plugin {
-	p := &Plugin{log: hclog.NewNullLogger(), clock: newClock()}
+// New makes a plugin that still has to be configured. wall is the machine's clock, which may be set while the plugin runs.
+func New(wall func() time.Time) *Plugin {
+	p := &Plugin{log: hclog.NewNullLogger(), clock: newClock(wall)}
 	p.metrics = newMetrics(p)
 	return p
 }

@@ -3,6 +3,7 @@ package serverplugin
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/pluginconf"
@@ -10,7 +11,7 @@ import (
 )
 
 func TestTheDocumentSaysWhatTheCodeDoes(t *testing.T) {
-	p := New()
+	p := New(time.Now)
 	t.Cleanup(func() {
 		if err := p.Close(); err != nil {
 			t.Error(err)

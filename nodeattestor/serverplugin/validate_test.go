@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
@@ -27,7 +28,7 @@ type working struct {
 func newWorking(t *testing.T) *working {
 	t.Helper()
 	zero := strings.Repeat("0", 64)
-	w := &working{dir: t.TempDir(), plugin: serverplugin.New(),
+	w := &working{dir: t.TempDir(), plugin: serverplugin.New(time.Now),
 		reference: "name: prod\nboot: {pcrs: {sha256: {0: '" + zero + "', 2: '" + zero + "', 4: '" + zero + "'}}}\n"}
 	t.Cleanup(func() {
 		if err := w.plugin.Close(); err != nil {

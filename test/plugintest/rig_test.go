@@ -222,12 +222,17 @@ type serverOptions struct {
 	kubernetes string
 	// auditLog and stateDir are where the audit log and the pending verdicts go; the server's folder when empty.
 	auditLog, stateDir string
+	// wall is the server machine's clock; time.Now when nil.
+	wall func() time.Time
 }
 
 func newServer(t *testing.T, o serverOptions) *server {
 	t.Helper()
 	s := &server{dir: t.TempDir(), client: new(serverv1.NodeAttestorPluginClient), conf: new(configv1.ConfigServiceClient)}
-	plugin := serverplugin.New()
+	if o.wall == nil {
+		o.wall = time.Now
+	}
+	plugin := serverplugin.New(o.wall)
 	sdktest.ServeInBackground(t, sdktest.Config{
 		PluginServer: serverv1.NodeAttestorPluginServer(plugin), PluginClient: s.client,
 		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
