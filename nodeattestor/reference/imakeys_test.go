@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -293,4 +294,33 @@ func TestSignedFilesOfAListAreAllowed(t *testing.T) {
 			t.Errorf("%s: %v, want %d refusals", name, got, c.want)
 		}
 	}
+}
+
+// TestASetJudgesManyListsAtOnce: what a set makes on the way, and what it remembers, is shared by all of them.
+func TestASetJudgesManyListsAtOnce(t *testing.T) {
+	vendor := imatest.NewSigner(t)
+	all := sets(t, keyed(t, nil, vendor))
+	ev := evidence(t, "good")
+	files := []ima.Entry{signedFile(t, vendor, "/a", "a"), signedFile(t, vendor, "/b", "b")}
+	raw, quoted := vectors.Read(t, "good", vectors.IMALog), vectors.Quoted(t, "good")
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			m := all.Measure()
+			r := ima.NewStream(quoted, ima.Options{}, m.Add)
+			if _, err := r.Write(raw); err != nil {
+				t.Error(err)
+			}
+			list, err := r.Finish()
+			if err != nil {
+				t.Error(err)
+			}
+			streamed := all[0].Check(reference.Evidence{Boot: ev.Boot, PCRs: ev.PCRs, IMA: &list, Measured: m}, now)
+			kept := all[0].Check(withEntries(ev, files...), now)
+			if len(streamed)+len(kept) > 0 {
+				t.Errorf("refused: %v, %v", streamed, kept)
+			}
+		})
+	}
+	wait.Wait()
 }
