@@ -51,17 +51,29 @@ func commands(ctx context.Context, log io.Writer, module string, cgo bool, folde
 	}
 	defer unlock()
 	begun := time.Now()
-	// A build that takes long says so while it does.
-	slow := time.AfterFunc(3*time.Second, func() { say(log, "building this project's programs …") })
-	defer slow.Stop()
 	b := builder{source: filepath.Join(root, module)}
 	paths := make(map[string]string, len(folders))
-	for _, folder := range folders {
-		path := filepath.Join(dir, strings.ReplaceAll(folder, "/", "-")) // folders of one name in different places are different programs
-		if _, err := b.golang(ctx, Part{Name: folder, Cgo: cgo}, "build", "-trimpath", "-o", path, "./"+folder); err != nil {
-			return nil, err
+	built := make(chan error, 1)
+	go func() {
+		for _, folder := range folders {
+			path := filepath.Join(dir, strings.ReplaceAll(folder, "/", "-")) // folders of one name in different places are different programs
+			if _, err := b.golang(ctx, Part{Name: folder, Cgo: cgo}, "build", "-trimpath", "-o", path, "./"+folder); err != nil {
+				built <- err
+				return
+			}
+			paths[folder] = path
 		}
-		paths[folder] = path
+		built <- nil
+	}()
+	// A build that takes long says so while it does; here, for the log is the caller's, who may use it as soon as this returns.
+	select {
+	case err = <-built:
+	case <-time.After(3 * time.Second):
+		say(log, "building this project's programs …")
+		err = <-built
+	}
+	if err != nil {
+		return nil, err
 	}
 	if took := time.Since(begun); took > 3*time.Second {
 		say(log, "built this project's programs in %.0f s", took.Seconds())
