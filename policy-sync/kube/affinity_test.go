@@ -3,6 +3,7 @@ package kube_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,11 +35,11 @@ const placed = `
   terms: ["verdict=trusted"]
 - why: references and tags
   pod: {serviceAccountName: geo}
-  terms: ["verdict=trusted reference=prod,prod-next tag.country=DE,FR"]
+  terms: ["reference=prod,prod-next tag.country=DE,FR verdict=trusted"]
 - why: labels
   labels: {app: a, tier: gold}
   pod: {}
-  terms: ["verdict=trusted tag.rack=r1"]
+  terms: ["tag.rack=r1 verdict=trusted"]
 - why: an expression that does not hold
   labels: {app: a, tier: gold, debug: "1"}
   pod: {}
@@ -48,7 +49,7 @@ const placed = `
 - why: other operators, and two policies at once
   labels: {both: "", tier: silver}
   pod: {serviceAccountName: plain}
-  terms: ["verdict=trusted tag.rack=r2 verdict=trusted"]
+  terms: ["tag.rack=r2 verdict=trusted verdict=trusted"]
 - why: what no label can say is left out
   pod: {serviceAccountName: unspeakable}
   terms: ["verdict=trusted"]
@@ -170,6 +171,7 @@ func terms(p *corev1.Pod) []string {
 		for _, e := range term.MatchExpressions {
 			parts = append(parts, strings.TrimPrefix(e.Key, v1alpha1.NodeLabelPrefix)+"="+strings.Join(e.Values, ","))
 		}
+		slices.Sort(parts) // policies are evaluated in no order
 		out = append(out, strings.Join(parts, " "))
 	}
 	return out
