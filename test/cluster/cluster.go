@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -218,15 +220,24 @@ func (c *Cluster) ServerCertificate(names ...string) (cert, key []byte, err erro
 	return c.ca.server(names...)
 }
 
+// Ports that FreePort draws from: below those that a kernel gives to connections and listeners which do not care (Linux begins
+// at 32768 unless told otherwise), so that nothing but another draw takes one before it is used.
+const firstPort, lastPort = 15000, 30000
+
 // FreePort returns a TCP port of 127.0.0.1 that nothing listens on. Another program may take it before it is used; servers
 // that are started with it say so in their log and the start fails.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("cluster: free port: %w", err)
+	var last error
+	for range 100 {
+		port := firstPort + rand.IntN(lastPort-firstPort)
+		l, err := net.Listen("tcp", net.JoinHostPort(loopback, strconv.Itoa(port)))
+		if err != nil {
+			last = err
+			continue
+		}
+		return port, l.Close()
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
+	return 0, fmt.Errorf("cluster: free port: 100 of those between %d and %d are taken: %w", firstPort, lastPort, last)
 }
 
 func (c *Cluster) path(name string) string { return filepath.Join(c.dir, name) }
