@@ -72,7 +72,7 @@ func BenchmarkPromises(b *testing.B) {
 	var table []figure
 	table = append(table, whole(b)...)
 	table = append(table, incremental(b))
-	table = append(table, manyStates(b), longList(b), atOnce(b))
+	table = append(table, manyStates(b), longList(b), atOnce(b), agentAnswers(b))
 	var text strings.Builder
 	fmt.Fprintf(&text, "\n%-66s %8s %8s  %s\n", "what", "value", "at most", "detail")
 	for _, f := range table {
