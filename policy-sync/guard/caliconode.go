@@ -28,7 +28,7 @@ func calicoNodeGuards(p Params) []check {
 	return []check{
 		{
 			name: "calico-node-felix", why: "with Calico's credentials on a node, Felix could be told to police nothing, on every node",
-			rules: on(felix), unless: only, variables: both,
+			rules: on(felix), when: only, variables: both,
 			validations: []admissionv1.Validation{{
 				Expression: `object.metadata.name == "default" &&
 variables.after.all(k, k in ` + startup + ` || (k in variables.before && variables.before[k] == variables.after[k])) &&
@@ -39,7 +39,7 @@ variables.before.all(k, k in ` + startup + ` || k in variables.after)`,
 		},
 		{
 			name: "calico-node-readiness", why: "with Calico's credentials on a node, Felix could be told to take no more policies, on every node",
-			rules: on(info), unless: only, variables: both,
+			rules: on(info), when: only, variables: both,
 			validations: []admissionv1.Validation{{
 				Expression: `"datastoreReady" in variables.after ? variables.after.datastoreReady == true : !("datastoreReady" in variables.before)`,
 				Message:    "Calico's programs on nodes set datastoreReady to true only: close the datastore as an administrator",

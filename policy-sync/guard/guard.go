@@ -130,8 +130,8 @@ type check struct {
 	why  string // the package's reader and the policy's annotation
 	// rules say which requests it sees.
 	rules []admissionv1.NamedRuleWithOperations
-	// unless are CEL conditions all of which must hold for a request to be looked at.
-	unless []admissionv1.MatchCondition
+	// when are CEL conditions all of which must hold for a request to be looked at.
+	when []admissionv1.MatchCondition
 	// enrolled limits the check to namespaces whose mode label has one of these values.
 	enrolled    []string
 	variables   []admissionv1.Variable
@@ -161,7 +161,7 @@ func (c check) policy() runtime.Object {
 		TypeMeta:   metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "ValidatingAdmissionPolicy"},
 		ObjectMeta: meta(c.name, c.why),
 		Spec: admissionv1.ValidatingAdmissionPolicySpec{
-			FailurePolicy: ptr(admissionv1.Fail), MatchConstraints: c.match(), MatchConditions: c.unless, Variables: c.variables, Validations: c.validations,
+			FailurePolicy: ptr(admissionv1.Fail), MatchConstraints: c.match(), MatchConditions: c.when, Variables: c.variables, Validations: c.validations,
 		},
 	}
 }

@@ -29,7 +29,7 @@ func podGuards(p Params) []check {
 		{
 			name: "pod-trust-labels", why: "nobody but policy-sync puts trust labels on pods",
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "pods", "pods/status", "pods/ephemeralcontainers", "pods/resize", "pods/binding", "bindings")},
-			unless:      []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
+			when:        []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 			variables:   []admissionv1.Variable{keys("before", "oldObject", trustKey), keys("after", "object", trustKey)},
 			validations: []admissionv1.Validation{unchanged(onlyPolicySync)},
 		},
@@ -47,7 +47,7 @@ func podGuards(p Params) []check {
 		{
 			name: "pod-status-facts", why: "whoever writes a pod's addresses and images into its status decides who is let in; only its node knows them",
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "pods/status")},
-			unless:      []admissionv1.MatchCondition{notGroups("not-a-kubelet", slices.Concat(p.Kubelets, p.Admins))},
+			when:        []admissionv1.MatchCondition{notGroups("not-a-kubelet", slices.Concat(p.Kubelets, p.Admins))},
 			enrolled:    []string{v1alpha1.ModeEnforce, v1alpha1.ModeAudit},
 			variables:   []admissionv1.Variable{facts("before", "oldObject"), facts("after", "object")},
 			validations: []admissionv1.Validation{unchanged("a pod's addresses and the images of its containers are for its node's kubelet to report")},
@@ -79,7 +79,7 @@ func nodeGuards(p Params) []check {
 	nodes := []admissionv1.NamedRuleWithOperations{on("", writes, "nodes", "nodes/status")}
 	out := []check{{
 		name: "node-trust-labels", why: "nobody but policy-sync writes a node's verdict and tags", rules: nodes,
-		unless:      []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
+		when:        []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 		variables:   []admissionv1.Variable{keys("before", "oldObject", nodeKey), keys("after", "object", nodeKey)},
 		validations: []admissionv1.Validation{unchanged("labels " + v1alpha1.NodeLabelPrefix + "… are written by policy-sync alone")},
 	}}
@@ -88,7 +88,7 @@ func nodeGuards(p Params) []check {
 	}
 	return append(out, check{
 		name: "node-taint", why: "nobody but policy-sync takes the taint off a node", rules: nodes,
-		unless: []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
+		when: []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 		variables: []admissionv1.Variable{
 			{Name: "before", Expression: fmt.Sprintf(tainted, "oldObject")},
 			{Name: "after", Expression: fmt.Sprintf(tainted, "object")},
@@ -151,7 +151,7 @@ func networkGuards(p Params) []check {
 		{
 			name: "calico-objects", why: "nobody but policy-sync changes Keelson's Calico objects or adds to its tier",
 			rules:     []admissionv1.NamedRuleWithOperations{on("projectcalico.org", allWrites, policies...), on("crd.projectcalico.org", allWrites, policies...)},
-			unless:    []admissionv1.MatchCondition{owners},
+			when:      []admissionv1.MatchCondition{owners},
 			variables: []admissionv1.Variable{{Name: "ours", Expression: fmt.Sprintf(ours, "object") + " || " + fmt.Sprintf(ours, "oldObject")}, {Name: "tier", Expression: fmt.Sprintf(inTier, "object") + " || " + fmt.Sprintf(inTier, "oldObject")}},
 			validations: []admissionv1.Validation{{
 				Expression: "!variables.ours && !variables.tier", Reason: ptr(metav1.StatusReasonForbidden),
@@ -161,7 +161,7 @@ func networkGuards(p Params) []check {
 		{
 			name: "istio-objects", why: "nobody but policy-sync changes Keelson's Istio objects",
 			rules:     []admissionv1.NamedRuleWithOperations{on("security.istio.io", allWrites, istio...)},
-			unless:    []admissionv1.MatchCondition{owners},
+			when:      []admissionv1.MatchCondition{owners},
 			variables: []admissionv1.Variable{{Name: "ours", Expression: fmt.Sprintf(ours, "object") + " || " + fmt.Sprintf(ours, "oldObject")}},
 			validations: []admissionv1.Validation{{
 				Expression: "!variables.ours", Reason: ptr(metav1.StatusReasonForbidden),
@@ -171,7 +171,7 @@ func networkGuards(p Params) []check {
 		{
 			name: "peer-authentication", why: "the oldest PeerAuthentication of a namespace wins, so another one could end strict mutual TLS",
 			rules: []admissionv1.NamedRuleWithOperations{on("security.istio.io", writes, "peerauthentications")}, enrolled: []string{v1alpha1.ModeEnforce},
-			unless: []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
+			when: []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
 			validations: []admissionv1.Validation{{
 				Expression: `has(object.spec) && has(object.spec.mtls) && has(object.spec.mtls.mode) && object.spec.mtls.mode == "STRICT" && !has(object.spec.portLevelMtls)`,
 				Message:    "in an enforced namespace mutual TLS is strict, on every port", Reason: ptr(metav1.StatusReasonForbidden),
@@ -191,19 +191,19 @@ func apiGuards(p Params) []check {
 		{
 			name: "nodetrust-writes", why: "only SPIRE servers write verdicts",
 			rules:       []admissionv1.NamedRuleWithOperations{on(v1alpha1.Group, writes, "nodetrusts", "nodetrusts/status")},
-			unless:      []admissionv1.MatchCondition{notUsers("not-a-spire-server", p.SPIREServers...)},
+			when:        []admissionv1.MatchCondition{notUsers("not-a-spire-server", p.SPIREServers...)},
 			validations: []admissionv1.Validation{forbidden("a NodeTrust is written by the SPIRE server's node attestor alone")},
 		},
 		{
 			name: "nodetrust-deletes", why: "a NodeTrust binds a TPM to a node; only admins release it",
 			rules:       []admissionv1.NamedRuleWithOperations{on(v1alpha1.Group, []admissionv1.OperationType{admissionv1.Delete}, "nodetrusts")},
-			unless:      []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
+			when:        []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
 			validations: []admissionv1.Validation{forbidden("a NodeTrust binds a TPM to its node; only an administrator releases it")},
 		},
 		{
 			name: "namespace-mode", why: "only admins enrol a namespace or take it out",
 			rules:       []admissionv1.NamedRuleWithOperations{on("", writes, "namespaces", "namespaces/status", "namespaces/finalize")},
-			unless:      []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
+			when:        []admissionv1.MatchCondition{notGroups("not-an-admin", p.Admins)},
 			variables:   []admissionv1.Variable{keys("before", "oldObject", modeKey), keys("after", "object", modeKey)},
 			validations: []admissionv1.Validation{unchanged("label " + v1alpha1.ModeLabel + " is set by administrators alone")},
 		},
