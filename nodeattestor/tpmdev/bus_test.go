@@ -70,6 +70,48 @@ func TestThreat10_NoSecretCrossesTheBus(t *testing.T) {
 	})
 }
 
+// Who answers in the TPM's place that an index is for its owner to read, and for nobody else, is not sent
+// the owner's authorisation.
+func TestThreat10_NobodyOnTheBusCanAskForAnAuthorisation(t *testing.T) {
+	path := tpmtest.Start(t)
+	manufacture(t, path, "L-2")
+	owner := []byte("the owner's authorisation")
+	if err := tpmtest.SetAuth(path, tpm2.TPMRHOwner, owner); err != nil {
+		t.Fatal(err)
+	}
+	if err := open(t, path, tpmdev.Options{OwnerAuth: owner}).ProvisionTag(t.Context(), assettag.DefaultIndex, [assettag.DigestSize]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	const authRead = 1 << 2 // of the second byte of TPMA_NV, which follows header, size, index and name algorithm
+	changed, asked := 0, false
+	tap := tpmtest.Between(t, path, func(command []byte, forward tpmtest.Forward) []byte {
+		asked = asked || bytes.Contains(command, owner)
+		out := forward(command)
+		if tpmtest.Code(command) == uint32(tpm2.TPMCCNVReadPublic) && len(out) > 22 && out[19]&authRead != 0 {
+			out[19] &^= authRead
+			changed++
+		}
+		return out
+	})
+	dev := open(t, tap, tpmdev.Options{OwnerAuth: owner})
+	e, err := dev.Endorsement(t.Context())
+	if err != nil || len(e.Certs) > 0 {
+		t.Errorf("an EK certificate that only the owner may read: %d certificates, %v", len(e.Certs), err)
+	}
+	if _, err := dev.Tag(t.Context(), assettag.DefaultIndex); err == nil {
+		t.Error("a tag that only the owner may read was read")
+	}
+	if err := dev.ProvisionTag(t.Context(), assettag.DefaultIndex, [assettag.DigestSize]byte{2}); err != nil {
+		t.Error(err)
+	}
+	if changed < 3 {
+		t.Errorf("only %d answers were changed", changed)
+	}
+	if asked {
+		t.Error("the owner's authorisation crossed the bus")
+	}
+}
+
 // flips runs use once for each byte of the command's response and of the command, behind
 // somebody who changes that byte. Whatever comes out without an error must be right.
 func flips(t *testing.T, path string, code uint32, use func(ctx context.Context, dev *tpmdev.Device) error) {

@@ -44,7 +44,7 @@ func (d *Device) nvPublic(index uint32) (*tpm2.TPMSNVPublic, *tpm2.TPM2BName, er
 }
 
 // nvRead reads a whole index: with its own, empty authValue where the index allows
-// that, else as owner.
+// that, else as an owner without authorisation.
 func (d *Device) nvRead(index uint32) ([]byte, error) {
 	public, name, err := d.nvPublic(index)
 	if err != nil {
@@ -57,7 +57,7 @@ func (d *Device) nvRead(index uint32) ([]byte, error) {
 	for offset := uint16(0); offset < public.DataSize; {
 		size := min(nvChunk, public.DataSize-offset)
 		rsp, err := tpm2.NVRead{
-			AuthHandle: d.nvReader(public, name),
+			AuthHandle: nvReader(public, name),
 			NVIndex:    tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: *name},
 			Size:       size,
 			Offset:     offset,
@@ -74,11 +74,14 @@ func (d *Device) nvRead(index uint32) ([]byte, error) {
 	return out, nil
 }
 
-func (d *Device) nvReader(public *tpm2.TPMSNVPublic, name *tpm2.TPM2BName) tpm2.AuthHandle {
+// nvReader authorises reading an index. EK certificates and tags have AUTHREAD (TCG EK Credential
+// Profile 2.x, section 2.2.1.4; assettag.NVPublic). Options.OwnerAuth is never used: what an index's
+// attributes are is the word of whoever sits on the bus, who could have it sent to him by changing them.
+func nvReader(public *tpm2.TPMSNVPublic, name *tpm2.TPM2BName) tpm2.AuthHandle {
 	if public.Attributes.AuthRead {
 		return tpm2.AuthHandle{Handle: public.NVIndex, Name: *name, Auth: tpm2.PasswordAuth(nil)}
 	}
-	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(d.opts.OwnerAuth)}
+	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
 }
 
 // CertifyTag has the TPM certify the tag's index over the nonce with the AK
@@ -99,7 +102,7 @@ func (d *Device) CertifyTag(ctx context.Context, k AK, nonce []byte, index uint3
 		}
 		rsp, err := tpm2.NVCertify{
 			SignHandle:     tpm2.AuthHandle{Handle: loaded.handle, Name: loaded.name, Auth: session},
-			AuthHandle:     d.nvReader(public, name),
+			AuthHandle:     nvReader(public, name),
 			NVIndex:        tpm2.NamedHandle{Handle: tpm2.TPMHandle(index), Name: *name},
 			QualifyingData: tpm2.TPM2BData{Buffer: nonce},
 			InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
