@@ -2,19 +2,14 @@ package verdict
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 )
 
 // Writer stores one result; Store is the one that ships.
@@ -36,15 +31,12 @@ type Queue struct {
 	pending map[string]Result
 	tried   map[string]time.Time // node -> when its result was last tried
 	failed  error                // why a result could not be written in the last round, nil when all could
-	unsaved error                // why the file is behind what is pending, nil when it is not
 	closed  bool
+	file    saving
 	wake    chan struct{}
 	cancel  context.CancelFunc
 	done    chan struct{}
 }
-
-// maxPending bounds the queue file in bytes; it holds one result per node.
-const maxPending = 64 << 20
 
 // StartQueue resumes what an earlier run left in the file at path and starts writing.
 func StartQueue(w Writer, path string, log hclog.Logger, now func() time.Time) (*Queue, error) {
@@ -56,8 +48,10 @@ func StartQueue(w Writer, path string, log hclog.Logger, now func() time.Time) (
 }
 
 func newQueue(w Writer, path string, log hclog.Logger, now func() time.Time, pending map[string]Result) *Queue {
-	return &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending, tried: map[string]time.Time{},
+	q := &Queue{writer: w, path: path, log: log, now: now, retry: 2 * time.Second, pending: pending, tried: map[string]time.Time{},
 		wake: make(chan struct{}, 1), done: make(chan struct{})}
+	q.file.free.L = &q.mu
+	return q
 }
 
 func (q *Queue) start() *Queue {
@@ -78,8 +72,11 @@ func (q *Queue) Succeed(w Writer, path string) (*Queue, error) {
 			return nil, err
 		}
 	}
+	q.hold() // two queues never write one file at once
 	next := newQueue(w, path, q.log, q.now, pending)
-	if err := next.adopt(q.snapshot()); err != nil {
+	err := next.adopt(q.snapshot())
+	q.letGo(err == nil)
+	if err != nil {
 		return nil, err
 	}
 	q.Close() // it may have written some of them meanwhile; writing those again changes nothing
@@ -98,37 +95,7 @@ func (q *Queue) adopt(results []Result) error {
 	for _, r := range results {
 		q.put(r)
 	}
-	return q.save()
-}
-
-func loadPending(path string) (map[string]Result, error) {
-	pending := map[string]Result{}
-	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return pending, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	if info.Size() > maxPending {
-		return nil, fmt.Errorf("verdict: pending verdicts: %s has %d bytes, more than %d; remove it if it is not Keelson's", path, info.Size(), maxPending)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	if err := json.Unmarshal(data, &pending); err != nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %s: %w; remove the file to start without them", path, err)
-	}
-	if pending == nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %s holds no object; remove the file to start without them", path)
-	}
-	for node, r := range pending {
-		if r.Node != node || node == "" {
-			return nil, fmt.Errorf("verdict: pending verdicts: %s: the result of node %q stands under %q; remove the file to start without them", path, r.Node, node)
-		}
-	}
-	return pending, nil
+	return q.safe(q.file.changes)
 }
 
 // ErrClosed means that the queue was closed: it keeps nothing any more, for its file may
@@ -146,7 +113,7 @@ func (q *Queue) Submit(r Result) error {
 	}
 	q.put(r)
 	q.trigger()
-	return q.save()
+	return q.safe(q.file.changes)
 }
 
 // put queues a result in memory. The caller holds the lock.
@@ -158,6 +125,7 @@ func (q *Queue) put(r Result) {
 		r = r.notBelow(old.TagSerial)
 	}
 	q.pending[r.Node] = r.bounded(maxReasons, maxReasonChars)
+	q.file.changes++
 }
 
 // Status is how a queue stands.
@@ -172,7 +140,7 @@ type Status struct {
 func (q *Queue) Status() Status {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	s := Status{Pending: len(q.pending), Failed: q.failed, Unsaved: q.unsaved}
+	s := Status{Pending: len(q.pending), Failed: q.failed, Unsaved: q.file.failed}
 	for _, r := range q.pending {
 		if s.Oldest.IsZero() || r.ReceivedAt.Before(s.Oldest) {
 			s.Oldest = r.ReceivedAt
@@ -209,7 +177,7 @@ func (q *Queue) TagSerial(node, ekHash string) uint64 {
 // Close stops writing; what is pending stays in the file.
 func (q *Queue) Close() {
 	q.mu.Lock()
-	q.closed = true
+	q.end()
 	q.mu.Unlock()
 	q.cancel()
 	<-q.done
@@ -246,6 +214,7 @@ func (q *Queue) round(ctx context.Context) (again bool) {
 	var failures []failure
 	defer func() { q.report(failures) }()
 	q.saveAgain()
+	saved := time.Now()
 	for _, r := range q.snapshot() {
 		if err := q.attempt(ctx, r); err != nil && ctx.Err() == nil {
 			failures = append(failures, failure{r.Node, err})
@@ -255,7 +224,12 @@ func (q *Queue) round(ctx context.Context) (again bool) {
 			return ctx.Err() == nil
 		default:
 		}
+		if time.Since(saved) > savePace {
+			q.saveWritten()
+			saved = time.Now()
+		}
 	}
+	q.saveWritten()
 	return false
 }
 
@@ -274,18 +248,6 @@ func (q *Queue) report(failures []failure) {
 	}
 	q.failed = fmt.Errorf("node %s: %w", failures[0].node, failures[0].err)
 	q.log.Warn("verdicts wait to be written", "failed", len(failures), "pending", len(q.pending), "node", failures[0].node, "error", failures[0].err)
-}
-
-// saveAgain writes the file when it is behind, for example because the disk was full.
-func (q *Queue) saveAgain() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.unsaved == nil || q.closed {
-		return
-	}
-	if err := q.save(); err == nil {
-		q.log.Info("pending verdicts saved", "file", q.path)
-	}
 }
 
 // snapshot is what is pending: untrusted results first, for they close doors, else the
@@ -354,80 +316,5 @@ func (q *Queue) drop(r Result, why string) {
 	}
 	delete(q.pending, r.Node)
 	delete(q.tried, r.Node)
-	if err := q.save(); err != nil {
-		q.log.Warn("pending verdicts not saved", "error", err)
-	}
-}
-
-// save replaces the file atomically. The caller holds the lock.
-func (q *Queue) save() error {
-	q.unsaved = q.write()
-	return q.unsaved
-}
-
-func (q *Queue) write() error {
-	data, err := q.marshal()
-	if err != nil {
-		return fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	temporary := q.path + ".new" // one name: what a crash leaves behind is replaced, and never adds up
-	if err := writeSynced(temporary, data); err != nil {
-		err = errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(temporary))
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			err = fmt.Errorf("%w: make room in %s", err, filepath.Dir(q.path))
-		}
-		return err
-	}
-	if err := os.Rename(temporary, q.path); err != nil {
-		return fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	return syncDir(filepath.Dir(q.path))
-}
-
-// marshal is the file's content. What would not be read again after a restart is not written: with very many
-// nodes, each keeps only the first of its reasons.
-func (q *Queue) marshal() ([]byte, error) {
-	data, err := json.Marshal(q.pending)
-	if err != nil || len(data) <= maxPending {
-		return data, err
-	}
-	short := make(map[string]Result, len(q.pending))
-	for node, r := range q.pending {
-		short[node] = r.bounded(1, maxReasonChars/4)
-	}
-	if data, err = json.Marshal(short); err == nil && len(data) > maxPending {
-		err = fmt.Errorf("%d results take %d bytes, more than %d", len(short), len(data), maxPending)
-	}
-	return data, err
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncDir makes a rename in a directory survive a loss of power.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err == nil {
-		err = errors.Join(dir.Sync(), dir.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	return nil
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	q.file.changes++
 }
