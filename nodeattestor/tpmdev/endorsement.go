@@ -182,37 +182,47 @@ func (d *Device) loadEK(t ek.Template, expected []byte) (*loadedKey, error) {
 	return d.primary(t.Area())
 }
 
-// readChain reads the issuers' certificates, which some vendors store, one after the
-// other across the indices.
+// readChain reads the issuers' certificates, which some vendors store one after the other across the indices. An index that
+// was never written, or that the TPM does not let anybody read, is left out: the chain helps to build a
+// path, servers can be configured with what it lacks, and an EK must not be lost for it. No certificate goes on across such a gap.
 func (d *Device) readChain() ([][]byte, error) {
 	handles, err := d.handles(firstChainIndex)
 	if err != nil {
 		return nil, err
 	}
-	var all []byte
+	var out [][]byte
+	var run []byte // contents of neighbouring indices
 	for _, h := range handles {
 		if h > lastChainIndex {
 			break
 		}
 		part, err := d.nvRead(uint32(h))
-		if err != nil {
+		switch {
+		case errors.Is(err, errNoIndex), errors.Is(err, errUnreadable):
+			out, run = append(out, cutChain(run)...), nil
+		case err != nil:
 			return nil, err
+		default:
+			run = append(run, part...)
 		}
-		all = append(all, part...)
 	}
+	out = append(out, cutChain(run)...)
+	return out[:min(len(out), ek.MaxCertificates-1)], nil
+}
+
+// cutChain splits certificates that lie one after the other, up to the first bytes that begin none. One that no server could
+// parse is left out: it must not spoil the EK's own.
+func cutChain(raw []byte) [][]byte {
 	var out [][]byte
-	for len(out) < ek.MaxCertificates-1 {
+	for {
 		var cert []byte
-		if cert, all = cutDER(all); cert == nil {
-			break
+		if cert, raw = cutDER(raw); cert == nil {
+			return out
 		}
-		// One that no server could parse must not spoil the EK's own; servers can be
-		// configured with it as an intermediate.
 		if _, err := x509.ParseCertificate(cert); err == nil && len(cert) <= ek.MaxCertificateSize {
 			out = append(out, cert)
 		}
 	}
-	return out, nil
 }
 
 // cutDER splits the first DER SEQUENCE off; cert is nil when there is none.

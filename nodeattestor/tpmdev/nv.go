@@ -11,8 +11,11 @@ import (
 // ErrNoTag says that the tag's NV index is not defined or was never written; provision a tag.
 var ErrNoTag = errors.New("tpmdev: the TPM holds no asset tag")
 
-// errNoIndex says that an NV index is not defined.
-var errNoIndex = errors.New("tpmdev: NV index is not defined")
+// errNoIndex says that an NV index is not defined, or was and never written.
+var errNoIndex = errors.New("tpmdev: NV index is not defined or was never written")
+
+// errUnreadable says that the TPM holds something in an NV index that it or this package does not read.
+var errUnreadable = errors.New("tpmdev: NV index cannot be read")
 
 // nvChunk is how many bytes of NV are read at once; every PC client TPM allows 512.
 const nvChunk = 512
@@ -50,8 +53,11 @@ func (d *Device) nvRead(index uint32) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !public.Attributes.Written {
+		return nil, errNoIndex
+	}
 	if public.DataSize > maxNVRead {
-		return nil, fmt.Errorf("tpmdev: NV index 0x%08x has %d bytes, more than the %d allowed", index, public.DataSize, maxNVRead)
+		return nil, fmt.Errorf("%w: 0x%08x has %d bytes, more than the %d allowed", errUnreadable, index, public.DataSize, maxNVRead)
 	}
 	var out []byte
 	for offset := uint16(0); offset < public.DataSize; {
@@ -62,6 +68,10 @@ func (d *Device) nvRead(index uint32) ([]byte, error) {
 			Size:       size,
 			Offset:     offset,
 		}.Execute(d.now.tpm)
+		var answer tpm2.TPMRC
+		if errors.As(err, &answer) && !answer.IsWarning() && answer != tpm2.TPMRCFailure { // not for now, and not for all
+			return nil, fmt.Errorf("%w: 0x%08x: %w", errUnreadable, index, err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("tpmdev: read NV index 0x%08x: %w", index, err)
 		}
