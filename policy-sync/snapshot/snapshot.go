@@ -37,12 +37,24 @@ type Snapshot struct {
 	// Blocks are the address blocks of each node, beyond Node.spec.podCIDRs (Calico's
 	// block affinities), by node name. They bound which addresses a revocation may name.
 	Blocks map[string][]netip.Prefix
+	// Attested are the pods that were attested lately, as the graph before told (trustgraph.Graph.Attested). A machine
+	// that turns bad can take its pods and their addresses out of the API first; what it had stays known from here.
+	Attested []Attested
 	// SPIRE is what the SPIRE server said; nil when it could not be read. Without it
 	// nothing is opened and no entry is touched, but doors still close.
 	SPIRE *SPIRE
 	// Unread names what else could not be read, wholly or in part. With anything in it
 	// there is no plan at all: absence in a partial reading proves nothing.
 	Unread []string
+}
+
+// Attested is a pod that was attested, with the addresses that it had then on a node that was trusted then.
+type Attested struct {
+	Namespace, Name, UID, Node string
+	// Addresses are the newest ones it had, oldest first.
+	Addresses []netip.Addr
+	// At is when it was last attested.
+	At time.Time
 }
 
 // Config is what the operator set.

@@ -28,7 +28,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
-	snap.At = s.o.Now()
+	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes))
 
 	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
@@ -36,6 +36,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
+	s.attested = decision.Graph.Attested
 	held := s.warming(snap, decision.Graph)
 	p.close(ctx, without(decision.Plan.Closing(), held))
 

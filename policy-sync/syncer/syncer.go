@@ -66,6 +66,9 @@ type Syncer struct {
 	said    map[string]bool // findings that were logged, so that each is said once
 	began   time.Time       // the first pass
 	warm    bool            // see warming
+	// attested are the pods that were attested lately. A replica that takes over begins without: what a machine took out of
+	// the API before that, it remembers no addresses of.
+	attested []snapshot.Attested
 	fight   fight
 }
 

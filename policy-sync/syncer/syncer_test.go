@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
@@ -69,6 +70,40 @@ func TestAPassClosesBeforeItOpens(t *testing.T) {
 	if ops = w.sync(w.syncer()); len(ops) > 0 {
 		t.Errorf("a steady state was written to: %v", ops)
 	}
+}
+
+// Between two passes a machine takes its pods out of the API, and then fails its attestation: what they had is cut off.
+func TestThreat34_APassRemembersWhatTheOneBeforeAttested(t *testing.T) {
+	w := newFake(t)
+	s := w.syncer()
+	w.sync(s)
+	addresses := map[string]bool{}
+	w.mu.Lock()
+	w.s.Pods = slices.DeleteFunc(slices.Clone(w.s.Pods), func(p corev1.Pod) bool {
+		if p.Spec.NodeName != "fra-1" {
+			return false
+		}
+		if p.Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True {
+			addresses[p.Status.PodIP] = true
+		}
+		return true
+	})
+	w.mu.Unlock()
+	w.sync(s)
+	w.proveBad()
+	for _, o := range w.sync(s) {
+		if o.Phase == plan.Revoke && o.Target.Kind == "GlobalNetworkSet" {
+			nets, _, _ := unstructured.NestedStringSlice(o.Object.Object, "spec", "nets")
+			for _, net := range nets {
+				delete(addresses, strings.TrimSuffix(net, "/32"))
+			}
+			if len(addresses) > 0 {
+				t.Errorf("revoked are %v, which lacks %v", nets, addresses)
+			}
+			return
+		}
+	}
+	t.Errorf("no address was revoked; attested pods had %v", addresses)
 }
 
 func TestAFailedReadChangesNothing(t *testing.T) {

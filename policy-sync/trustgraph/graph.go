@@ -26,8 +26,11 @@ type Graph struct {
 	Policies   []Policy
 	// Identities are what SPIRE may issue, one per service account.
 	Identities []Identity
-	// Revoked are addresses of enrolled pods on nodes that are proved bad.
+	// Revoked are addresses of enrolled pods on nodes that are proved bad or whose proof has ended, and of pods that were
+	// attested and are not any more.
 	Revoked []Revoked
+	// Attested are the pods to remember: they are the next snapshot's.
+	Attested []snapshot.Attested
 	// Evict are the SPIRE agents of nodes that are proved bad.
 	Evict []Eviction
 	// SPIRERead is false when the SPIRE server could not be read.
@@ -67,6 +70,8 @@ type Pod struct {
 	Node                 string
 	ServiceAccount       string
 	HostNetwork          bool
+	// Ended is true for a pod that will never run again.
+	Ended bool
 	// Mode of its namespace; empty when that is not enrolled.
 	Mode string
 	// Matches are the policies that select it, sorted.
@@ -157,6 +162,7 @@ func Build(s snapshot.Snapshot) (Graph, error) {
 	b.buildPolicies()
 	b.buildPods()
 	b.buildIdentities()
+	b.remember()
 	b.buildRevocations()
 	b.buildForeign()
 	b.finish()
@@ -194,6 +200,7 @@ func (b *builder) finish() {
 		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Reason, y.Reason))
 	})
 	g.Revoked = slices.CompactFunc(g.Revoked, func(x, y Revoked) bool { return x.Address == y.Address })
+	slices.SortFunc(g.Attested, func(x, y snapshot.Attested) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(g.Evict, func(x, y Eviction) int {
 		return cmp.Or(cmp.Compare(x.AgentID, y.AgentID), cmp.Compare(x.Reason, y.Reason))
 	})

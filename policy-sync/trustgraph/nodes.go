@@ -46,25 +46,27 @@ func (b *builder) buildNodes() {
 }
 
 // judge turns a NodeTrust into a node's verdict. In order:
-//   - trust must be about this very Node object, not an earlier one of its name. A proof of
-//     the contrary is about the machine, whose EK holds the name until an administrator
-//     deletes the NodeTrust: it outlasts the Node object, whoever deleted that;
+//   - untrusted stands until a newer verdict replaces it, whatever else the NodeTrust says: a date in the future comes
+//     from a server's clock, and must not keep a door open. It is about the machine, whose EK holds the name until
+//     an administrator deletes the NodeTrust, and outlasts the Node object, whoever deleted that;
+//   - trust must be about this very Node object, not an earlier one of its name;
 //   - what it says must be well formed and not of the future;
-//   - untrusted stands until a newer verdict replaces it;
 //   - trusted stands until validUntil, then it is stale.
 func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
+	if t.Verdict == v1alpha1.VerdictUntrusted {
+		node.Verdict, node.EKHash, node.AgentID = v1alpha1.VerdictUntrusted, t.EKHash, t.AgentID
+		node.Why = []string{fmt.Sprintf("node %s is proved bad", n.Name)}
+		for _, r := range t.Reasons {
+			node.Why = append(node.Why, fmt.Sprintf("%s: %s", r.Check, r.Reason))
+		}
+		return
+	}
 	if why := b.malformed(n, t); why != "" {
 		node.Why = []string{why}
 		return
 	}
 	node.EKHash, node.AgentID, node.Reference, node.Tags = t.EKHash, t.AgentID, t.Reference, maps.Clone(t.Tags)
 	switch {
-	case t.Verdict == v1alpha1.VerdictUntrusted:
-		node.Verdict = v1alpha1.VerdictUntrusted
-		node.Why = []string{fmt.Sprintf("node %s is proved bad", n.Name)}
-		for _, r := range t.Reasons {
-			node.Why = append(node.Why, fmt.Sprintf("%s: %s", r.Check, r.Reason))
-		}
 	case b.s.At.Before(t.ValidUntil.Time):
 		node.Verdict = v1alpha1.VerdictTrusted
 	default:
@@ -74,15 +76,14 @@ func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
 	}
 }
 
-// malformed says why a NodeTrust cannot be believed about the node, or nothing.
+// malformed says why a NodeTrust that does not say untrusted cannot be believed about the node, or nothing.
 func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 	ek, err := nodeclaim.ParseEKHash(t.EKHash)
 	agent := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
-	bad := t.Verdict == v1alpha1.VerdictUntrusted
 	switch {
-	case !bad && t.NodeUID != "" && t.NodeUID != string(n.UID):
+	case t.NodeUID != "" && t.NodeUID != string(n.UID):
 		return fmt.Sprintf("node %s: the proof is about an earlier Node of this name (UID %s, now %s)", n.Name, t.NodeUID, n.UID)
-	case !bad && t.NodeUID == "":
+	case t.NodeUID == "":
 		// The verifier writes the UID as soon as the Node exists, so that nothing has to be told from
 		// creation times, which have whole seconds.
 		return fmt.Sprintf("node %s: the proof names no Node UID, so that a recreated Node could inherit it; the verifier adds it within seconds", n.Name)
@@ -90,7 +91,7 @@ func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 		return fmt.Sprintf("node %s: its NodeTrust is not readable: %v", n.Name, err)
 	case t.AgentID != agent:
 		return fmt.Sprintf("node %s: its NodeTrust names agent %q, but this EK's agent is %s", n.Name, t.AgentID, agent)
-	case t.Verdict != v1alpha1.VerdictTrusted && t.Verdict != v1alpha1.VerdictUntrusted:
+	case t.Verdict != v1alpha1.VerdictTrusted:
 		return fmt.Sprintf("node %s: its NodeTrust says %q, which is no verdict", n.Name, t.Verdict)
 	case t.AttestedAt.IsZero() || t.AttestedAt.After(b.s.At.Add(MaxSkew)):
 		return fmt.Sprintf("node %s: its proof is dated %s, which lies in the future or is no date", n.Name, t.AttestedAt.UTC().Format(time.RFC3339))

@@ -50,7 +50,7 @@ func BearsTrust(labels map[string]string) bool {
 func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 	out := Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Node: pod.Spec.NodeName,
-		ServiceAccount: snapshot.ServiceAccount(pod), HostNetwork: pod.Spec.HostNetwork, Mode: mode,
+		ServiceAccount: snapshot.ServiceAccount(pod), HostNetwork: pod.Spec.HostNetwork, Ended: snapshot.Ended(pod), Mode: mode,
 	}
 	why := b.general(pod, mode)
 	if pod.Spec.HostNetwork && mode != "" {

@@ -12,69 +12,70 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// buildRevocations collects the addresses of enrolled pods on machines that are proved bad, and
-// their agents. All that says which addresses those are comes from the bad machine: its
-// kubelet reports the pods' addresses (and whether they have ended, so that is not asked),
-// may have registered the Node with a range of its choice, and its CNI plugin claims
-// blocks. So an address is believed only if it lies in the node's own blocks, in no other
-// node's, and no pod or node that is not proved bad has it: a bad machine cannot cut off
-// others.
+// buildRevocations collects the addresses of enrolled pods on machines that are proved bad or have stopped proving
+// themselves, and the agents of the former. A machine that turns bad and then keeps silent must not keep its open flows, so
+// the end of a proof cuts as well, unless the brake holds it.
+//
+// All that says which addresses those are comes from that machine: its kubelet reports the pods' addresses (and whether
+// they have ended, so that is not asked), may have registered the Node with a range of its choice, and its CNI plugin claims
+// blocks. So an address is believed only if it lies in the node's own blocks, in no other node's, and nobody that is
+// trusted has it: a bad machine cannot cut off others. What it had while it was trusted is remembered; see recallRevocations.
 func (b *builder) buildRevocations() {
-	for _, name := range b.badMachines() {
-		for j := range b.s.Pods {
-			pod := &b.s.Pods[j]
-			// Who was never let in has nothing to lose, and others need it: SPIRE's server, a name server or istiod may run there
-			// (design/2026-11-25-whose-addresses-are-revoked.md).
-			if pod.Spec.NodeName != name || pod.Spec.HostNetwork || b.modes[pod.Namespace] == "" {
-				continue
-			}
-			for _, addr := range podAddresses(pod) {
-				b.revoke(pod, addr)
-			}
+	causes := b.lost()
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		cause := causes[pod.Spec.NodeName]
+		// Who was never let in has nothing to lose, and others need it: SPIRE's server, a name server or istiod may run there
+		// (design/2026-11-25-whose-addresses-are-revoked.md).
+		if cause == "" || pod.Spec.HostNetwork || b.modes[pod.Namespace] == "" {
+			continue
+		}
+		for _, addr := range podAddresses(pod) {
+			b.revoke(pod, addr, cause)
 		}
 	}
+	b.recallRevocations(causes)
 	b.evictions()
 }
 
-// badMachines are the names of nodes that are proved bad, and those that are proved bad
-// and whose Node object is gone: their pods may run on.
-func (b *builder) badMachines() []string {
-	var out []string
+// lost are the nodes whose pods are cut off, with the reason: those that are proved bad, those that are proved bad and
+// whose Node object is gone (their pods may run on), and those whose proof has ended.
+func (b *builder) lost() map[string]string {
+	out := map[string]string{}
 	for name, n := range b.nodes {
-		if n.Verdict == v1alpha1.VerdictUntrusted {
-			out = append(out, name)
+		switch {
+		case n.Verdict == v1alpha1.VerdictUntrusted:
+			out[name] = fmt.Sprintf("node %s is proved bad", name)
+		case n.Verdict == v1alpha1.VerdictStale && !n.Held:
+			out[name] = n.Why[0]
 		}
 	}
 	for i := range b.s.NodeTrusts {
 		t := &b.s.NodeTrusts[i]
 		if _, ok := b.nodes[t.Name]; !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted {
-			out = append(out, t.Name)
+			out[t.Name] = fmt.Sprintf("node %s is proved bad", t.Name)
 		}
 	}
-	return sorted(out)
+	return out
 }
 
-func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr) {
-	node := pod.Spec.NodeName
-	why := b.notItsOwn(node, addr)
-	if why != "" {
-		b.report("node %s is proved bad and says that its pod %s has address %s, which is not its own to give (%s): not revoked", node, snapshot.Key(pod), addr, why)
+func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr, cause string) {
+	if why := b.notItsOwn(pod.Spec.NodeName, addr); why != "" {
+		b.report("%s; it says that its pod %s has address %s, which is not its own to give (%s): not revoked", cause, snapshot.Key(pod), addr, why)
 		return
 	}
-	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: fmt.Sprintf("node %s is proved bad", node)})
+	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause})
 }
 
-// notItsOwn says why a bad machine's address is not believed, or nothing.
+// notItsOwn says why the address of a machine that is not trusted is not believed, or nothing.
 func (b *builder) notItsOwn(node string, addr netip.Addr) string {
-	if b.claims == nil {
-		b.collectClaims()
-	}
+	b.collectClaims()
 	within := func(p netip.Prefix) bool { return p.Contains(addr) }
 	if !slices.ContainsFunc(b.claims.blocks[node], within) {
 		return "it is in none of the node's address blocks"
 	}
-	if owner, ok := b.claims.used[addr]; ok {
-		return owner + " has it"
+	if user, ok := b.claims.used[addr]; ok {
+		return user.owner + " has it"
 	}
 	for _, other := range sortedKeys(b.claims.blocks) {
 		if b.nodes[other].Verdict != v1alpha1.VerdictUntrusted && other != node && slices.ContainsFunc(b.claims.blocks[other], within) {
@@ -84,21 +85,27 @@ func (b *builder) notItsOwn(node string, addr netip.Addr) string {
 	return ""
 }
 
-// claims are the address blocks of each node, and who that is not proved bad has an address.
+// claims are the address blocks of each node, and who that is trusted has an address.
 type claims struct {
 	blocks map[string][]netip.Prefix
-	used   map[netip.Addr]string
+	used   map[netip.Addr]user
 }
 
+// user is who has an address: words for a person, and a pod's UID.
+type user struct{ owner, uid string }
+
 // use notes who has an address; of several, always the same one is named.
-func (c *claims) use(addr netip.Addr, owner string) {
-	if have, ok := c.used[addr]; !ok || owner < have {
-		c.used[addr] = owner
+func (c *claims) use(addr netip.Addr, u user) {
+	if have, ok := c.used[addr]; !ok || u.owner < have.owner || u.owner == have.owner && u.uid < have.uid {
+		c.used[addr] = u
 	}
 }
 
 func (b *builder) collectClaims() {
-	c := &claims{blocks: map[string][]netip.Prefix{}, used: map[netip.Addr]string{}}
+	if b.claims != nil {
+		return
+	}
+	c := &claims{blocks: map[string][]netip.Prefix{}, used: map[netip.Addr]user{}}
 	for name, blocks := range b.s.Blocks {
 		c.blocks[name] = slices.Clone(blocks)
 	}
@@ -114,7 +121,7 @@ func (b *builder) collectClaims() {
 		}
 		for _, a := range n.Status.Addresses {
 			if addr, err := netip.ParseAddr(a.Address); err == nil {
-				c.use(addr.Unmap(), "node "+n.Name)
+				c.use(addr.Unmap(), user{owner: "node " + n.Name})
 			}
 		}
 	}
@@ -125,7 +132,7 @@ func (b *builder) collectClaims() {
 			continue
 		}
 		for _, addr := range podAddresses(pod) {
-			c.use(addr, "a pod of node "+pod.Spec.NodeName)
+			c.use(addr, user{"a pod of node " + pod.Spec.NodeName, string(pod.UID)})
 		}
 	}
 	b.claims = c

@@ -1,0 +1,113 @@
+package trustgraph
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+const (
+	// Remember is how long an attested pod is remembered after it was last seen attested. A machine that takes its pods out of
+	// the API has to wait as long before it fails an attestation, and is attested many times meanwhile.
+	Remember = time.Hour
+	// maxRemembered bounds the pods, and maxAddresses the addresses of each; the newest are kept.
+	maxRemembered = 100_000
+	maxAddresses  = 16
+)
+
+// remember works out Graph.Attested from the snapshot's and from the pods that are attested now.
+func (b *builder) remember() {
+	known := map[string]snapshot.Attested{}
+	for _, a := range b.s.Attested {
+		if b.s.At.Sub(a.At) < Remember {
+			known[a.UID] = a
+		}
+	}
+	attested := map[string]bool{}
+	for i := range b.g.Pods {
+		if p := &b.g.Pods[i]; p.Attested && !p.HostNetwork {
+			attested[p.UID] = true
+		}
+	}
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		if uid := string(pod.UID); attested[uid] {
+			known[uid] = snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: uid, Node: pod.Spec.NodeName, At: b.s.At,
+				Addresses: b.addressesOf(pod, known[uid].Addresses)}
+		}
+	}
+	for _, a := range known {
+		if len(a.Addresses) > 0 {
+			b.g.Attested = append(b.g.Attested, a)
+		}
+	}
+	if surplus := len(b.g.Attested) - maxRemembered; surplus > 0 {
+		slices.SortFunc(b.g.Attested, func(x, y snapshot.Attested) int {
+			return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.UID, y.UID))
+		})
+		b.g.Attested = b.g.Attested[surplus:]
+	}
+}
+
+// addressesOf are the addresses of a pod on a trusted node: those it had, and those it has now that lie in the node's blocks.
+func (b *builder) addressesOf(pod *corev1.Pod, had []netip.Addr) []netip.Addr {
+	now := podAddresses(pod)
+	if !slices.ContainsFunc(now, func(a netip.Addr) bool { return !slices.Contains(had, a) }) {
+		return had
+	}
+	b.collectClaims()
+	out := slices.Clone(had)
+	for _, addr := range now {
+		within := func(p netip.Prefix) bool { return p.Contains(addr) }
+		if !slices.Contains(out, addr) && slices.ContainsFunc(b.claims.blocks[pod.Spec.NodeName], within) {
+			out = append(out, addr)
+		}
+	}
+	return out[max(0, len(out)-maxAddresses):]
+}
+
+// recallRevocations revokes what attested pods had, unless somebody that is trusted has it now:
+//
+//   - on machines that are lost, also pods that the machine has taken out of the API, or given other addresses there;
+//   - on trusted machines, pods that run on and are no longer attested although a policy still selects them: new
+//     connections close with the label, and open ones have to be cut.
+func (b *builder) recallRevocations(causes map[string]string) {
+	if len(b.g.Attested) == 0 {
+		return
+	}
+	b.collectClaims()
+	fallen := b.fallen()
+	for _, a := range b.g.Attested {
+		cause := causes[a.Node]
+		if cause == "" {
+			cause = fallen[a.UID]
+		}
+		if cause == "" {
+			continue
+		}
+		for _, addr := range a.Addresses {
+			if user, ok := b.claims.used[addr]; !ok || user.uid == a.UID {
+				b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause})
+			}
+		}
+	}
+}
+
+// fallen are the running pods of enforcing namespaces on trusted nodes that a policy selects and that are not attested,
+// by UID, with the reason.
+func (b *builder) fallen() map[string]string {
+	out := map[string]string{}
+	for i := range b.g.Pods {
+		p := &b.g.Pods[i]
+		if n := b.nodes[p.Node]; !p.Attested && p.Mode == v1alpha1.ModeEnforce && len(p.Matches) > 0 && n.Verdict == v1alpha1.VerdictTrusted && !p.Ended {
+			out[p.UID] = "pod " + p.Key() + " is no longer attested: " + joined(p.Why)
+		}
+	}
+	return out
+}
