@@ -69,7 +69,7 @@ type Syncer struct {
 	// attested are the pods that were attested lately. A replica that takes over begins without: what a machine took out of
 	// the API before that, it remembers no addresses of.
 	attested []snapshot.Attested
-	fight   fight
+	fight    fight
 }
 
 // New makes a syncer.
