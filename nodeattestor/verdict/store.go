@@ -99,13 +99,16 @@ func bindingOf(spec *v1alpha1.NodeTrustSpec) Binding {
 
 // Write brings the node's NodeTrust up to the result, unless a newer verdict stands
 // there. It compares and writes under the object's resourceVersion, so that of two
-// servers the later receipt wins; the CRD's transition rules refuse what slips through.
+// servers the later receipt wins; the CRD's transition rules refuse what slips through. now is the time at the call, which
+// goes on while an API that comes back keeps the request waiting: what another server wrote meanwhile is not of the future.
 func (s *Store) Write(ctx context.Context, r Result, now time.Time) error {
+	begun := time.Now()
 	uid, err := s.nodeUID(ctx, r.Node)
 	if err != nil {
 		return err
 	}
-	err = retry.OnError(retry.DefaultBackoff, retryable, func() error { return s.writeOnce(ctx, r, uid, now) })
+	clock := func() time.Time { return now.Add(time.Since(begun)) }
+	err = retry.OnError(retry.DefaultBackoff, retryable, func() error { return s.writeOnce(ctx, r, uid, clock) })
 	if err != nil {
 		return fmt.Errorf("verdict: write NodeTrust %s: %w", r.Node, err)
 	}
@@ -131,7 +134,7 @@ func (s *Store) nodeUID(ctx context.Context, name string) (string, error) {
 	return string(node.UID), nil
 }
 
-func (s *Store) writeOnce(ctx context.Context, r Result, uid string, now time.Time) error {
+func (s *Store) writeOnce(ctx context.Context, r Result, uid string, clock func() time.Time) error {
 	var nt v1alpha1.NodeTrust
 	err := s.client.Get(ctx, client.ObjectKey{Name: r.Node}, &nt)
 	if apierrors.IsNotFound(err) {
@@ -149,6 +152,7 @@ func (s *Store) writeOnce(ctx context.Context, r Result, uid string, now time.Ti
 	if nt.Spec.EKHash != r.EKHash {
 		return fmt.Errorf("%w: NodeTrust has %s, the evidence %s; if the machine was replaced, delete the NodeTrust", ErrBoundElsewhere, nt.Spec.EKHash, r.EKHash)
 	}
+	now := clock() // after the read
 	r = r.above(&nt.Spec, now)
 	want := r.spec(uid)
 	sameMoment := nt.Spec.AttestedAt.Time.Equal(want.AttestedAt.Time) && nt.Spec.Verdict == want.Verdict
