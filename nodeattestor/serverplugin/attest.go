@@ -30,7 +30,7 @@ type attempt struct {
 	sizes logSizes
 	rand  io.Reader
 
-	received time.Time       // when the payload arrived: the order among verdicts
+	received receipt         // when the payload arrived: the order among verdicts
 	until    time.Time       // when a verdict becomes stale
 	pending  *verify.Pending // nil until Begin accepted the payload
 }
@@ -52,7 +52,7 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 		return none, err
 	}
 	a.received = a.clock.receipt()
-	a.until = a.clock.validUntil(a.received, a.validFor)
+	a.until = a.clock.validUntil(a.received.at, a.validFor)
 	payload, err := evidence.ParsePayload(data)
 	if err != nil {
 		return none, malformed{err}
@@ -216,6 +216,9 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed(), "notes", claims.Notes)
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
 		AgentAttributes: &nodeattestorv1.AgentAttributes{
+	if !a.redate() {
+		return a.refuse(fmt.Errorf("the server's clock is %s ahead of the Kubernetes API's, so that its verdict would carry a wrong date; set it right", a.clock.offset()))
+	}
 			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,
 		}}})
 }
@@ -267,6 +270,7 @@ func (a *attempt) note(outcome audit.Outcome, text string) {
 	if err := a.sinks.record(e); err != nil {
 		a.log.Error("audit line lost", "error", err)
 	}
+		a.redate()
 }
 
 func (a *attempt) agentID() string {
@@ -276,6 +280,16 @@ func (a *attempt) agentID() string {
 func (a *attempt) result() verdict.Result {
 	return verdict.Result{
 		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
-		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received, ValidUntil: a.until,
+		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received.at, ValidUntil: a.until,
 	}
 }
+// redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was wrong, and reports whether it was
+// right. A machine that is proved bad is so at the right date; a trusted one is attested again soon.
+func (a *attempt) redate() bool {
+	r, right := a.clock.recheck(a.received)
+	if !right {
+		a.received, a.until = r, a.clock.validUntil(r.at, a.validFor)
+	}
+	return right
+}
+

@@ -16,6 +16,8 @@ import (
 //   - what is judged by its validity is judged by the later of the machine's clock and the one that the
 //     server began with: setting the clock back makes nothing valid again;
 //   - receipts, which order verdicts, never go back, or a newer verdict would count as older;
+//   - where the Kubernetes API's clock is known, receipts follow it as soon as the machine's is off by more than
+//     maxOffset: policy-sync believes no verdict of the future, and one would stand in the way of every later one;
 //   - what is out of date by a clock that was set proves nothing about a machine (see setClock).
 type clock struct {
 	wall    func() time.Time     // the machine's clock
@@ -23,7 +25,47 @@ type clock struct {
 	begun   time.Time            // wall when the server began
 
 	mu   sync.Mutex
-	last time.Time // the latest receipt
+	api  func() (time.Time, bool) // the Kubernetes API's clock, as far as it is known; nil without Kubernetes
+	last time.Time                // the latest receipt
+}
+
+// maxOffset is how far the machine's clock may be from the Kubernetes API's, which tells whole seconds, before it counts as
+// wrong. What policy-sync believes is within 5 minutes.
+const maxOffset = time.Minute
+
+// follow makes the Kubernetes API's clock the one that receipts follow; nil is none.
+func (c *clock) follow(api func() (time.Time, bool)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.api = api
+}
+
+// offset is how far the machine's clock is ahead of the Kubernetes API's; 0 where that is not known.
+func (c *clock) offset() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.api != nil {
+		if t, ok := c.api(); ok {
+			return c.wall().Sub(t).Round(time.Second)
+		}
+	}
+	return 0
+}
+
+// shared is the time that servers and policy-sync share, as well as it is known. The caller holds the lock.
+func (c *clock) shared() time.Time {
+	wall := c.wall()
+	if c.api == nil {
+		return wall
+	}
+	t, ok := c.api()
+	if ok && c.last.After(t.Add(maxOffset)) {
+		c.last = t // it was given before the clock was known to be wrong
+	}
+	if !ok || wall.Sub(t).Abs() <= maxOffset {
+		return wall
+	}
+	return t
 }
 
 // newClock takes the machine's clock without Go's monotonic reading, which hides that it was set.
@@ -46,16 +88,34 @@ func (c *clock) now() time.Time {
 	return steady
 }
 
+// receipt is when evidence arrived.
+type receipt struct {
+	at      time.Time     // orders verdicts
+	arrived time.Duration // by the monotonic clock
+}
+
 // receipt is the time of an arrival, later than every one before. The API stores microseconds.
-func (c *clock) receipt() time.Time {
+func (c *clock) receipt() receipt {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	at := c.wall().Truncate(time.Microsecond)
+	at := c.shared().Truncate(time.Microsecond)
 	if !at.After(c.last) {
 		at = c.last.Add(time.Microsecond)
 	}
 	c.last = at
-	return at
+	return receipt{at, c.elapsed()}
+}
+
+// recheck is the receipt as it should be by what is known of the clocks now, and whether it was so: the API may have
+// been heard only since.
+func (c *clock) recheck(r receipt) (receipt, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := c.shared().Add(r.arrived - c.elapsed()).Truncate(time.Microsecond)
+	if off := at.Sub(r.at); c.api == nil || off.Abs() <= maxOffset {
+		return r, true
+	}
+	return receipt{at, r.arrived}, false
 }
 
 // after makes every receipt later than one of an earlier run.
@@ -70,7 +130,9 @@ func (c *clock) after(t time.Time) {
 // validUntil is the end of a verdict that is valid for a while from now on. It lies after the receipt, as
 // the API demands, also when the clock was set back since an earlier one.
 func (c *clock) validUntil(receipt time.Time, validFor time.Duration) time.Time {
-	end, least := c.wall().Add(validFor), receipt.Add(time.Minute)
+	c.mu.Lock()
+	end, least := c.shared().Add(validFor), receipt.Add(time.Minute)
+	c.mu.Unlock()
 	if end.Before(least) {
 		return least
 	}

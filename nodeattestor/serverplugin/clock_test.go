@@ -26,9 +26,9 @@ func newSetable() *setable {
 
 func TestThreat25_AClockSetBackReordersNoVerdicts(t *testing.T) {
 	c := newSetable()
-	first := c.receipt()
+	first := c.receipt().at
 	c.passed, c.set = time.Minute, -3*time.Hour
-	second := c.receipt()
+	second := c.receipt().at
 	if !second.After(first) {
 		t.Errorf("a verdict received a minute later, with the clock set back, counts as older: %s, %s", first, second)
 	}
@@ -36,15 +36,52 @@ func TestThreat25_AClockSetBackReordersNoVerdicts(t *testing.T) {
 		t.Errorf("received %s, valid until %s; want little more than the API demands", second, end)
 	}
 	c.after(second.Add(time.Hour)) // what an earlier run of the server left in its queue
-	if third := c.receipt(); !third.After(second.Add(time.Hour)) {
+	if third := c.receipt().at; !third.After(second.Add(time.Hour)) {
 		t.Errorf("received %s, before what waits from the run before", third)
 	}
 	c.set, c.passed = 0, 5*time.Hour
-	if now := c.receipt(); !now.Equal(c.wall()) {
+	if now := c.receipt().at; !now.Equal(c.wall()) {
 		t.Errorf("with the clock right again, received %s at %s", now, c.wall())
 	}
 	if end := c.validUntil(c.wall(), 2*time.Hour); !end.Equal(c.wall().Add(2 * time.Hour)) {
 		t.Errorf("valid until %s", end)
+	}
+}
+
+// The API's clock goes on whatever is done to the machine's: verdicts are dated by it, before and after the machine's is right again.
+func TestThreat25_AClockThatIsWrongDatesNoVerdictAhead(t *testing.T) {
+	c := newSetable()
+	api := func() time.Time { return c.begun.Add(c.passed).Truncate(time.Second) }
+	known := false
+	c.follow(func() (time.Time, bool) { return api(), known })
+	c.set = 5 * time.Hour
+	r := c.receipt()
+	if !r.at.Equal(c.wall()) {
+		t.Errorf("received %s, though nothing but the machine's clock is known", r.at)
+	}
+	c.passed += 2 * time.Second
+	known = true // the attestation asks the API who the node is
+	dated, right := c.recheck(r)
+	if late := api().Sub(dated.at); right || late < time.Second || late > 3*time.Second {
+		t.Errorf("dated %s, right: %t; want two seconds before %s", dated.at, right, api())
+	}
+	if end := c.validUntil(dated.at, time.Hour); end.Sub(api()).Abs() > time.Hour+time.Second {
+		t.Errorf("valid until %s", end)
+	}
+	if c.offset() != 5*time.Hour {
+		t.Errorf("offset %s", c.offset())
+	}
+	last := dated.at
+	for _, c.set = range []time.Duration{5 * time.Hour, -5 * time.Hour, 0, 30 * time.Second} {
+		c.passed += 2 * time.Minute
+		r := c.receipt()
+		if off := r.at.Sub(api()); off.Abs() > maxOffset || !r.at.After(last) {
+			t.Errorf("clock set by %s: received %s after %s, the API's clock says %s", c.set, r.at, last, api())
+		}
+		if again, right := c.recheck(r); !right || again != r {
+			t.Errorf("clock set by %s: %s became %s", c.set, r.at, again.at)
+		}
+		last = r.at
 	}
 }
 
@@ -113,7 +150,7 @@ func TestTheRealClockIsSteady(t *testing.T) {
 	if c.setClock() {
 		t.Errorf("a clock that nobody set is %s off", c.step())
 	}
-	if a, b := c.receipt(), c.receipt(); !b.After(a) {
+	if a, b := c.receipt().at, c.receipt().at; !b.After(a) {
 		t.Errorf("two receipts %s and %s", a, b)
 	}
 }

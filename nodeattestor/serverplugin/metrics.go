@@ -54,6 +54,7 @@ func newMetrics(p *Plugin) *metrics {
 	})
 	s.Gauge("audit_log_bytes", "Size of the audit log's current file.", func() float64 { return float64(p.auditSize()) })
 	s.Gauge("reference_sets", "Reference sets that are valid now.", func() float64 { return float64(p.validSets()) })
+	s.Gauge("clock_offset_seconds", "How far the machine's clock is ahead of the Kubernetes API's, as of its last answer; 0 while that is not known.", func() float64 { return p.clock.offset().Seconds() })
 	s.Gauge("clock_step_seconds", "How far the machine's clock was set since the plugin began; positive is forwards.", func() float64 { return p.clock.step().Seconds() })
 	return m
 }

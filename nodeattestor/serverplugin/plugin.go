@@ -119,7 +119,9 @@ func (p *Plugin) replace(c *config) (*watcher, error) {
 	}
 	p.run = next
 	if next.queue != nil {
+	p.clock.follow(nil)
 		p.clock.after(next.queue.Newest())
+		p.clock.follow(next.store.Now)
 	}
 	if old == nil {
 		return nil, nil

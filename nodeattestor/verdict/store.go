@@ -42,6 +42,7 @@ type Binding struct {
 // Store reads and writes NodeTrust objects. Its methods may be called at once.
 type Store struct {
 	client client.Client
+	clock  apiClock
 
 	mu    sync.Mutex
 	known map[string]Binding // last binding read per node, for when the API is away
@@ -53,11 +54,14 @@ func NewStore(cfg *rest.Config) (*Store, error) {
 	if err := errors.Join(corev1.AddToScheme(scheme), authenticationv1.AddToScheme(scheme), v1alpha1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("verdict: scheme: %w", err)
 	}
-	c, err := client.New(cfg, client.Options{Scheme: scheme})
-	if err != nil {
+	s := NewStoreFor(nil)
+	cfg = rest.CopyConfig(cfg)
+	cfg.Wrap(s.clock.listen)
+	var err error
+	if s.client, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		return nil, fmt.Errorf("verdict: Kubernetes client: %w", err)
 	}
-	return NewStoreFor(c), nil
+	return s, nil
 }
 
 // NewStoreFor uses an existing client, whose scheme must know Node, TokenReview and NodeTrust.

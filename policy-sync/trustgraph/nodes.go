@@ -94,7 +94,7 @@ func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 	case t.Verdict != v1alpha1.VerdictTrusted:
 		return fmt.Sprintf("node %s: its NodeTrust says %q, which is no verdict", n.Name, t.Verdict)
 	case t.AttestedAt.IsZero() || t.AttestedAt.After(b.s.At.Add(MaxSkew)):
-		return fmt.Sprintf("node %s: its proof is dated %s, which lies in the future or is no date", n.Name, t.AttestedAt.UTC().Format(time.RFC3339))
+		return fmt.Sprintf("node %s: its proof is dated %s, which lies in the future or is no date; set the clocks of the SPIRE servers right, and delete the NodeTrust of the future", n.Name, t.AttestedAt.UTC().Format(time.RFC3339))
 	case !t.ValidUntil.After(t.AttestedAt.Time):
 		return fmt.Sprintf("node %s: its proof ended before it began", n.Name)
 	}
