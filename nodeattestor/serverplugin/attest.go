@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -33,10 +34,16 @@ type attempt struct {
 	received receipt         // when the payload arrived: the order among verdicts
 	until    time.Time       // when a verdict becomes stale
 	pending  *verify.Pending // nil until Begin accepted the payload
+	release  func()          // gives back what known claimed; nil while nothing is
 }
 
 // attest runs the protocol and turns its end into a verdict and a gRPC status.
 func (a *attempt) attest(ctx context.Context) error {
+	defer func() {
+		if a.release != nil {
+			a.release()
+		}
+	}()
 	claims, err := a.appraise(ctx)
 	if err != nil {
 		return a.refuse(err)
@@ -132,10 +139,37 @@ func (a *attempt) known(ctx context.Context) (verify.Known, error) {
 	}
 	known := verify.Known{TagSerial: a.sinks.pendingSerial(a.pending.Node(), a.pending.EK().String())}
 	b, err := a.store.Binding(ctx, a.pending.Node())
-	if err != nil || b == nil {
+	if err != nil {
 		return known, err
 	}
-	return verify.Known{EKHash: b.EKHash, TagSerial: max(known.TagSerial, b.TagSerial)}, nil
+	if b != nil {
+		known.EKHash, known.TagSerial = b.EKHash, max(known.TagSerial, b.TagSerial)
+	}
+	if a.policy.Binding == verify.ByToken {
+		known.Nodes, err = a.owners(ctx)
+	}
+	return known, err
+}
+
+// owners are the nodes that the machine is bound to. It claims the machine's EKs first, so that no other attestation of
+// this server binds them meanwhile, and asks the queue before the store, for that is where results go.
+func (a *attempt) owners(ctx context.Context) ([]string, error) {
+	release, err := a.sinks.claims.hold(a.pending.MachineEKs(), a.pending.Node())
+	if err != nil {
+		return nil, err
+	}
+	a.release = release
+	var nodes []string
+	for _, ek := range a.pending.MachineEKs() {
+		waiting := a.sinks.pendingNodes(ek.String())
+		stored, err := a.store.Owners(ctx, ek.String())
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(append(nodes, waiting...), stored...)
+	}
+	slices.Sort(nodes)
+	return slices.Compact(nodes), nil
 }
 
 // logs takes the chunks that came with the response, then asks for the rest.
@@ -182,6 +216,9 @@ func (a *attempt) add(c *evidence.Chunk) error {
 // accept writes the audit line and queues the verdict before it lets the node in: what
 // is not on record does not happen.
 func (a *attempt) accept(claims nodeclaim.Claims) error {
+	if !a.redate() {
+		return a.refuse(fmt.Errorf("the server's clock is %s ahead of the Kubernetes API's, so that its verdict would carry a wrong date; set it right", a.clock.offset()))
+	}
 	selectors, err := claims.Selectors(a.pcrSelectors)
 	if err != nil {
 		return a.refuse(err)
@@ -216,9 +253,6 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 		"resets", claims.ResetCount, "restarts", claims.RestartCount, "resumed", a.pending.Resumed(), "notes", claims.Notes)
 	return a.stream.Send(&nodeattestorv1.AttestResponse{Response: &nodeattestorv1.AttestResponse_AgentAttributes{
 		AgentAttributes: &nodeattestorv1.AgentAttributes{
-	if !a.redate() {
-		return a.refuse(fmt.Errorf("the server's clock is %s ahead of the Kubernetes API's, so that its verdict would carry a wrong date; set it right", a.clock.offset()))
-	}
 			SpiffeId: a.trustDomain.IDString() + claims.AgentPath(), SelectorValues: selectors, CanReattest: true,
 		}}})
 }
@@ -236,6 +270,7 @@ func (a *attempt) refuse(err error) error {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
 	if end.outcome == audit.Untrusted {
+		a.redate()
 		a.states.put(a.pending.EK(), a.pending.Seen()) // the next one reads the whole IMA log and names all that is wrong
 		r := a.result()
 		r.Refusals = end.refusals
@@ -270,19 +305,12 @@ func (a *attempt) note(outcome audit.Outcome, text string) {
 	if err := a.sinks.record(e); err != nil {
 		a.log.Error("audit line lost", "error", err)
 	}
-		a.redate()
 }
 
 func (a *attempt) agentID() string {
 	return a.trustDomain.IDString() + nodeclaim.AgentPath(a.pending.EK())
 }
 
-func (a *attempt) result() verdict.Result {
-	return verdict.Result{
-		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
-		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received.at, ValidUntil: a.until,
-	}
-}
 // redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was wrong, and reports whether it was
 // right. A machine that is proved bad is so at the right date; a trusted one is attested again soon.
 func (a *attempt) redate() bool {
@@ -293,3 +321,9 @@ func (a *attempt) redate() bool {
 	return right
 }
 
+func (a *attempt) result() verdict.Result {
+	return verdict.Result{
+		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
+		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received.at, ValidUntil: a.until,
+	}
+}

@@ -40,7 +40,7 @@ func judge(err error, proved bool, c *clock) end {
 // told is what the agent may know of an error that is no refusal: what is wrong with its own message,
 // and that it should try again; not which addresses and files the server has.
 func told(err error) error {
-	for _, plain := range []error{errFull, errNewer} {
+	for _, plain := range []error{errFull, errNewer, errClaimed} {
 		if errors.Is(err, plain) {
 			return plain
 		}

@@ -36,6 +36,7 @@ type Plugin struct {
 	log     hclog.Logger
 	clock   *clock
 	metrics *metrics
+	claims  claims
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.RWMutex
@@ -118,10 +119,10 @@ func (p *Plugin) replace(c *config) (*watcher, error) {
 		return nil, err
 	}
 	p.run = next
-	if next.queue != nil {
 	p.clock.follow(nil)
-		p.clock.after(next.queue.Newest())
+	if next.queue != nil {
 		p.clock.follow(next.store.Now)
+		p.clock.after(next.queue.Newest())
 	}
 	if old == nil {
 		return nil, nil
@@ -291,6 +292,16 @@ func (p *Plugin) pendingSerial(node, ekHash string) uint64 {
 		return 0
 	}
 	return p.run.queue.TagSerial(node, ekHash)
+}
+
+// pendingNodes are the nodes of an EK in verdicts that the store does not have yet.
+func (p *Plugin) pendingNodes(ekHash string) []string {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.run == nil || p.run.queue == nil {
+		return nil
+	}
+	return p.run.queue.Nodes(ekHash)
 }
 
 func (b *builder) imaLimits(raw *hclConfig) ima.Limits {

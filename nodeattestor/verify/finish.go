@@ -2,6 +2,8 @@ package verify
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/appraise"
@@ -14,11 +16,14 @@ import (
 type Known struct {
 	EKHash    string // EK that the node is bound to, "" when it is bound to none
 	TagSerial uint64 // highest asset-tag serial seen for it
+	// Nodes are those that the EK is bound to, for a policy that binds by token alone: where an inventory binds, it
+	// says so itself, and lists each EK once.
+	Nodes []string
 }
 
 // Bind checks the proved EK against what is known of its node. The binding is
-// immutable: another EK under the same name needs an administrator's act. A revoked EK
-// is refused when it is bound, as proof that its node is not to be trusted.
+// immutable in both directions: another EK under the same name, and another node of the same EK, need an administrator's
+// act. A revoked EK is refused when it is bound, as proof that its node is not to be trusted.
 func (p *Pending) Bind(known Known) error {
 	if !p.proved {
 		return fmt.Errorf("verify: bind before the evidence was proved")
@@ -31,6 +36,9 @@ func (p *Pending) Bind(known Known) error {
 	}
 	if known.EKHash != "" && known.EKHash != p.EK().String() {
 		return nodeclaim.Refuse("node.binding", fmt.Sprintf("node %s is bound to EK %s, this machine has EK %s; if the machine was replaced, delete the node's NodeTrust", p.Node(), known.EKHash, p.EK()))
+	}
+	if others := slices.DeleteFunc(slices.Clone(known.Nodes), func(node string) bool { return node == p.Node() }); len(others) > 0 {
+		return nodeclaim.Refuse("node.elsewhere", fmt.Sprintf("EK %s is bound to node %s, the token names node %s: one machine is one node; if it was renamed, delete the NodeTrust of %[2]s", p.EK(), strings.Join(others, ", "), p.Node()))
 	}
 	p.known, p.bound = known, true
 	if why, revoked := p.policy.Revoked[p.EK()]; revoked {

@@ -116,6 +116,14 @@ func checkPayload(p *evidence.Payload, policy *Policy) error {
 // EK identifies the trusted EK of this attestation.
 func (p *Pending) EK() nodeclaim.EKHash { return p.identity.Hash() }
 
+// MachineEKs are all EKs that the inventory lists for this EK's machine; without an inventory that has it, the EK alone.
+func (p *Pending) MachineEKs() []nodeclaim.EKHash {
+	if machine, listed := p.policy.Anchors.Inventory[p.EK()]; listed {
+		return slices.Clone(machine.EKHashes)
+	}
+	return []nodeclaim.EKHash{p.EK()}
+}
+
 // Node is the node that the EK belongs to: the inventory's, or where the policy binds by
 // token alone that of the reviewed token. "" when it belongs to none (yet).
 func (p *Pending) Node() string {

@@ -16,6 +16,9 @@ const (
 	VerdictUnknown   Verdict = "unknown"
 )
 
+// NodeTrustEKHash is the field that NodeTrusts can be selected by, so that whoever binds an EK finds its node.
+const NodeTrustEKHash = "spec.ekHash"
+
 // NodeTrustSpec is one proved result of node attestation. Only the SPIRE server's
 // account writes it. The transition rules make the API server refuse a late write
 // that would overwrite a newer verdict, and a different EK under the same name.
@@ -76,6 +79,7 @@ type Reason struct {
 // NodeTrust is the verdict on one node; its name is the node's name.
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=nt,categories=keelson
+// +kubebuilder:selectablefield:JSONPath=`.spec.ekHash`
 // +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.spec.verdict`
 // +kubebuilder:printcolumn:name="Reference",type=string,JSONPath=`.spec.reference`
 // +kubebuilder:printcolumn:name="Tags",type=string,JSONPath=`.spec.tags`
