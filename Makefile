@@ -43,6 +43,14 @@ setup: ## install or build what demo and tests need beyond Go (cached)
 build: ## build the commands into bin/
 	CGO_ENABLED=0 go build -trimpath -o $(BIN)/ ./cmd/...
 
+.PHONY: images
+images: ## make the container images for amd64 and arm64 in out/images (OCI image layout; no container engine needed)
+	go run ./charts/images/makeimages out/images
+
+.PHONY: push
+push: ## push what `make images` made to REGISTRY (host/path) with Docker's credentials, and print the digests
+	go run ./charts/images/makeimages out/images "$(REGISTRY)"
+
 .PHONY: fmt
 fmt: ## format the code
 	gofmt -w $$(git ls-files '*.go')
