@@ -41,8 +41,15 @@ func (p *Pending) Bind(known Known) error {
 		return nodeclaim.Refuse("node.elsewhere", fmt.Sprintf("EK %s is bound to node %s, the token names node %s: one machine is one node; if it was renamed, delete the NodeTrust of %[2]s", p.EK(), strings.Join(others, ", "), p.Node()))
 	}
 	p.known, p.bound = known, true
-	if why, revoked := p.policy.Revoked[p.EK()]; revoked {
-		return nodeclaim.Refuse("ek.revoked", fmt.Sprintf("EK %s is revoked: %s", p.EK(), why))
+	return p.checkRevoked()
+}
+
+// checkRevoked refuses a machine of which any EK is revoked: whoever has the TPM can show each of them.
+func (p *Pending) checkRevoked() error {
+	for _, ek := range p.MachineEKs() {
+		if why, revoked := p.policy.Revoked[ek]; revoked {
+			return nodeclaim.Refuse("ek.revoked", fmt.Sprintf("EK %s of this machine is revoked: %s", ek, why))
+		}
 	}
 	return nil
 }

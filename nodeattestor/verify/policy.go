@@ -47,7 +47,8 @@ type Policy struct {
 	IMA        bool // demand an IMA log that replays to quoted PCR 10
 	IMAOptions ima.Options
 	Tag        TagPolicy
-	// Revoked lists EKs that are trusted no more, with the operator's reason.
+	// Revoked lists EKs that are trusted no more, with the operator's reason. One of them stands for all that the
+	// inventory lists for its machine.
 	Revoked map[nodeclaim.EKHash]string
 	// RequireNode refuses an EK that belongs to no node.
 	RequireNode bool
