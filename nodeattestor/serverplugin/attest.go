@@ -132,9 +132,12 @@ func (a *attempt) review(ctx context.Context) error {
 }
 
 // known reads what the shared store knows of the node, and what waits to be written there;
-// without a store, nothing is known.
+// without a store, this server knows the tags' serials alone.
 func (a *attempt) known(ctx context.Context) (verify.Known, error) {
-	if a.store == nil || a.pending.Node() == "" {
+	if a.store == nil {
+		return verify.Known{TagSerial: a.serials.highest(a.pending.EK())}, nil
+	}
+	if a.pending.Node() == "" {
 		return verify.Known{}, nil
 	}
 	known := verify.Known{TagSerial: a.sinks.pendingSerial(a.pending.Node(), a.pending.EK().String())}
@@ -238,7 +241,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if serial := int64(claims.TagSerial); serial > 0 {
 		r.TagSerial = &serial
 	}
-	if err := a.sinks.submit(r); err != nil {
+	if err := a.sinks.keep(r, a.pending.Tag()); err != nil {
 		a.log.Error("attestation refused: verdict not kept", "error", err)
 		a.note(audit.Inconclusive, fmt.Sprintf("the line before let nobody in: the verdict could not be kept: %v", err))
 		a.watch.end(string(audit.Inconclusive))

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -164,10 +163,8 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	if raw.AuditLog == "" {
 		b.problems.Add("audit_log", "missing; name the file that every decision is appended to")
 	}
-	if raw.Kubernetes != nil {
-		if info, err := os.Stat(raw.StateDir); raw.StateDir == "" || err != nil || !info.IsDir() {
-			b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there", raw.StateDir)
-		}
+	if (raw.Kubernetes != nil || raw.StateDir != "") && !isFolder(raw.StateDir) {
+		b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there, or without it the tags' serials", raw.StateDir)
 	}
 	if raw.Kubernetes != nil && raw.Inventory == "" && c.policy.Binding != verify.ByToken {
 		b.problems.Add("inventory", "missing; with kubernetes, the inventory says which node an EK belongs to")

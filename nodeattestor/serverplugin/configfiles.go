@@ -69,7 +69,7 @@ func (c *config) outdated() bool {
 // read reads a file that the configuration names, within maxFile.
 func (b *builder) read(key, path string) ([]byte, bool) {
 	b.note(path)
-	data, err := readBounded(path)
+	data, err := readUpTo(path, maxFile)
 	if err != nil {
 		b.problems.Add(key, "%v", err)
 		return nil, false
@@ -77,13 +77,14 @@ func (b *builder) read(key, path string) ([]byte, bool) {
 	return data, true
 }
 
-func readBounded(path string) ([]byte, error) {
+// readUpTo reads a regular file of at most so many bytes.
+func readUpTo(path string, limit int64) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Mode()&fs.ModeType != 0 || info.Size() > maxFile {
-		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxFile)
+	if info.Mode()&fs.ModeType != 0 || info.Size() > limit {
+		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, limit)
 	}
 	return os.ReadFile(path)
 }

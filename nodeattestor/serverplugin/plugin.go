@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
@@ -51,8 +52,10 @@ type running struct {
 	audit *audit.File
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
-	gate  *gate
-	watch *watcher // of the files that the configuration names
+	// serials are kept here where no Kubernetes keeps them; nil with it, and without tags.
+	serials *serials
+	gate    *gate
+	watch   *watcher // of the files that the configuration names
 	// states are of this configuration's reference sets; a new configuration begins with the counters alone.
 	states *states
 }
@@ -79,6 +82,9 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.now())
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
+	}
+	if c.kube == nil && c.stateDir == "" && len(c.policy.Tag.Signers) > 0 {
+		p.log.Warn("without state_dir or kubernetes, an older asset tag that is put back is believed after the server has started again")
 	}
 	if sets := c.weak(); len(sets) > 0 {
 		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
@@ -163,7 +169,10 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	} else if r.audit, err = audit.Open(c.auditLog, c.auditMaxSize, time.Now()); err != nil {
 		return nil, err
 	}
-	if err := r.openQueue(old, log); err != nil {
+	if err = r.openSerials(old); err == nil {
+		err = r.openQueue(old, log) // last: it takes the old one's place
+	}
+	if err != nil {
 		if old == nil || r.audit != old.audit {
 			err = errors.Join(err, r.audit.Close())
 		}
@@ -171,6 +180,22 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 	}
 	r.audit.Limit(c.auditMaxSize, c.auditMaxFiles)
 	return r, nil
+}
+
+// openSerials opens the highest tag serials, where nobody else keeps them.
+func (r *running) openSerials(old *running) (err error) {
+	if r.kube != nil || len(r.policy.Tag.Signers) == 0 {
+		return nil
+	}
+	path, earlier := "", (*serials)(nil)
+	if r.stateDir != "" {
+		path = filepath.Join(r.stateDir, "tag-serials.json")
+	}
+	if old != nil {
+		earlier = old.serials
+	}
+	r.serials, err = openSerials(path, earlier)
+	return err
 }
 
 func (r *running) openQueue(old *running, log hclog.Logger) (err error) {
@@ -271,6 +296,14 @@ func (p *Plugin) record(e audit.Entry) error {
 	return err
 }
 
+// keep keeps a tag's serial where no store does, and hands the verdict on.
+func (p *Plugin) keep(r verdict.Result, tag assettag.Tag) error {
+	if err := p.keepSerial(tag); err != nil {
+		return err
+	}
+	return p.submit(r)
+}
+
 // submit hands a verdict to the queue that is in force now; without Kubernetes there is none.
 func (p *Plugin) submit(r verdict.Result) error {
 	p.mu.RLock()
@@ -282,6 +315,20 @@ func (p *Plugin) submit(r verdict.Result) error {
 		return nil
 	}
 	return p.run.queue.Submit(r)
+}
+
+// keepSerial keeps a tag's serial for all EKs of its machine; the zero tag has none.
+func (p *Plugin) keepSerial(tag assettag.Tag) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.run == nil {
+		return errNotRunning
+	}
+	shown := map[string]uint64{}
+	for _, ek := range tag.EKHashes() {
+		shown[ek] = tag.Serial()
+	}
+	return p.run.serials.raise(shown)
 }
 
 // pendingSerial is the highest tag serial in a verdict that the store does not have yet.

@@ -87,7 +87,7 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	if !tag.IsZero() {
 		claims.Tags, claims.TagSerial = tag.Tags(), tag.Serial()
 	}
-	p.accepted = true
+	p.shown, p.accepted = tag, true
 	return claims, nil
 }
 

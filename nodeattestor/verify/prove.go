@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/ak"
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
@@ -35,9 +36,10 @@ type Pending struct {
 	resets uint32
 	starts uint32
 	tag    *evidence.TagEvidence
-	line   string // the command line that the node says it has
-	token  []byte // projected service-account token, unreviewed
-	node   string // that a reviewed token names
+	shown  assettag.Tag // that Finish verified
+	line   string       // the command line that the node says it has
+	token  []byte       // projected service-account token, unreviewed
+	node   string       // that a reviewed token names
 	known  Known
 	bound  bool
 	logs   logs
@@ -160,6 +162,9 @@ func (p *Pending) Reviewed(node string) error {
 // this EK's own, and the node is this EK's. Before that nothing may count against the
 // node: a stranger's evidence, or a proved stranger's, says nothing about it.
 func (p *Pending) Proved() bool { return p.bound }
+
+// Tag is the tag that Finish has verified; the zero Tag when none was shown.
+func (p *Pending) Tag() assettag.Tag { return p.shown }
 
 // EvidenceDigest is "sha256:<hex>" over the verified quotes, "" before Prove.
 func (p *Pending) EvidenceDigest() string { return p.digest }
