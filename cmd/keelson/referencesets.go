@@ -146,6 +146,7 @@ func showReference(out io.Writer, f showFlags, file string, now time.Time) error
 	for _, r := range set.Valid(now) {
 		l.add("not usable now: %s", r.Reason)
 	}
+	l.list("warning: ", set.Weaknesses())
 	l.list("", set.Describe())
 	return l.write(out)
 }
@@ -328,7 +329,8 @@ func (f signFlags) dated(set reference.Set, now time.Time) (reference.Set, error
 	return set.WithValidity(from, until)
 }
 
-const verifySetHelp = `Verify signed reference sets: a trusted signer signed each, and it is valid now.
+const verifySetHelp = `Verify signed reference sets: a trusted signer signed each, and it is valid now. Warnings say where a set
+rests on hashes for which collisions can be made.
 
 Exit 0: all are good. Exit 1: one is refused: unsigned, signed by somebody else, changed, or out of its
 time. Exit 2: wrong use, or a file that cannot be read.`
@@ -366,6 +368,7 @@ func verifyReferences(out io.Writer, signers, files []string, now time.Time) err
 			begin = "from " + stamp(from) + " "
 		}
 		l.add("%s: set %s, signed by key %s, valid %suntil %s", files[i], s.Name(), s.SignedBy(), begin, stamp(until))
+		l.list(files[i]+": warning: ", s.Weaknesses())
 	}
 	if err := l.write(out); err != nil {
 		return err

@@ -91,6 +91,9 @@ func (c Claims) Selectors(pcrs []Selection) ([]string, error) {
 	if c.IMA == IMAClean {
 		add("ima", "clean")
 	}
+	if c.Weak {
+		add("weak", "true")
+	}
 	for k, v := range c.Tags {
 		add("tag:"+strings.ToLower(k), v)
 	}

@@ -35,6 +35,10 @@ func TestSelectorsAreSortedLowerCaseAndOnlyOfProvedFacts(t *testing.T) {
 	if !slices.IsSorted(got) {
 		t.Error("not sorted")
 	}
+	weak, err := nodeclaim.Claims{Weak: true}.Selectors(nil)
+	if err != nil || len(weak) != 2 || weak[1] != "weak:true" {
+		t.Errorf("claims that rest on SHA-1 give %v, %v; want weak:true beside the EK", weak, err)
+	}
 	bare, err := nodeclaim.Claims{}.Selectors(nil)
 	if err != nil || len(bare) != 1 {
 		t.Errorf("claims that prove nothing give %v, %v; want the EK alone", bare, err)
