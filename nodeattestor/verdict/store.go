@@ -30,7 +30,7 @@ var ErrBoundElsewhere = errors.New("the node is bound to another EK")
 // no Node of that name exists yet; while it is trusted, policy-sync does not act on it.
 var ErrNodeMissing = errors.New("no Node object of that name exists yet")
 
-// readTimeout bounds one read of the store.
+// readTimeout bounds what an attestation waits for at once: a read of the store, or the review of a token with its Node.
 const readTimeout = 5 * time.Second
 
 // Binding is what the shared store knows of a node.

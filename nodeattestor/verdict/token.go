@@ -29,8 +29,10 @@ const (
 // that it is bound to. The token must be valid for the audience, belong to a listed service
 // account, and be bound to a pod on a Node that still has the UID in the token: a token of an
 // earlier Node of the same name binds nothing. Tokens that are not so are refused
-// (*nodeclaim.Refusal, check "token.…"); an API that cannot answer is another error.
+// (*nodeclaim.Refusal, check "token.…"); an API that cannot answer, or not within readTimeout, is another error.
 func (s *Store) ReviewToken(ctx context.Context, token []byte, policy TokenPolicy) (node string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{
 		Token: string(token), Audiences: []string{policy.Audience}}}
 	if err := s.client.Create(ctx, review); err != nil {

@@ -9,7 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -154,4 +157,36 @@ func TestThreat07_TwoTokensAtOnceBindAMachineOnce(t *testing.T) {
 		nodeTrust(t, fmt.Sprintf("race-%d", i+1), trusted)
 		noNodeTrust(t, fmt.Sprintf("race-%d", 2-i))
 	}
+}
+
+func TestThreat25_WithoutTheAPINoTokenIsReviewedAndNoPlaceHeld(t *testing.T) {
+	ca := must2(tpmtest.NewCA())(t)
+	m := newMachine(t, ca, "good")
+	newNode(t, "review-1")
+	check(t, os.WriteFile(m.file("token"), []byte(token(t, "spire-agent", audience, podOn(t, "spire-agent", "review-1"))), 0o600))
+	m.serve(t, "token_path = \""+m.file("token")+"\"")
+	s := newServer(t, byToken(t, ca, m.capture(t, "good")))
+	_, err := attest(t, m, s, nil)
+	check(t, err)
+	before := nodeTrust(t, "review-1", trusted)
+	refusedInTime := func() {
+		begun := time.Now()
+		if _, err := attest(t, m, s, nil); status.Code(err) != codes.Unavailable {
+			t.Errorf("got %v, want Unavailable", err)
+		}
+		if took := time.Since(begun); took > 15*time.Second {
+			t.Errorf("a place was held for %s", took)
+		}
+		lines := s.audit(t)
+		if last := lines[len(lines)-1]; last.Outcome != audit.Inconclusive || !strings.Contains(last.Error, "review the service-account token") {
+			t.Errorf("audit line %+v", last)
+		}
+	}
+	check(t, kubernetes.Freeze(refusedInTime))
+	check(t, kubernetes.Outage(t.Context(), refusedInTime))
+	if after := nodeTrust(t, "review-1", trusted); !after.AttestedAt.Equal(&before.AttestedAt) {
+		t.Errorf("the verdict is now %+v", after)
+	}
+	_, err = attest(t, m, s, nil)
+	check(t, err)
 }
