@@ -35,6 +35,7 @@ type hclConfig struct {
 	RefSigners      []string         `hcl:"reference_signers"`
 	PCRs            map[string][]int `hcl:"pcrs"`
 	RequireIMA      *bool            `hcl:"require_ima"`
+	IMAPaddedSHA1   bool             `hcl:"ima_padded_sha1"`
 	Tag             *hclTag          `hcl:"tag"`
 	PCRSelectors    map[string][]int `hcl:"pcr_selectors"`
 	AuditLog        string           `hcl:"audit_log"`
@@ -116,6 +117,7 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
 	c.policy.MaxEventLog = raw.MaxEventLog
 	c.policy.IMAOptions.Limits = b.imaLimits(&raw)
+	c.policy.IMAOptions.PaddedSHA1 = raw.IMAPaddedSHA1
 	b.tag(raw.Tag, &c.policy.Tag)
 	c.kube = b.kubernetes(raw.Kubernetes)
 	c.policy.RequireNode = raw.Kubernetes != nil

@@ -19,7 +19,7 @@ func TestTheDocumentSaysWhatTheCodeDoes(t *testing.T) {
 	})
 	plugindoc.Same(t, "README.md", "## Configuration", plugindoc.Keys(hclConfig{}), nil)
 	plugindoc.Same(t, "README.md", "## Metrics", p.metrics.Names(), nil)
-	all := nodeclaim.Claims{Reference: "r", Node: "n", Manufacturer: "m", SecureBoot: nodeclaim.True, IMA: nodeclaim.IMAClean, Tags: map[string]string{"k": "v"},
+	all := nodeclaim.Claims{Reference: "r", Node: "n", Manufacturer: "m", SecureBoot: nodeclaim.True, IMA: nodeclaim.IMAClean, Weak: true, Tags: map[string]string{"k": "v"},
 		PCRs: map[nodeclaim.HashAlg]map[int][]byte{nodeclaim.SHA256: {7: {1}}}}
 	selectors, err := all.Selectors([]nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{7}}})
 	if err != nil {

@@ -75,6 +75,9 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	}
 	notes, counted := p.counters()
 	claims.Notes = notes
+	if claims.Weak {
+		claims.Notes = append(claims.Notes, "the decision rests on SHA-1, for which collisions can be made: quote another bank, and pin that in the reference sets")
+	}
 	refusals = append(refusals, counted...)
 	tag, err := p.checkTag(now)
 	refusals = append(refusals, nodeclaim.AsRefusals(err)...)

@@ -145,12 +145,31 @@ func (p *Policy) validateIMA(fail func(string, ...any)) {
 	if p.IMA && !quoted {
 		fail("the IMA log is demanded, but PCR %d, which proves it, is not quoted", imaPCR)
 	}
+	p.validatePadded(fail)
 	for _, set := range p.References {
 		switch {
 		case p.IMA && !set.ChecksIMA():
 			fail("the IMA log is demanded, but reference set %q has no ima section to judge it by: add one, or do not demand the log", set.Name())
 		case !p.IMA && set.ChecksIMA():
 			fail("reference set %q has an ima section, but the IMA log is not demanded: every node would be refused", set.Name())
+		}
+	}
+}
+
+// validatePadded refuses the mode for kernels before 5.8 where it could not accept anybody: their boot_aggregate is over
+// PCRs 0 to 7 of the SHA-1 bank.
+func (p *Policy) validatePadded(fail func(string, ...any)) {
+	if !p.IMAOptions.PaddedSHA1 {
+		return
+	}
+	if !p.IMA {
+		fail("IMA lists of zero-padded SHA-1 are told to be read, but the IMA log is not demanded")
+	}
+	i := slices.IndexFunc(p.Selections, func(s nodeclaim.Selection) bool { return s.Bank == nodeclaim.SHA1 })
+	for pcr := range 8 {
+		if i < 0 || !slices.Contains(p.Selections[i].PCRs, pcr) {
+			fail("IMA lists of zero-padded SHA-1 begin with a boot_aggregate over PCRs 0 to 7 of bank sha1: quote these too")
+			return
 		}
 	}
 }

@@ -435,6 +435,10 @@ func TestThreat22_PoliciesThatWouldLetAnybodyInAreRefused(t *testing.T) {
 		"an IMA log without PCR 10": {func(p *verify.Policy) {
 			p.Selections = []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{0, 4, 7}}}
 		}, "PCR 10, which proves it, is not quoted"},
+		"padded SHA-1 without the bank of boot_aggregate": {func(p *verify.Policy) { p.IMAOptions.PaddedSHA1 = true }, "PCRs 0 to 7 of bank sha1: quote these too"},
+		"padded SHA-1 without an IMA log": {func(p *verify.Policy) {
+			p.IMA, p.IMAOptions.PaddedSHA1 = false, true
+		}, "zero-padded SHA-1 are told to be read, but the IMA log is not demanded"},
 		"a PCR that is not there": {func(p *verify.Policy) {
 			p.Selections = []nodeclaim.Selection{{Bank: nodeclaim.SHA256, PCRs: []int{99}}}
 		}, "99"},
