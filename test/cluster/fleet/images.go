@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"
 )
@@ -16,6 +18,16 @@ import (
 // Push pushes an image; Image finds it again by its repository.
 func (f *Fleet) Push(ctx context.Context, repository string, i node.Image) (node.Pushed, error) {
 	p, err := f.Registry.Push(ctx, repository, i)
+	return f.keep(repository, p, err)
+}
+
+// PushImage is Push for an image that was made elsewhere.
+func (f *Fleet) PushImage(ctx context.Context, repository string, i v1.Image) (node.Pushed, error) {
+	p, err := f.Registry.PushImage(ctx, repository, i)
+	return f.keep(repository, p, err)
+}
+
+func (f *Fleet) keep(repository string, p node.Pushed, err error) (node.Pushed, error) {
 	if err != nil {
 		return p, err
 	}

@@ -83,10 +83,16 @@ func (r *Registry) Push(ctx context.Context, repository string, i Image) (Pushed
 	if err != nil {
 		return Pushed{}, err
 	}
+	return r.PushImage(ctx, repository, img)
+}
+
+// PushImage pushes an image that was made elsewhere as repository:latest.
+func (r *Registry) PushImage(ctx context.Context, repository string, img v1.Image) (Pushed, error) {
 	p := Pushed{Repository: r.Host + "/" + repository, Image: img}
 	if err := r.write(ctx, p.Repository+":latest", img); err != nil {
 		return Pushed{}, err
 	}
+	var err error
 	p.Manifest, err = img.Digest()
 	if err != nil {
 		return Pushed{}, fmt.Errorf("node: image %s: %w", repository, err)

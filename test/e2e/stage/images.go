@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/keelson-project/keelson/charts/images"
 	"github.com/keelson-project/keelson/test/cluster/fleet"
 	"github.com/keelson-project/keelson/test/cluster/mesh"
 	"github.com/keelson-project/keelson/test/cluster/node"
+	"github.com/keelson-project/keelson/test/parts"
 	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
 )
 
@@ -24,28 +28,23 @@ const (
 
 // pushImages makes every image and signs those that workloads are made of.
 func (s *Stage) pushImages(ctx context.Context) error {
-	keelson := func(folder string) string { return s.programs["cmd/"+folder] }
+	if err := s.pushOwn(ctx); err != nil {
+		return err
+	}
 	for repository, i := range map[string]struct {
 		files      map[string]string
-		entrypoint string
+		entrypoint []string
 	}{
-		"spire-server": {map[string]string{"/spire-server": s.parts["spire-server"]}, "/spire-server"},
-		"spire-agent":  {map[string]string{"/spire-agent": s.parts["spire-agent"]}, "/spire-agent"},
-		"keelson-plugins": {map[string]string{
-			"/keelson":                             keelson("keelson"),
-			"/plugins/keelson-nodeattestor-agent":  keelson("keelson-nodeattestor-agent"),
-			"/plugins/keelson-nodeattestor-server": keelson("keelson-nodeattestor-server"),
-			"/plugins/keelson-workloadattestor":    keelson("keelson-workloadattestor"),
-		}, "/keelson"},
-		"keelson-policy-sync": {map[string]string{"/keelson-policy-sync": keelson("keelson-policy-sync")}, "/keelson-policy-sync"},
-		"keelson-node":        {map[string]string{"/keelson-node": keelson("keelson-node")}, "/keelson-node"},
-		Workload:              {map[string]string{"/workload": s.programs["test/e2e/workload"]}, "/workload"},
+		// As in SPIRE's own images.
+		"spire-server": {map[string]string{"/opt/spire/bin/spire-server": s.parts["spire-server"]}, []string{"/opt/spire/bin/spire-server", "run"}},
+		"spire-agent":  {map[string]string{"/opt/spire/bin/spire-agent": s.parts["spire-agent"]}, []string{"/opt/spire/bin/spire-agent", "run"}},
+		Workload:       {map[string]string{"/workload": s.programs["test/e2e/workload"]}, []string{"/workload"}},
 	} {
 		files, err := fleet.Files(i.files)
 		if err != nil {
 			return err
 		}
-		if _, err := s.Push(ctx, repository, node.Image{Files: files, Entrypoint: []string{i.entrypoint}}); err != nil {
+		if _, err := s.Push(ctx, repository, node.Image{Files: files, Entrypoint: i.entrypoint}); err != nil {
 			return err
 		}
 	}
@@ -63,6 +62,28 @@ func (s *Stage) pushImages(ctx context.Context) error {
 	}
 	_, err = s.PushChanged(ctx, Unsigned, map[string][]byte{"/changed": []byte("this file is not in the released image\n")})
 	return err
+}
+
+// pushOwn makes Keelson's images as `make images` does, for this computer alone and out of programs that the cache may have.
+func (s *Stage) pushOwn(ctx context.Context) error {
+	root, err := parts.ModuleRoot()
+	if err != nil {
+		return err
+	}
+	version, err := images.Version(root)
+	if err != nil {
+		return err
+	}
+	for _, i := range images.All() {
+		image, err := i.Build(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}, version, s.programs)
+		if err != nil {
+			return err
+		}
+		if _, err := s.PushImage(ctx, i.Name, image); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *Stage) pushMesh(ctx context.Context) error {

@@ -101,7 +101,9 @@ func (s *Stage) values() map[string]any {
 // installSPIRE applies the example with what is this computer's own: the registry, the short times, and a TPM behind a socket.
 func (s *Stage) installSPIRE(ctx context.Context, dir string) error {
 	replace := strings.NewReplacer(
-		"registry.example.org", s.Registry.Host,
+		"registry.example.org/keelson/keelson-plugins:0.1.0", s.Image("keelson-plugins").Reference(),
+		"ghcr.io/spiffe/spire-server:1.15.3", s.Image("spire-server").Reference(),
+		"ghcr.io/spiffe/spire-agent:1.15.3", s.Image("spire-agent").Reference(),
 		`registries = ["registry.example.org"]`, fmt.Sprintf(`insecure_registries = [%q]`, s.Registry.Host),
 		`agent_ttl = "10m"`, fmt.Sprintf(`agent_ttl = %q`, AgentTTL),
 		`default_x509_svid_ttl = "5m"`, fmt.Sprintf(`default_x509_svid_ttl = %q`, SVIDTTL),
@@ -214,7 +216,7 @@ func (s *Stage) firstEntries(ctx context.Context) error {
 			"-selector", "keelson:ns:" + Namespace, "-selector", "keelson:sa:keelson-policy-sync", "-selector", "keelson:signed-by:release-key",
 		},
 	} {
-		args = append([]string{"/spire-server", "entry", "create", "-socketPath", "/run/spire/private/api.sock"}, args...)
+		args = append([]string{"/opt/spire/bin/spire-server", "entry", "create", "-socketPath", "/run/spire/private/api.sock"}, args...)
 		if out, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", args...); err != nil || out.ExitCode != 0 {
 			return fmt.Errorf("stage: first entries: %w: %s%s", err, out.Stdout, out.Stderr)
 		}
@@ -251,7 +253,10 @@ kind: Namespace
 metadata: {name: keelson-node, labels: {` + podSecurityLabel + `: privileged}}
 `
 
-// volume is the disk that the SPIRE server's claim is bound to: a folder of one node.
+// serverDisk is where that node has it.
+const serverDisk = "/var/lib/spire-server"
+
+// volume is the disk that the SPIRE server's claim is bound to: a folder of one node, which the kubelet gives to the pod's fsGroup.
 const volume = `
 apiVersion: v1
 kind: PersistentVolume
@@ -259,7 +264,7 @@ metadata: {name: spire-server}
 spec:
   capacity: {storage: 1Gi}
   accessModes: [ReadWriteOnce]
-  hostPath: {path: /var/lib/spire-server, type: DirectoryOrCreate}
+  local: {path: ` + serverDisk + `}
   claimRef: {namespace: spire, name: data-spire-server-0}
   nodeAffinity:
     required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]}]}

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/keelson-project/keelson/charts/images"
 	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/cluster/fleet"
 	"github.com/keelson-project/keelson/test/cluster/machine"
@@ -93,16 +94,10 @@ func Start(ctx context.Context, o Options) (*Stage, error) {
 	return s, nil
 }
 
-// ownPrograms are the folders of this project's programs that images are made of.
-var ownPrograms = []string{
-	"cmd/keelson", "cmd/keelson-nodeattestor-agent", "cmd/keelson-nodeattestor-server", "cmd/keelson-workloadattestor",
-	"cmd/keelson-policy-sync", "cmd/keelson-node", "test/e2e/workload",
-}
-
 func (s *Stage) start(ctx context.Context) error {
 	begun := time.Now()
 	var err error
-	if s.programs, err = parts.Commands(ctx, s.options.Log, ownPrograms...); err != nil {
+	if s.programs, err = parts.Commands(ctx, s.options.Log, append(images.Packages(), "test/e2e/workload")...); err != nil {
 		return err
 	}
 	if s.parts, err = parts.Ensure(ctx, s.options.Log, "spire-server", "spire-agent", "spiffe-csi-driver", "pilot-discovery", "pilot-agent", "envoy", mesh.CNIPart); err != nil {
@@ -193,6 +188,9 @@ func (s *Stage) Join(ctx context.Context, name string) error {
 			return fmt.Errorf("stage: %s: %w", name, err)
 		}
 		files[to] = content
+	}
+	if name == s.options.Machines[0].Name {
+		files[serverDisk+"/.made"] = nil // it makes the folder, as whoever gives a node a disk does
 	}
 	path, err := s.Cluster.KubeconfigFor("system:serviceaccount:"+mesh.Namespace+":"+mesh.CNIAccount, "system:serviceaccounts", "system:serviceaccounts:"+mesh.Namespace)
 	if err != nil {
