@@ -2,7 +2,8 @@
 //
 // Per enrolled namespace: a PeerAuthentication STRICT and an AuthorizationPolicy that
 // allows nothing. Per TrustPolicy: a DENY of every principal that the policy does not
-// name, and an ALLOW with ports, methods and paths. The DENY is what protects: ALLOWs of
+// name, and of all that it does not let a named one do (complement.go), and an ALLOW of what it does.
+// The DENY is what protects: ALLOWs of
 // different authors are a union, so anybody's ALLOW could widen ours, but no ALLOW
 // overrides a DENY. A caller without a principal (plain text) is denied by it too.
 //
@@ -115,46 +116,32 @@ func (r *renderer) principal(f desired.Flow) string {
 	return strings.TrimPrefix(trustgraph.SPIFFEID(r.in.Config.TrustDomain, f.Namespace, f.ServiceAccount), "spiffe://")
 }
 
-// deny shuts out every principal that no flow names, and each named one from the ports
-// that no flow gives it.
+// deny shuts out every principal that no flow names, and each named one from what no flow
+// lets it do.
 func (r *renderer) deny(w desired.Workload) {
 	p := policy(w.Namespace, w.Policy+".deny", w.Mode)
 	p.Spec.Selector, p.Spec.Action = selector(w), securityapi.AuthorizationPolicy_DENY
-	ports := r.portsByPrincipal(w)
-	if len(ports) == 0 {
+	flows := map[string][]desired.Flow{}
+	for _, f := range w.Ingress {
+		flows[r.principal(f)] = append(flows[r.principal(f)], f)
+	}
+	principals := sortedKeys(flows)
+	if len(principals) == 0 {
 		p.Spec.Rules = []*securityapi.Rule{{}} // an empty rule matches every request
 	} else {
-		p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{NotPrincipals: sortedKeys(ports)}}}})
+		p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{NotPrincipals: principals}}}})
 	}
-	for _, principal := range sortedKeys(ports) {
-		if len(ports[principal]) > 0 {
-			p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{
-				From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: []string{principal}}}},
-				To:   []*securityapi.Rule_To{{Operation: &securityapi.Operation{NotPorts: texts(ports[principal])}}},
-			})
+	for _, principal := range principals {
+		rule := &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: []string{principal}}}}}
+		for _, o := range forbidden(permitted(flows[principal])) {
+			rule.To = append(rule.To, &securityapi.Rule_To{Operation: o})
+		}
+		if len(rule.To) > 0 {
+			p.Spec.Rules = append(p.Spec.Rules, rule)
 		}
 	}
 	o := r.add(p, desired.Barrier, w.Namespace+"/"+w.Policy, w.Reason)
 	o.Closes = [][]string{{"spec", "rules"}}
-}
-
-// portsByPrincipal are the ports that each permitted principal may use; none means all.
-func (r *renderer) portsByPrincipal(w desired.Workload) map[string][]int32 {
-	out := map[string][]int32{}
-	every := map[string]bool{}
-	for _, f := range w.Ingress {
-		p := r.principal(f)
-		every[p] = every[p] || len(f.Ports) == 0
-		out[p] = append(out[p], f.Ports...)
-	}
-	for p := range out {
-		if every[p] {
-			out[p] = nil
-		}
-		slices.Sort(out[p])
-		out[p] = slices.Compact(out[p])
-	}
-	return out
 }
 
 func (r *renderer) allow(w desired.Workload) {

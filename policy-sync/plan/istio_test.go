@@ -88,7 +88,8 @@ func sourceMatches(s *securityapi.Source, r request) bool {
 func operationMatches(o *securityapi.Operation, r request) bool {
 	port := strconv.Itoa(r.port)
 	return (len(o.Ports) == 0 || slices.Contains(o.Ports, port)) && (len(o.NotPorts) == 0 || !slices.Contains(o.NotPorts, port)) &&
-		(len(o.Methods) == 0 || slices.Contains(o.Methods, r.method)) && (len(o.Paths) == 0 || slices.Contains(o.Paths, r.path))
+		(len(o.Methods) == 0 || slices.Contains(o.Methods, r.method)) && (len(o.Paths) == 0 || slices.Contains(o.Paths, r.path)) &&
+		(len(o.NotMethods) == 0 || !slices.Contains(o.NotMethods, r.method)) && (len(o.NotPaths) == 0 || !slices.Contains(o.NotPaths, r.path))
 }
 
 // svids are the SPIFFE IDs that a pod's workload can fetch: entries whose parent is a

@@ -281,6 +281,15 @@ func TestThreat32_ForeignAllowsAndFiltersAreReportedAndDoNotWiden(t *testing.T) 
 	if !proxyDenies(w, "shop/frontend-fra-1", "payments/api-fra-1", 9090) {
 		t.Error("the foreign ALLOW opened a port that the policy does not name")
 	}
+	from, to := w.podNamed("shop/frontend-fra-1"), w.podNamed("payments/api-fra-1")
+	for _, c := range [][2]string{{"GET", "/charge"}, {"POST", "/other"}} {
+		if calls(w.Snapshot, d, from, to, 8443, c[0], c[1]) {
+			t.Errorf("the foreign ALLOW opened %s %s, which the policy does not name", c[0], c[1])
+		}
+	}
+	if !calls(w.Snapshot, d, from, to, 8443, "POST", "/charge") {
+		t.Error("what the policy lets in is shut out")
+	}
 }
 
 func proxyDenies(w *world, src, dst string, port int) bool {

@@ -272,14 +272,35 @@ func (m *mall) foreign(t *testing.T) {
 		"spec":     map[string]any{"action": "ALLOW", "rules": []any{map[string]any{}}},
 	}}
 	m.apply(policy)
-	m.becomes(t, m.frontend, http.MethodPost, m.base+"/other", 200) // an ALLOW widens what our ALLOW narrows …
+	m.enforces(t, "everybody") // an ALLOW of others widens neither whom our DENY lets in nor for what
+	m.refused(t, m.frontend, http.MethodPost, "/other")
+	m.refused(t, m.frontend, http.MethodGet, "/charge")
+	is(t, m.frontend, http.MethodPost, m.base+"/charge", 200)
 	if a := is(t, m.other, http.MethodPost, m.base+"/charge", 403); a.Body != denied {
-		t.Errorf("refused with %q, want Envoy's %q", a.Body, denied) // … but not whom our DENY lets in
+		t.Errorf("refused with %q, want Envoy's %q", a.Body, denied)
 	}
 	if out, err := m.remove("payments", "everybody"); err != nil {
 		t.Fatal(err, out)
 	}
 	m.refused(t, m.frontend, http.MethodPost, "/other")
+}
+
+// enforces waits until the API's proxy has an AuthorizationPolicy in force.
+func (m *mall) enforces(t *testing.T, name string) {
+	t.Helper()
+	const inForce = "http://127.0.0.1:15000/config_dump?resource=dynamic_listeners&name_regex=virtualInbound"
+	for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		out, err := m.api.enter(m.ctx, nil, m.echo, "call", http.MethodGet, inForce).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(out), "policy["+name+"]") {
+			return
+		}
+		if time.Since(begun) > 30*time.Second {
+			t.Fatalf("the API's proxy does not have AuthorizationPolicy %s", name)
+		}
+	}
 }
 
 // remove deletes an AuthorizationPolicy.
