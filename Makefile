@@ -117,9 +117,11 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 	done
 
 .PHONY: bench
-bench: ## measure speed as ratios within one run
-	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/... ./test/bench
-	cd test/bench/peers && go test -run '^$$' -bench Replay .
+bench: ## measure speed as ratios within one run; the tables are also out/bench.json and out/bench-eventlogs.json
+	@mkdir -p out
+	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/...
+	KEELSON_BENCH_JSON=$(CURDIR)/out/bench.json go test -run '^$$' -bench . -benchmem -timeout 30m ./test/bench
+	cd test/bench/peers && KEELSON_BENCH_JSON=$(CURDIR)/out/bench-eventlogs.json go test -run '^$$' -bench Replay .
 
 .PHONY: cover
 cover: setup ## print test coverage by package

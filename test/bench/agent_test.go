@@ -39,8 +39,8 @@ func agentAnswers(b *testing.B) figure {
 	dialogues(b, between, ca, dir, func() {
 		tpms = append(tpms, time.Duration(inTPM.Swap(0)))
 	})
-	return figure{"agent's dialogue with its TPM / the TPM's own time for it", float64(wall) / float64(median(tpms)), 1.2, "x",
-		fmt.Sprintf("%d commands each, %v and %v", commands.Load()/int64(len(tpms)), wall, median(tpms))}
+	return promise("agent's dialogue with its TPM / the TPM's own time for it", float64(wall)/float64(median(tpms)), 1.2, "x",
+		fmt.Sprintf("%d commands each, %v and %v", commands.Load()/int64(len(tpms)), wall, median(tpms)))
 }
 
 // dialogues is the median time of some dialogues with the TPM at a socket.

@@ -3,6 +3,7 @@ module keelson.test/peers
 go 1.26.0
 
 require (
+	github.com/google/go-attestation v0.6.4
 	github.com/google/go-eventlog v0.0.2
 	github.com/keelson-project/keelson v0.0.0
 )
