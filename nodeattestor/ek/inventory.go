@@ -25,7 +25,20 @@ type Machines map[nodeclaim.EKHash]InventoryEntry
 type InventoryEntry struct {
 	Node     string             // Kubernetes node name
 	EKHashes []nodeclaim.EKHash // all EKs of this machine, in the file's order
-	Line     int                // of the machine in the inventory file, 1-based
+	// References are the names of the reference sets that may accept this machine, each of which may end with "*"; nil
+	// means every set.
+	References []string
+	Line       int // of the machine in the inventory file, 1-based
+}
+
+// Classed reports whether the inventory says for any machine which reference sets may accept it.
+func (m Machines) Classed() bool {
+	for _, machine := range m {
+		if machine.References != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // InventoryErrors are all problems of an inventory, in the order of their lines.
@@ -48,6 +61,7 @@ func (e InventoryErrors) Unwrap() []error { return e }
 //	machines:
 //	- node: fra-1
 //	  ekHashes: [64 hex digits, ...]
+//	  references: [prod-*]           # optional: the sets that may accept it
 //
 // A node named twice, or an EK in two machines (or twice in one), is an error: which
 // machine a verdict is about must never depend on the order of lines. Unknown and
@@ -87,8 +101,13 @@ func (p *inventoryParser) problem(n *yaml.Node, format string, args ...any) {
 	p.problems = append(p.problems, fmt.Errorf("ek: %s line %d: %s", p.what, n.Line, fmt.Sprintf(format, args...)))
 }
 
-// fields reads a mapping whose keys must be among known; others are problems.
+// fields reads a mapping that must have the known keys and no others.
 func (p *inventoryParser) fields(n *yaml.Node, what string, known ...string) map[string]*yaml.Node {
+	return p.someFields(n, what, known, known)
+}
+
+// someFields is fields where only some of the known keys are required.
+func (p *inventoryParser) someFields(n *yaml.Node, what string, required, known []string) map[string]*yaml.Node {
 	out := map[string]*yaml.Node{}
 	if n.Kind != yaml.MappingNode {
 		p.problem(n, "%s must be a mapping with %s", what, strings.Join(known, ", "))
@@ -105,7 +124,7 @@ func (p *inventoryParser) fields(n *yaml.Node, what string, known ...string) map
 			out[key.Value] = n.Content[i+1]
 		}
 	}
-	for _, k := range known {
+	for _, k := range required {
 		if out[k] == nil {
 			p.problem(n, "%s lacks key %q", what, k)
 		}
@@ -131,8 +150,11 @@ func (p *inventoryParser) document(n *yaml.Node) {
 var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
 
 func (p *inventoryParser) machine(n *yaml.Node) {
-	f := p.fields(n, "a machine", "node", "ekHashes")
+	f := p.someFields(n, "a machine", []string{"node", "ekHashes"}, []string{"node", "ekHashes", "references"})
 	entry := InventoryEntry{Line: n.Line}
+	if sets := f["references"]; sets != nil {
+		entry.References = p.references(sets)
+	}
 	if name := f["node"]; name != nil {
 		entry.Node = p.node(name)
 	}
@@ -161,6 +183,29 @@ func (p *inventoryParser) machine(n *yaml.Node) {
 		}
 		p.machines[hash] = entry
 	}
+}
+
+// setName is a reference set's name, or its beginning with "*" for the rest: names have dates, and change with each roll-out.
+var setName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}\*?$`)
+
+// references reads which sets may accept a machine. An empty list is a problem: it would accept none, which is what a revocation says.
+func (p *inventoryParser) references(n *yaml.Node) []string {
+	if n.Kind != yaml.SequenceNode || len(n.Content) == 0 {
+		p.problem(n, "references must be a list of at least one reference set; leave it out where every set may accept the machine")
+		return nil
+	}
+	var out []string
+	for _, item := range n.Content {
+		switch {
+		case item.Kind != yaml.ScalarNode || !setName.MatchString(item.Value):
+			p.problem(item, "reference set %.80q is neither a set's name nor the beginning of one with \"*\"", item.Value)
+		case slices.Contains(out, item.Value):
+			p.problem(item, "reference set %q is named twice", item.Value)
+		default:
+			out = append(out, item.Value)
+		}
+	}
+	return out
 }
 
 func (p *inventoryParser) node(n *yaml.Node) string {

@@ -57,7 +57,7 @@ func TestInventoryProblemsAreAllNamedWithTheirLine(t *testing.T) {
 		got = append(got, e.Error())
 	}
 	want := []string{
-		`ek: inventory line 4: a machine has unknown key "ekHashs"; known are node, ekHashes`,
+		`ek: inventory line 4: a machine has unknown key "ekHashs"; known are node, ekHashes, references`,
 		`ek: inventory line 5: node "fra-1" is already named in line 2; list all EKs of a machine in one entry`,
 		`ek: inventory line 8: EK hash ` + hash("a") + ` is already used by node "fra-1" in line 2; an EK belongs to one machine and is listed once`,
 		`ek: inventory line 9: node "Par_2" is not a Kubernetes node name (lower-case letters, digits, '-' and '.')`,
@@ -68,6 +68,38 @@ func TestInventoryProblemsAreAllNamedWithTheirLine(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
+func TestInventoryLimitsTheSetsOfAMachine(t *testing.T) {
+	machines, err := ek.ParseInventory([]byte("machines:\n- node: n\n  ekHashes: [" + hash("a") + "]\n  references: [prod-2026-11, \"edge-*\", a*]\n- {node: m, ekHashes: [" + hash("b") + "]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range machines {
+		if want := map[string][]string{"n": {"prod-2026-11", "edge-*", "a*"}}[m.Node]; !cmp.Equal(m.References, want) {
+			t.Errorf("machine %s may match %v, want %v", m.Node, m.References, want)
+		}
+	}
+	_, err = ek.ParseInventory([]byte(strings.Join([]string{
+		"machines:",
+		"- {node: a, ekHashes: [" + hash("a") + "], references: []}",
+		"- {node: b, ekHashes: [" + hash("b") + "], references: prod}",
+		"- {node: c, ekHashes: [" + hash("c") + "], references: [\"*\", prod, prod, Prod, \"pr*d\", [prod]]}",
+		"- {node: d, ekHashes: [" + hash("d") + "], references: }",
+	}, "\n")))
+	want := strings.Join([]string{
+		`ek: inventory line 2: references must be a list of at least one reference set; leave it out where every set may accept the machine`,
+		`ek: inventory line 3: references must be a list of at least one reference set; leave it out where every set may accept the machine`,
+		`ek: inventory line 4: reference set "*" is neither a set's name nor the beginning of one with "*"`,
+		`ek: inventory line 4: reference set "prod" is named twice`,
+		`ek: inventory line 4: reference set "Prod" is neither a set's name nor the beginning of one with "*"`,
+		`ek: inventory line 4: reference set "pr*d" is neither a set's name nor the beginning of one with "*"`,
+		`ek: inventory line 4: reference set "" is neither a set's name nor the beginning of one with "*"`,
+		`ek: inventory line 5: references must be a list of at least one reference set; leave it out where every set may accept the machine`,
+	}, "\n")
+	if err == nil || err.Error() != want {
+		t.Errorf("(-want +got):\n%s", cmp.Diff(want, err.Error()))
 	}
 }
 

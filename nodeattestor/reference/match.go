@@ -28,6 +28,29 @@ func NewSets(sets ...Set) (Sets, error) {
 	return out, nil
 }
 
+// For are the sets that may accept a machine of which only these names are allowed, each of which may end with "*"; nil allows
+// every set. A machine that may match sets of another class could fall back to the weakest of all.
+func (s Sets) For(names []string) Sets {
+	if names == nil {
+		return s
+	}
+	var out Sets
+	for _, set := range s {
+		if slices.ContainsFunc(names, set.named) {
+			out = append(out, set)
+		}
+	}
+	return out
+}
+
+// named tells whether the set has a name, or a name that begins so where "*" follows.
+func (s Set) named(pattern string) bool {
+	if begin, open := strings.CutSuffix(pattern, "*"); open {
+		return strings.HasPrefix(s.name, begin)
+	}
+	return s.name == pattern
+}
+
 // Match is the first set, in the order of names, that accepts the evidence. Without one, the
 // refusals are those of the set that has the fewest: the nearest, whose name every reason has.
 func (s Sets) Match(ev Evidence, now time.Time) (Set, nodeclaim.Refusals) {

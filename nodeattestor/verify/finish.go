@@ -66,7 +66,7 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 		return nodeclaim.Claims{}, err
 	}
 	outcome, refusals := appraise.Logs(appraise.Input{
-		PCRs: p.pcrs, EventLog: p.logs.eventLog, Userspace: p.logs.userspace, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.policy.References, Now: now,
+		PCRs: p.pcrs, EventLog: p.logs.eventLog, Userspace: p.logs.userspace, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.sets, Now: now,
 	})
 	claims := nodeclaim.Claims{
 		EK: p.EK(), EKCertified: p.identity.Certified(), Manufacturer: p.identity.Manufacturer(), Node: p.Node(),

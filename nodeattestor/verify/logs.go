@@ -39,7 +39,7 @@ func newLogs(p *Pending) logs {
 	if l.resume(p) {
 		return l
 	}
-	l.measured = p.policy.References.Measure()
+	l.measured = p.sets.Measure()
 	l.ima = ima.NewStream(p.pcrs, p.policy.IMAOptions, l.measured.Add)
 	l.astray = p.earlier.list.Offset() > 0
 	return l

@@ -28,7 +28,9 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
@@ -133,8 +135,23 @@ func (p *Policy) Validate() error {
 	if len(p.References) == 0 {
 		fail("no reference sets: every node would be refused")
 	}
+	p.validateClasses(fail)
 	p.validateIMA(fail)
 	return errors.Join(errs...)
+}
+
+// validateClasses refuses an inventory that leaves a machine no reference set: mostly a mistyped name, for which a good machine
+// would be proved bad.
+func (p *Policy) validateClasses(fail func(string, ...any)) {
+	bare := map[int]ek.InventoryEntry{} // by line: a machine stands under each of its EKs
+	for _, m := range p.Anchors.Inventory {
+		if len(p.References.For(m.References)) == 0 && len(p.References) > 0 {
+			bare[m.Line] = m
+		}
+	}
+	for _, line := range slices.Sorted(maps.Keys(bare)) {
+		fail("inventory line %d: machine %s may match reference sets %s alone, and none of that name is there", line, bare[line].Node, strings.Join(bare[line].References, ", "))
+	}
 }
 
 // validateIMA refuses a policy and sets that do not agree on IMA. A list that is demanded and that no set

@@ -15,12 +15,14 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/quote"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
 // Pending is one attestation under way. Its methods are called in order, from one
 // goroutine; each challenge is answered once.
 type Pending struct {
 	policy   *Policy
+	sets     reference.Sets // that may accept this machine
 	identity ek.Identity
 	key      ak.Key
 	secret   []byte
@@ -71,7 +73,11 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	if err := checkPayload(p, policy); err != nil {
 		return nil, nil, err
 	}
-	pending := &Pending{policy: policy, identity: id, key: key, token: p.Token, wantUserspace: p.HasUserspaceLog, expires: now.Add(policy.challengeTTL()),
+	sets, err := setsFor(id.Hash(), policy)
+	if err != nil {
+		return nil, nil, err
+	}
+	pending := &Pending{policy: policy, sets: sets, identity: id, key: key, token: p.Token, wantUserspace: p.HasUserspaceLog, expires: now.Add(policy.challengeTTL()),
 		secret: make([]byte, evidence.SecretSize), nonce: make([]byte, evidence.NonceSize)}
 	for _, b := range [][]byte{pending.secret, pending.nonce} {
 		if _, err := io.ReadFull(rand, b); err != nil {
@@ -113,6 +119,17 @@ func checkPayload(p *evidence.Payload, policy *Policy) error {
 		return nodeclaim.Refuse("payload.tag", "the node has no asset tag; provision one with keelson tag provision")
 	}
 	return nil
+}
+
+// setsFor are the reference sets that may accept the machine of an EK: those of its class, where the inventory says so. It is asked before
+// anything is proved, so that what the inventory lacks lowers no verdict. Where it has classes, an EK that it does not list has none: a machine
+// could else show one that nobody listed, and choose its class.
+func setsFor(id nodeclaim.EKHash, policy *Policy) (reference.Sets, error) {
+	machine, listed := policy.Anchors.Inventory[id]
+	if !listed && policy.Anchors.Inventory.Classed() {
+		return nil, nodeclaim.Refuse("reference.class", fmt.Sprintf("EK %s is not in the inventory, which says which reference sets may accept a machine: list all EKs of each machine there", id))
+	}
+	return policy.References.For(machine.References), nil
 }
 
 // EK identifies the trusted EK of this attestation.

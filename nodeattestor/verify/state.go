@@ -95,7 +95,7 @@ func (p *Pending) counters() (notes []string, refusals nodeclaim.Refusals) {
 
 // resume goes on from the earlier appraisal, if it is of the boot that was quoted.
 func (l *logs) resume(p *Pending) bool {
-	measured, ok := p.policy.References.Resume(p.earlier.judged)
+	measured, ok := p.sets.Resume(p.earlier.judged)
 	if !ok {
 		return false
 	}
