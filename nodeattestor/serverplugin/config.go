@@ -70,9 +70,8 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
-	text          string                 // that it was made from
-	files         []string               // that the text names, to be watched
-	seen          map[string]fs.FileInfo // what they were when they were read
+	sighting             // of the files that the text names, to be watched
+	text          string // that it was made from
 	trustDomain   spiffeid.TrustDomain
 	policy        *verify.Policy
 	pcrSelectors  []nodeclaim.Selection
@@ -98,10 +97,15 @@ const (
 // buildConfig reads the plugin's configuration and every file that it names. It has no
 // other effect, so Configure and Validate share it; the problems are all of them.
 func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.Problems) {
+	b := builder{now: now, sighting: sighting{seen: map[string]fs.FileInfo{}}}
+	return b.config(text, trustDomain), b.problems
+}
+
+// config builds what buildConfig returns; nil when there are problems.
+func (b *builder) config(text, trustDomain string) *config {
 	var raw hclConfig
-	b := builder{problems: pluginconf.Decode(text, &raw), now: now, seen: map[string]fs.FileInfo{}}
-	if b.problems.Err() != nil {
-		return nil, b.problems
+	if b.problems = pluginconf.Decode(text, &raw); b.problems.Err() != nil {
+		return nil
 	}
 	c := &config{text: text, policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, auditMaxFiles: raw.AuditMaxFiles, stateDir: raw.StateDir}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
@@ -128,22 +132,21 @@ func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.
 	c.maxParallel = raw.MaxParallel
 	c.listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
-	c.files, c.seen = b.files, b.seen
+	c.sighting = b.sighting
 	if b.problems.Err() != nil {
-		return nil, b.problems
+		return nil
 	}
 	if err := c.policy.Validate(); err != nil {
 		b.problems.Add("configuration", "%v", err)
-		return nil, b.problems
+		return nil
 	}
-	return c, b.problems
+	return c
 }
 
 type builder struct {
+	sighting
 	problems *pluginconf.Problems
 	now      time.Time
-	files    []string
-	seen     map[string]fs.FileInfo
 }
 
 func (b *builder) rest(raw *hclConfig, c *config) {

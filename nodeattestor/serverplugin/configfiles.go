@@ -43,19 +43,24 @@ func isFolder(path string) bool {
 	return err == nil && info.IsDir()
 }
 
+// sighting is what a reading of the files that a configuration names has looked at.
+type sighting struct {
+	files []string               // and folders
+	seen  map[string]fs.FileInfo // what they were just before they were read; nothing of one that was not there
+}
+
 // note remembers a file or folder as it is before it is read.
-func (b *builder) note(path string) {
-	b.files = append(b.files, path)
+func (s *sighting) note(path string) {
+	s.files = append(s.files, path)
 	if info, err := os.Stat(path); err == nil {
-		b.seen[path] = info
+		s.seen[path] = info
 	}
 }
 
-// outdated reports whether a file that the configuration names is another one than was read, for example because it
-// changed before anybody watched it.
-func (c *config) outdated() bool {
-	return slices.ContainsFunc(c.files, func(path string) bool {
-		old, now := c.seen[path], fs.FileInfo(nil)
+// outdated reports whether a file is another one than was read, for example because it changed before anybody watched it.
+func (s *sighting) outdated() bool {
+	return slices.ContainsFunc(s.files, func(path string) bool {
+		old, now := s.seen[path], fs.FileInfo(nil)
 		if info, err := os.Stat(path); err == nil {
 			now = info
 		}

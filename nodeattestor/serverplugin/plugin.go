@@ -103,14 +103,11 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("metrics", "error", err)
 	}
 	p.unwatch(before) // not under the lock that replace holds: a reload under way needs it
-	w, err := watch(c.files, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
+	w, err := watch(c.sighting, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
 	if err != nil {
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
 	p.swapWatcher(w)
-	if c.outdated() { // in the moment between reading and watching
-		p.reload()
-	}
 	return &configv1.ConfigureResponse{}, nil
 }
 
