@@ -30,6 +30,7 @@ const (
 	Inconclusive Outcome = "inconclusive" // could not be finished; the verdict is left to expire
 	Recovered    Outcome = "recovered"    // no attestation: an unfinished line was removed after a crash
 	Pruned       Outcome = "pruned"       // no attestation: the oldest rotated file was removed, as configured
+	Omitted      Outcome = "omitted"      // no attestation: the server ended, and no line since the flood had told of it
 )
 
 // Entry is one record. Seq and Prev are set by Append.
@@ -45,6 +46,9 @@ type Entry struct {
 	Refusals       []nodeclaim.Refusal `json:"refusals,omitempty"`
 	Error          string              `json:"error,omitempty"`
 	EvidenceDigest string              `json:"evidenceDigest,omitempty"`
+	// Omitted is how many attempts that proved nothing ended since the line before without a line of their own: strangers who
+	// make many may not fill the disk.
+	Omitted uint64 `json:"omitted,omitempty"`
 	// Pruned is the last line that was removed: the rest of the log goes on from it.
 	Pruned *Head    `json:"pruned,omitempty"`
 	Notes  []string `json:"notes,omitempty"` // what was not refused and is to be known

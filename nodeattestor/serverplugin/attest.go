@@ -231,7 +231,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 	}
 	entry := a.entry(audit.Trusted)
 	entry.Reference, entry.Notes = claims.Reference, claims.Notes
-	if err := a.sinks.record(entry); err != nil {
+	if err := a.sinks.record(entry, a.proved()); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
 		a.watch.end(string(audit.Inconclusive))
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot write its audit log")
@@ -269,7 +269,7 @@ func (a *attempt) refuse(err error) error {
 	if len(end.refusals) == 0 {
 		entry.Error = end.err.Error()
 	}
-	if auditErr := a.sinks.record(entry); auditErr != nil {
+	if auditErr := a.sinks.record(entry, a.proved()); auditErr != nil {
 		a.log.Error("audit line lost", "error", auditErr)
 	}
 	if end.outcome == audit.Untrusted {
@@ -305,10 +305,13 @@ func (a *attempt) entry(outcome audit.Outcome) audit.Entry {
 func (a *attempt) note(outcome audit.Outcome, text string) {
 	e := a.entry(outcome)
 	e.Error = text
-	if err := a.sinks.record(e); err != nil {
+	if err := a.sinks.record(e, a.proved()); err != nil {
 		a.log.Error("audit line lost", "error", err)
 	}
 }
+
+// proved reports whether the machine has shown that it holds its EK; whose node it is is another matter.
+func (a *attempt) proved() bool { return a.pending != nil && a.pending.EvidenceDigest() != "" }
 
 func (a *attempt) agentID() string {
 	return a.trustDomain.IDString() + nodeclaim.AgentPath(a.pending.EK())

@@ -34,10 +34,11 @@ type Plugin struct {
 	nodeattestorv1.UnimplementedNodeAttestorServer
 	configv1.UnimplementedConfigServer
 
-	log     hclog.Logger
-	clock   *clock
-	metrics *metrics
-	claims  claims
+	log      hclog.Logger
+	clock    *clock
+	metrics  *metrics
+	claims   claims
+	unproved allowance
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.RWMutex
@@ -247,6 +248,9 @@ func (p *Plugin) Close() error {
 	if run.queue != nil {
 		run.queue.Close()
 	}
+	if n := p.unproved.rest(); n > 0 {
+		err = errors.Join(err, run.audit.Append(audit.Entry{Time: p.clock.wall().UTC(), Outcome: audit.Omitted, Omitted: n}))
+	}
 	return errors.Join(err, run.audit.Close())
 }
 
@@ -276,16 +280,21 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 var errNotRunning = errors.New("the plugin has no configuration in force any more")
 
 // record appends to the audit log that is in force now: the configuration may have changed
-// since the attestation began, and then its own log is closed.
-func (p *Plugin) record(e audit.Entry) error {
+// since the attestation began, and then its own log is closed. Of attempts that proved nothing, surplus is only counted.
+func (p *Plugin) record(e audit.Entry, proved bool) error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if p.run == nil {
 		return errNotRunning
 	}
+	var write bool
+	if e.Omitted, write = p.unproved.take(proved, p.clock.elapsed()); !write {
+		return nil
+	}
 	err := p.run.audit.Append(e)
 	if err != nil {
 		p.metrics.auditFailures.Inc()
+		p.unproved.omit(e.Omitted, !proved)
 	}
 	if old := p.run.audit.Unpruned(); old != nil {
 		p.log.Warn("old audit files stay, so that the disk will fill", "error", old)

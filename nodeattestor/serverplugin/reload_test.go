@@ -254,7 +254,7 @@ func TestThreat25_FilesThatAreReadHoldNobodyUp(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.plugin.record(audit.Entry{Time: time.Now(), Outcome: audit.Unproved}); err != nil {
+		if err := s.plugin.record(audit.Entry{Time: time.Now(), Outcome: audit.Unproved}, false); err != nil {
 			t.Error(err)
 		}
 		if s.config() != before {
