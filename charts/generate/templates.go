@@ -49,7 +49,7 @@ var (
 		`"` + admins + `"`, `{{ include "keelson.celList" .Values.guards.adminGroups }}`,
 		`"` + calicoNodes + `"`, `{{ include "keelson.celList" .Values.guards.calicoNodeUsers }}`,
 		`"` + kubelets + `"`, `{{ include "keelson.celList" .Values.guards.kubeletGroups }}`,
-		`, "` + calico + `"`, `{{ with .Values.guards.calicoAPIServerUser }}, {{ . | quote }}{{ end }}`,
+		`, "` + calico + `"`, `{{ range .Values.guards.calicoAPIServerUsers }}, {{ . | quote }}{{ end }}`,
 	}
 )
 
@@ -73,7 +73,7 @@ var options = map[string]func(*guard.Params){
 // guards renders the guards, each under the condition that it needs.
 func guards() ([]byte, error) {
 	p := guard.Params{PolicySync: "system:serviceaccount:" + namespace + ":" + account, SPIREServers: []string{spireServers},
-		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServer: calico, CalicoNodes: []string{calicoNodes},
+		Admins: []string{admins}, Kubelets: []string{kubelets}, CalicoAPIServers: []string{calico}, CalicoNodes: []string{calicoNodes},
 		Taint: true, Affinity: true}
 	all, err := guard.Objects(p)
 	if err != nil {

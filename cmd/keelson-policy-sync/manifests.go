@@ -34,7 +34,7 @@ func manifestsCommand() *cobra.Command {
 	f.StringSliceVar(&m.guards.SPIREServers, "spire-server", []string{"system:serviceaccount:spire:spire-server"}, "users that write NodeTrusts")
 	f.StringSliceVar(&m.guards.Admins, "admin-group", []string{"system:masters"}, "groups that enrol namespaces and release TPMs")
 	f.StringSliceVar(&m.guards.Kubelets, "kubelet-group", []string{"system:nodes"}, "groups that report the addresses and images of pods")
-	f.StringVar(&m.guards.CalicoAPIServer, "calico-apiserver", "system:serviceaccount:calico-apiserver:calico-apiserver", "user of Calico's API server")
+	f.StringSliceVar(&m.guards.CalicoAPIServers, "calico-apiserver", guard.CalicoAPIServers, "users as whom Calico's API server writes; name yours alone")
 	f.StringSliceVar(&m.guards.CalicoNodes, "calico-node", guard.CalicoNodes, "users of Calico's programs on nodes")
 	f.BoolVar(&m.guards.Taint, "taint", true, "guard the taint of untrusted nodes, and put it on new ones")
 	f.BoolVar(&m.guards.Affinity, "affinity", true, "have pods of enforced namespaces placed on nodes that their TrustPolicies accept")

@@ -54,9 +54,6 @@ const HBONEPort = 15008
 // IstiodPort is istiod's, for the proxies' configuration (xDS) over TLS.
 const IstiodPort = 15012
 
-// RevokedLabel marks the set of revoked addresses for the policy that denies them.
-const RevokedLabel = v1alpha1.Group + "/revoked"
-
 // Name is the name of a Calico policy of the tier: Calico asks for the tier's name first.
 func Name(name string) string { return v1alpha1.CalicoTier + "." + name }
 
@@ -108,7 +105,7 @@ func (r *renderer) tier() {
 // ways. Both always exist; a revocation only adds to the set.
 func (r *renderer) revoked() {
 	set := v3.NewGlobalNetworkSet()
-	set.Name, set.Labels = Name("revoked"), map[string]string{RevokedLabel: v1alpha1.True}
+	set.Name, set.Labels = Name("revoked"), map[string]string{v1alpha1.RevokedLabel: v1alpha1.True}
 	for _, a := range r.in.Revoked {
 		set.Spec.Nets = append(set.Spec.Nets, cidr(a.Address))
 	}
@@ -117,7 +114,7 @@ func (r *renderer) revoked() {
 
 	p := v3.NewGlobalNetworkPolicy()
 	p.Name = Name("revoked")
-	entity := v3.EntityRule{Selector: eq(RevokedLabel, v1alpha1.True), NamespaceSelector: "global()"}
+	entity := v3.EntityRule{Selector: eq(v1alpha1.RevokedLabel, v1alpha1.True), NamespaceSelector: "global()"}
 	p.Spec = v3.GlobalNetworkPolicySpec{
 		Tier: v1alpha1.CalicoTier, Order: order(orderRevoked), Selector: "all()", NamespaceSelector: mode(v1alpha1.ModeEnforce), Types: bothWays(),
 		Ingress: []v3.Rule{{Action: v3.Deny, Source: entity}},

@@ -84,7 +84,7 @@ func TestRevokedAddressesAreWholePrefixes(t *testing.T) {
 		if err != nil || !cmp.Equal(nets, []string{"10.0.0.1/32", "2001:db8::1/128"}) {
 			t.Errorf("nets %v, %v", nets, err)
 		}
-		if o.Class != desired.Blacklist || o.GetLabels()[RevokedLabel] != v1alpha1.True {
+		if o.Class != desired.Blacklist || o.GetLabels()[v1alpha1.RevokedLabel] != v1alpha1.True {
 			t.Errorf("class %v, labels %v", o.Class, o.GetLabels())
 		}
 		return

@@ -38,9 +38,9 @@ type Params struct {
 	// Kubelets are groups that report what runs in a pod; system:nodes if empty. The API server's NodeRestriction keeps
 	// each of them to the pods of its own node.
 	Kubelets []string
-	// CalicoAPIServer is the user of Calico's API server, which writes
-	// crd.projectcalico.org on behalf of those who write projectcalico.org. Empty when there is none.
-	CalicoAPIServer string
+	// CalicoAPIServers are the users as whom Calico's API server writes crd.projectcalico.org on behalf of those who write
+	// projectcalico.org, for whom it has asked these policies before. Nobody if empty.
+	CalicoAPIServers []string
 	// CalicoNodes are the users of Calico's programs on the nodes, whose credentials every node holds: Calico's own if empty.
 	CalicoNodes []string
 	// Taint guards the taint of untrusted nodes and puts it on when a Node is created.
@@ -73,8 +73,8 @@ func (p Params) Validate() error {
 	for _, u := range p.CalicoNodes {
 		check("user of Calico's on nodes", u)
 	}
-	if p.CalicoAPIServer != "" {
-		check("user of Calico's API server", p.CalicoAPIServer)
+	for _, u := range p.CalicoAPIServers {
+		check("user of Calico's API server", u)
 	}
 	return errors.Join(problems...)
 }
@@ -96,6 +96,12 @@ func (p Params) withDefaults() Params {
 var CalicoNodes = []string{
 	"system:serviceaccount:calico-system:calico-node", "system:serviceaccount:calico-system:calico-cni-plugin",
 	"system:serviceaccount:kube-system:calico-node", "system:serviceaccount:kube-system:calico-cni-plugin",
+}
+
+// CalicoAPIServers are the accounts that Calico's manifests and its operator give its API server: in calico-apiserver, and in
+// calico-system since the operator moved it there in 2025 (tigera/operator, pull requests 3960, 3989 and 4005).
+var CalicoAPIServers = []string{
+	"system:serviceaccount:calico-apiserver:calico-apiserver", "system:serviceaccount:calico-system:calico-apiserver",
 }
 
 // system are the controllers that delete what belongs to a deleted namespace or owner.
@@ -203,7 +209,6 @@ func cel(texts []string) string {
 
 // notUsers leaves the requests of some users alone.
 func notUsers(name string, users ...string) admissionv1.MatchCondition {
-	users = slices.DeleteFunc(slices.Clone(users), func(u string) bool { return u == "" })
 	return admissionv1.MatchCondition{Name: name, Expression: fmt.Sprintf("!(request.userInfo.username in %s)", cel(users))}
 }
 

@@ -23,11 +23,12 @@ const (
 	kubelet = "system:node:fra-1"
 	dev     = "dev@example.org"
 	gc      = "system:serviceaccount:kube-system:namespace-controller"
-	calico  = "system:serviceaccount:calico-apiserver:calico-apiserver"
+	calico  = "system:serviceaccount:calico-apiserver:calico-apiserver" // as manifests and older operators have it
+	calico2 = "system:serviceaccount:calico-system:calico-apiserver"    // as newer operators have it
 )
 
 func params() guard.Params {
-	return guard.Params{PolicySync: syncer, SPIREServers: []string{spire}, CalicoAPIServer: calico, Taint: true, Affinity: true}
+	return guard.Params{PolicySync: syncer, SPIREServers: []string{spire}, CalicoAPIServers: guard.CalicoAPIServers, Taint: true, Affinity: true}
 }
 
 func objects(t *testing.T) []runtime.Object {
@@ -280,7 +281,7 @@ func TestThreat26_NoSetOrEndpointBearsATrustLabelThroughEitherGroup(t *testing.T
 	cases := map[string]attempt{}
 	for _, group := range []string{"projectcalico.org", "crd.projectcalico.org"} {
 		for _, resource := range []string{"networksets", "globalnetworksets", "hostendpoints", "workloadendpoints"} {
-			for _, user := range []string{dev, syncer, calico} {
+			for _, user := range []string{dev, syncer, calico, calico2} {
 				cases[fmt.Sprintf("%s labels %s.%s", user, resource, group)] = attempt{request{create, group, resource, user, nil, "", labelledSet, ""}, false}
 				cases[fmt.Sprintf("%s makes %s.%s", user, resource, group)] = attempt{request{create, group, resource, user, nil, "", strings.Replace(labelledSet, "trust.keelson.io/attested", "app", 1), ""}, true}
 			}
@@ -290,10 +291,32 @@ func TestThreat26_NoSetOrEndpointBearsATrustLabelThroughEitherGroup(t *testing.T
 	run(t, cases)
 }
 
+// TestThreat26_OnlyPolicySyncMarksAddressesAsRevoked: a set of everybody's that bears the label and holds every address would cut
+// all enrolled namespaces off.
+func TestThreat26_OnlyPolicySyncMarksAddressesAsRevoked(t *testing.T) {
+	const (
+		marked   = `{metadata: {name: x, labels: {trust.keelson.io/revoked: "true"}}, spec: {nets: [0.0.0.0/0]}}`
+		unmarked = `{metadata: {name: x, labels: {team: a}}, spec: {nets: [0.0.0.0/0]}}`
+	)
+	cases := map[string]attempt{}
+	for _, group := range []string{"projectcalico.org", "crd.projectcalico.org"} {
+		for _, resource := range []string{"networksets", "globalnetworksets", "hostendpoints", "workloadendpoints"} {
+			for user, allowed := range map[string]bool{dev: false, "admin": false, kubelet: false, spire: false, gc: false, syncer: true, calico: true, calico2: true} {
+				cases[fmt.Sprintf("%s creates a marked %s.%s", user, resource, group)] = attempt{request{create, group, resource, user, []string{"system:masters"}, "", marked, ""}, allowed}
+				cases[fmt.Sprintf("%s marks a %s.%s", user, resource, group)] = attempt{request{update, group, resource, user, nil, "", marked, unmarked}, allowed}
+				cases[fmt.Sprintf("%s widens a marked %s.%s", user, resource, group)] = attempt{request{update, group, resource, user, nil, "", marked, strings.Replace(marked, "0.0.0.0/0", "192.0.2.0/24", 1)}, allowed}
+				cases[fmt.Sprintf("%s takes the mark off a %s.%s", user, resource, group)] = attempt{request{update, group, resource, user, nil, "", unmarked, marked}, true}
+			}
+		}
+	}
+	cases["with another value"] = attempt{request{create, "projectcalico.org", "globalnetworksets", dev, nil, "", strings.Replace(marked, `"true"`, `"false"`, 1), ""}, false}
+	run(t, cases)
+}
+
 func TestOnlyPolicySyncChangesItsObjects(t *testing.T) {
 	cases := map[string]attempt{}
 	for _, group := range []string{"projectcalico.org", "crd.projectcalico.org"} {
-		for user, allowed := range map[string]bool{dev: false, syncer: true, gc: true, calico: true, "admin": false} {
+		for user, allowed := range map[string]bool{dev: false, syncer: true, gc: true, calico: true, calico2: true, "admin": false} {
 			cases[user+" deletes our policy in "+group] = attempt{request{del, group, "networkpolicies", user, nil, "", "", ourPolicy}, allowed}
 			cases[user+" changes our policy in "+group] = attempt{request{update, group, "networkpolicies", user, nil, "", theirPolicy, ourPolicy}, allowed}
 			cases[user+" adds to our tier in "+group] = attempt{request{create, group, "networkpolicies", user, nil, "", intoOurTier, ""}, allowed}

@@ -129,23 +129,35 @@ func taintOnCreate() []runtime.Object {
 // networkGuards: Calico's selectors match the labels of sets and host endpoints as they
 // match pods'. Both of Calico's API groups are named: the aggregated one evaluates
 // admission policies itself (calico-apiserver --enable-validating-admission-policy).
-// policy-sync needs no trust label there, so nobody is left alone, but the one label
-// that its own set of revoked addresses bears.
+// policy-sync needs no trust label there, so nobody is left alone. The label of its own
+// set of revoked addresses is its alone to write, but for Calico's API server, which
+// stores for it what that API has been asked.
 func networkGuards(p Params) []check {
 	sets := []string{"networksets", "globalnetworksets", "hostendpoints", "workloadendpoints"}
 	policies := []string{"tiers", "networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies", "globalnetworksets"}
 	istio := []string{"authorizationpolicies", "peerauthentications"}
-	owners := notUsers("not-policy-sync", slices.Concat([]string{p.PolicySync, p.CalicoAPIServer}, system)...)
+	writers := slices.Concat([]string{p.PolicySync}, p.CalicoAPIServers)
+	owners := notUsers("not-policy-sync", slices.Concat(writers, system)...)
 	const ours = `%[1]s != null && has(%[1]s.metadata.labels) && "` + v1alpha1.OwnerLabel + `" in %[1]s.metadata.labels && %[1]s.metadata.labels["` + v1alpha1.OwnerLabel + `"] == "` + v1alpha1.OwnerValue + `"`
 	const inTier = `%[1]s != null && (%[1]s.metadata.name == "` + v1alpha1.CalicoTier + `" || has(%[1]s.spec) && has(%[1]s.spec.tier) && %[1]s.spec.tier == "` + v1alpha1.CalicoTier + `")`
 	return []check{
 		{
 			name: "network-set-trust-labels", why: "Calico takes the addresses of a set or host endpoint with a trust label for attested pods",
 			rules:     []admissionv1.NamedRuleWithOperations{on("projectcalico.org", writes, sets...), on("crd.projectcalico.org", writes, sets...)},
-			variables: []admissionv1.Variable{keys("after", "object", `(`+trustKey+`) && k != "`+v1alpha1.Group+`/revoked"`)},
+			variables: []admissionv1.Variable{keys("after", "object", `(`+trustKey+`) && k != "`+v1alpha1.RevokedLabel+`"`)},
 			validations: []admissionv1.Validation{{
 				Expression: "size(variables.after) == 0", Reason: ptr(metav1.StatusReasonForbidden),
 				Message: "a trust label on a network set or endpoint would make Calico take its addresses for attested pods",
+			}},
+		},
+		{
+			name: "network-set-revoked-label", why: "the first policy of Keelson's tier denies the addresses of every set with this label, DNS and all: with one that holds 0.0.0.0/0 nothing enrolled would talk",
+			rules:     []admissionv1.NamedRuleWithOperations{on("projectcalico.org", writes, sets...), on("crd.projectcalico.org", writes, sets...)},
+			when:      []admissionv1.MatchCondition{notUsers("not-policy-sync", writers...)},
+			variables: []admissionv1.Variable{keys("after", "object", `k == "`+v1alpha1.RevokedLabel+`"`)},
+			validations: []admissionv1.Validation{{
+				Expression: "size(variables.after) == 0", Reason: ptr(metav1.StatusReasonForbidden),
+				Message: "label " + v1alpha1.RevokedLabel + " is policy-sync's alone: what bears it is denied in every enrolled namespace",
 			}},
 		},
 		{

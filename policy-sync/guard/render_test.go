@@ -74,7 +74,8 @@ func TestWrongParams(t *testing.T) {
 		"an empty SPIRE server":      func(p *guard.Params) { p.SPIREServers = []string{""} },
 		"an admin group with quote":  func(p *guard.Params) { p.Admins = []string{"a'b"} },
 		"a kubelet group with quote": func(p *guard.Params) { p.Kubelets = []string{`a"b`} },
-		"a Calico user with a line":  func(p *guard.Params) { p.CalicoAPIServer = "a\nb" },
+		"an empty Calico user":       func(p *guard.Params) { p.CalicoAPIServers = []string{""} },
+		"a Calico user with a line":  func(p *guard.Params) { p.CalicoAPIServers = []string{"a\nb"} },
 	}
 	for name, change := range cases {
 		t.Run(name, func(t *testing.T) {

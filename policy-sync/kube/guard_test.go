@@ -287,6 +287,26 @@ func TestThreat26_ACalicoSetCarriesNoTrustLabel(t *testing.T) {
 		cases[fmt.Sprintf("if a NetworkSet of %s has a trust label, refuse", apiVersion)] = attempt{do: createOf(someone, set(apiVersion, "NetworkSet", "payments", name, trust))}
 		cases[fmt.Sprintf("if a HostEndpoint of %s has a trust label, refuse", apiVersion)] = attempt{do: createOf(someone, endpoint(apiVersion))}
 	}
+	// Keelson's own set of revoked addresses, and what would pass for another one.
+	revoked := map[string]any{v1alpha1.RevokedLabel: v1alpha1.True}
+	everything := func(apiVersion, name string, labels map[string]any) *unstructured.Unstructured {
+		o := set(apiVersion, "GlobalNetworkSet", "", name, labels)
+		o.Object["spec"] = map[string]any{"nets": []any{"0.0.0.0/0", "::/0"}}
+		return o
+	}
+	for i, apiVersion := range []string{"projectcalico.org/v3", "crd.projectcalico.org/v1"} {
+		plain := everything(apiVersion, fmt.Sprintf("%s-plain-%d", name, i), map[string]any{"team": "a"})
+		if err := someone.Create(t.Context(), plain.DeepCopy()); err != nil {
+			t.Fatal(err)
+		}
+		cases[fmt.Sprintf("if a GlobalNetworkSet of %s calls every address revoked, refuse", apiVersion)] = attempt{do: createOf(someone, everything(apiVersion, name, revoked))}
+		cases[fmt.Sprintf("if a GlobalNetworkSet of %s does so later, refuse", apiVersion)] = attempt{do: patchOf(someone, plain, `{"metadata":{"labels":{"`+v1alpha1.RevokedLabel+`":"true"}}}`)}
+	}
+	ours := everything("projectcalico.org/v3", v1alpha1.RevokedSet, map[string]any{v1alpha1.RevokedLabel: v1alpha1.True, v1alpha1.OwnerLabel: v1alpha1.OwnerValue})
+	if err := client.IgnoreNotFound(as(t, policySync).Delete(t.Context(), ours.DeepCopy())); err != nil {
+		t.Fatal(err)
+	}
+	cases["if policy-sync makes its set, let it be"] = attempt{do: createOf(as(t, policySync), ours), allowed: true}
 	cases["if a NetworkSet has other labels, let it be"] = attempt{do: createOf(someone, set("projectcalico.org/v3", "NetworkSet", "payments", name+"-ok", map[string]any{"team": "a"})), allowed: true}
 	testAttempts(t, cases)
 }

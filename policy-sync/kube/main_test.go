@@ -68,7 +68,7 @@ func install(ctx context.Context, c *cluster.Cluster) error {
 		return err
 	}
 	guards, err := guard.Objects(guard.Params{PolicySync: policySync, SPIREServers: []string{spire},
-		CalicoAPIServer: cluster.CalicoAPIServerUser, Taint: true, Affinity: true})
+		CalicoAPIServers: []string{cluster.CalicoAPIServerUser}, Taint: true, Affinity: true})
 	if err != nil {
 		return err
 	}

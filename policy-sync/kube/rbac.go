@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"slices"
+
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -11,6 +13,9 @@ import (
 
 // roleName names the roles and bindings of policy-sync.
 const roleName = "keelson-policy-sync"
+
+// Lease names the lease by which replicas agree on who writes, the only one that RBAC's roles let policy-sync read and take.
+const Lease = "keelson-policy-sync"
 
 // RBAC makes the roles that policy-sync's service account needs, and their bindings: what Read reads, what a plan can write,
 // and a lease in its own namespace. It may create no pod, read no secret and change no role.
@@ -30,8 +35,10 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 		&rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: named, Subjects: []rbacv1.Subject{subject},
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: roleName}},
 		&rbacv1.Role{TypeMeta: rbacType("Role"), ObjectMeta: local, Rules: []rbacv1.PolicyRule{
-			rule("coordination.k8s.io", append([]string{"create", "update", "patch"}, read...), "leases"),
-			rule("", []string{"create", "patch"}, "events")}}, // who leads
+			// Who leads. No role can say under which name something may be made.
+			rule("coordination.k8s.io", []string{"create"}, "leases"),
+			onlyNamed(rule("coordination.k8s.io", []string{"get", "update"}, "leases"), Lease),
+			rule("", []string{"create", "patch"}, "events")}},
 		&rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: local, Subjects: []rbacv1.Subject{subject},
 			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: roleName}},
 	}
@@ -46,9 +53,19 @@ func rbacType(kind string) metav1.TypeMeta {
 	return metav1.TypeMeta{APIVersion: rbacv1.SchemeGroupVersion.String(), Kind: kind}
 }
 
+// onlyNamed narrows a rule to objects of some names.
+func onlyNamed(r rbacv1.PolicyRule, names ...string) rbacv1.PolicyRule {
+	r.ResourceNames = names
+	return r
+}
+
 func rule(group string, verbs []string, resources ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: resources, Verbs: verbs}
 }
+
+// single are the kinds of which policy-sync writes one object and reads all: a Tier or a GlobalNetworkSet of somebody else's is
+// nothing to change or delete.
+var single = map[string]string{"Tier": v1alpha1.CalicoTier, "GlobalNetworkSet": v1alpha1.RevokedSet}
 
 // dataPlaneRules are the rights on Calico's and Istio's objects. For policies in tiers Calico's API server asks for the same
 // verb on a made-up resource as well, tier.<resource> by the name "<tier>.*": that keeps policy-sync inside its own tier.
@@ -59,11 +76,14 @@ func dataPlaneRules() []rbacv1.PolicyRule {
 		if k.Written {
 			verbs = write
 		}
+		if name, one := single[k.Kind]; one {
+			out = append(out, rule(k.Group, append(slices.Clone(read), "create"), k.Resource),
+				onlyNamed(rule(k.Group, []string{"update", "delete"}, k.Resource), name))
+			continue
+		}
 		out = append(out, rule(k.Group, verbs, k.Resource))
 		if selector(k) != nil {
-			inTier := rule(k.Group, verbs, "tier."+k.Resource)
-			inTier.ResourceNames = []string{v1alpha1.CalicoTier + ".*"}
-			out = append(out, inTier)
+			out = append(out, onlyNamed(rule(k.Group, verbs, "tier."+k.Resource), v1alpha1.CalicoTier+".*"))
 		}
 	}
 	return out

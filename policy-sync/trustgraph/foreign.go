@@ -90,8 +90,13 @@ func (b *builder) reliesOn(p *Policy) []string {
 }
 
 // foreignSet: Calico's selectors match the labels of network sets and host endpoints as
-// they match those of pods (felix/labelindex), so a trust label there is a forgery.
+// they match those of pods (felix/labelindex), so a trust label there is a forgery, and the
+// label of Keelson's own set of revoked addresses cuts off whatever else bears it.
 func (b *builder) foreignSet(o *unstructured.Unstructured) {
+	if _, revoked := o.GetLabels()[v1alpha1.RevokedLabel]; revoked && !snapshot.Owned(o) {
+		b.report("%s %s bears label %s and was not made by Keelson: its addresses are denied in every enrolled namespace, so take the label away",
+			o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.RevokedLabel)
+	}
 	if BearsTrust(o.GetLabels()) {
 		b.block("", fmt.Sprintf("%s %s bears a trust label, so Calico takes its addresses for attested pods: take the label away", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/")))
 	}

@@ -120,7 +120,7 @@ metadata: {name: default, namespace: spire-server}
 func (w *world) installed(more ...string) map[string]any {
 	return parse(w.t, append([]string{minimal, `
 policySync: {config: {trustDomain: ` + trustDomain + `, calico: required, istio: required, resync: 1s, leaderElection: {leaseDuration: 4s}}}
-guards: {calicoAPIServerUser: "` + cluster.CalicoAPIServerUser + `"}
+guards: {calicoAPIServerUsers: ["` + cluster.CalicoAPIServerUser + `"]}
 networkPolicy: {enabled: true}
 dashboard: {enabled: true}
 `}, more...)...)

@@ -33,7 +33,7 @@ func TestBadValuesAreRefused(t *testing.T) {
 		"if a key is no public key, refuse":                     {"policySync: {verifierKeys: {a.pem: '-----BEGIN PRIVATE KEY-----'}}", []string{"/policySync/verifierKeys/a.pem", "does not match pattern", "BEGIN PUBLIC KEY"}},
 		"if a key's name leaves its folder, refuse":             {"policySync: {verifierKeys: {../a.pem: '-----BEGIN PUBLIC KEY-----'}}", []string{"/policySync/verifierKeys", "additional properties '../a.pem' not allowed"}},
 		"if a user would break out of a CEL text, refuse":       {`guards: {adminGroups: ['x"] || true || ["']}`, []string{"/guards/adminGroups/0", "does not match pattern"}},
-		"if a user holds an expression of Helm's, refuse":       {`guards: {calicoAPIServerUser: '{{ .x }}'}`, []string{"/guards/calicoAPIServerUser", "does not match pattern"}},
+		"if a user holds an expression of Helm's, refuse":       {`guards: {calicoAPIServerUsers: ['{{ .x }}']}`, []string{"/guards/calicoAPIServerUsers/0", "does not match pattern"}},
 		"if a service account would break out, refuse":          {`policySync: {serviceAccountName: 'a"b'}`, []string{"/policySync/serviceAccountName", "does not match pattern"}},
 		"if a SPIRE server's namespace would break out, refuse": {`spire: {servers: [{namespace: 'a"', serviceAccount: b}]}`, []string{"/spire/servers/0/namespace", "does not match pattern"}},
 		"if nobody may write verdicts, refuse":                  {"spire: {servers: []}", []string{"/spire/servers", "minItems: got 0, want 1"}},

@@ -134,7 +134,7 @@ plugins: {image: {tag: v3}}
 spire:
   servers: [{namespace: a, serviceAccount: one}, {namespace: b, serviceAccount: two}]
   agents: [{namespace: c, serviceAccount: three}, {namespace: d, serviceAccount: four}]
-guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUser: "", calicoNodeUsers: [canal]}
+guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUsers: [], calicoNodeUsers: [canal]}
 networkPolicy:
   enabled: true
   metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]
@@ -254,14 +254,14 @@ func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 		noGuards bool
 	}{
 		"minimal": {values: parse(t, minimal), account: "keelson-policy-sync", node: [2]string{"keelson-node", "keelson-node"}, params: guard.Params{
-			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServer: "system:serviceaccount:calico-apiserver:calico-apiserver", Taint: true, Affinity: true}},
+			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServers: guard.CalicoAPIServers, Taint: true, Affinity: true}},
 		"everything": {values: full(t), account: "sync", node: [2]string{"nodes", "cutter"}, params: guard.Params{
 			SPIREServers: []string{"system:serviceaccount:a:one", "system:serviceaccount:b:two"}, Admins: []string{"platform", "oidc:sec ops"},
 			Kubelets: []string{"system:nodes", "virtual"}, CalicoNodes: []string{"canal"}, Taint: true, Affinity: true}},
 		"without the taint": {values: parse(t, minimal, "policySync: {config: {taint: false}}"), account: "keelson-policy-sync", node: [2]string{"keelson-node", "keelson-node"}, params: guard.Params{
-			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServer: "system:serviceaccount:calico-apiserver:calico-apiserver", Affinity: true}},
+			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServers: guard.CalicoAPIServers, Affinity: true}},
 		"without affinity": {values: parse(t, minimal, "guards: {affinity: false}"), account: "keelson-policy-sync", node: [2]string{"keelson-node", "keelson-node"}, params: guard.Params{
-			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServer: "system:serviceaccount:calico-apiserver:calico-apiserver", Taint: true}},
+			SPIREServers: []string{"system:serviceaccount:spire-server:spire-server"}, CalicoAPIServers: guard.CalicoAPIServers, Taint: true}},
 		"without guards and keelson-node": {values: parse(t, minimal, "guards: {enabled: false}\nnode: {enabled: false}"), account: "keelson-policy-sync", noGuards: true},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -52,6 +52,8 @@ const (
 	CalicoTier = "keelson"
 	// RevokedSet is the GlobalNetworkSet of revoked addresses, of which keelson-node cuts the open flows.
 	RevokedSet = CalicoTier + ".revoked"
+	// RevokedLabel marks that set for the policy that denies it. Calico's selectors match the label on any set.
+	RevokedLabel = Group + "/revoked"
 	// FieldManager is policy-sync's name in server-side apply.
 	FieldManager = "keelson-policy-sync"
 	// EntryIDPrefix starts the ID of every SPIRE entry that policy-sync owns.

@@ -94,7 +94,7 @@ func (s *Stage) values() map[string]any {
 		},
 		"node":   map[string]any{"image": image("keelson-node")},
 		"spire":  map[string]any{"servers": []any{map[string]any{"namespace": "spire", "serviceAccount": "spire-server"}}, "agents": []any{map[string]any{"namespace": "spire", "serviceAccount": "spire-agent"}}},
-		"guards": map[string]any{"calicoAPIServerUser": cluster.CalicoAPIServerUser},
+		"guards": map[string]any{"calicoAPIServerUsers": []any{cluster.CalicoAPIServerUser}},
 	}
 }
 
