@@ -45,6 +45,9 @@ func parseChain(certs [][]byte) ([]certificate, error) {
 		if err != nil {
 			return nil, refuse("certificate", "certificate %d: %v", i+1, err)
 		}
+		if err := checkChainKey(i, c); err != nil {
+			return nil, err
+		}
 		chain[i] = certificate{Certificate: c, key: c.PublicKey}
 	}
 	if len(chain) > 0 && chain[0].key == nil {
@@ -55,6 +58,16 @@ func parseChain(certs [][]byte) ([]certificate, error) {
 		chain[0].key = key
 	}
 	return chain, nil
+}
+
+// checkChainKey bounds what it costs to verify a signature with the key of a certificate that came with the EK's, which is judged by
+// its template. The operator's own are not the agent's to choose.
+func checkChainKey(i int, c *x509.Certificate) error {
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	if !ok || i == 0 || key.N.BitLen() <= MaxChainKey && key.E <= MaxChainExponent {
+		return nil
+	}
+	return refuse("size", "certificate %d has an RSA key of %d bits with exponent %d, more than the %d bits and %d allowed", i+1, key.N.BitLen(), key.E, MaxChainKey, MaxChainExponent)
 }
 
 // parseOAEPKey reads an RSA key marked id-RSAESOAEP (RFC 4055, section 4.1), which the

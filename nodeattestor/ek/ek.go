@@ -30,6 +30,10 @@ const (
 	MaxCertificates    = 8
 	MaxCertificateSize = 8 << 10 // bytes of DER, each
 	MaxPublicSize      = 1 << 10 // bytes of TPM2B_PUBLIC
+	// Of the RSA keys of the certificates that come with the EK's. The largest that TPM makers and the TCG EK Credential Profile
+	// use; with the largest that a certificate holds, a stranger would have the server verify for seconds.
+	MaxChainKey      = 4096 // bits
+	MaxChainExponent = 65537
 )
 
 // Mode says what must vouch for an EK.
@@ -114,7 +118,7 @@ func (i Identity) Certified() bool { return i.certified }
 // chain. pub is the EK's TPM2B_PUBLIC, needed where no certificate is sent, and of which
 // only the key is read. The agent controls both. The checks, in order:
 //
-//  1. limits; a strict parse of the leaf and of pub, which must hold the same key when
+//  1. limits, those of the keys in the others' certificates too; a strict parse of the leaf and of pub, which must hold the same key when
 //     both are there (an attacker's key beside somebody's certificate is refused loudly);
 //  2. key type: RSA 2048 or 3072 with exponent 65537, ECC P-256 or P-384;
 //  3. modes Certificate and Both: the EK certificate profile and the chain (verifyCertificate);
