@@ -21,6 +21,7 @@ import (
 
 func TestARestrictedPodThatIsThereBeforeTheAgentReachesItThroughTheCSIDriver(t *testing.T) {
 	needsRoot(t)
+	before := tables(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	f, err := Start(ctx, Options{Log: t.Output()})
@@ -31,7 +32,7 @@ func TestARestrictedPodThatIsThereBeforeTheAgentReachesItThroughTheCSIDriver(t *
 		if err := f.Close(); err != nil {
 			t.Error(err)
 		}
-		nothingLeft(t, f.Dir, f.Network.Bridge)
+		nothingLeft(t, f.Dir, f.Network.Bridge, before)
 	}()
 	if err := f.Cluster.Apply(ctx, []byte(csiNamespaces)); err != nil {
 		t.Fatal(err)
@@ -136,7 +137,7 @@ func caller(t *testing.T, ctx context.Context, f *Fleet, name string) string {
 // ask calls the Workload API from inside, and returns what came of it.
 func ask(t *testing.T, ctx context.Context, n *Node, container string) string {
 	t.Helper()
-	result, err := n.Runtime.Exec(ctx, container, "/workload", "svid", "-timeout", "1s")
+	result, err := n.Runtime.Exec(ctx, container, "/workload", "svid", "-timeout", "20s")
 	if err != nil || result.ExitCode != 0 {
 		t.Fatalf("svid: %v: %+v", err, result)
 	}

@@ -20,6 +20,8 @@ type Owner struct {
 	Started string
 	// Bridge is the network's.
 	Bridge string
+	// Whole says that the folder was made for the cluster and goes with it; one that somebody else chose (Options.Dir) stays.
+	Whole bool
 	// Dir is the cluster's folder; it is not in the file.
 	Dir string `json:"-"`
 }
@@ -27,7 +29,7 @@ type Owner struct {
 const ownerFile = "owner.json"
 
 func (f *Fleet) writeOwner() error {
-	o := Owner{PID: os.Getpid(), Started: startTime(os.Getpid()), Bridge: f.Network.Bridge}
+	o := Owner{PID: os.Getpid(), Started: startTime(os.Getpid()), Bridge: f.Network.Bridge, Whole: f.ownDir}
 	content, err := json.Marshal(o)
 	if err != nil {
 		return fmt.Errorf("fleet: %w", err)
@@ -38,7 +40,25 @@ func (f *Fleet) writeOwner() error {
 	return nil
 }
 
-// List finds the clusters on this computer, running or left behind, by their folders.
+func readOwner(dir string) (Owner, error) {
+	o := Owner{Dir: dir}
+	content, err := os.ReadFile(filepath.Join(dir, ownerFile))
+	if err == nil {
+		err = json.Unmarshal(content, &o)
+	}
+	return o, err
+}
+
+// disown takes the note away from a folder that stays.
+func disown(dir string) error {
+	if err := os.Remove(filepath.Join(dir, ownerFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("fleet: %w", err)
+	}
+	return nil
+}
+
+// List finds the clusters on this computer, running or left behind, by their folders: those that Start made. One in a folder of
+// somebody else's choice is known to its program, and to the janitor, alone.
 func List() ([]Owner, error) {
 	files, err := filepath.Glob(filepath.Join(os.TempDir(), "klsn-*", ownerFile))
 	if err != nil {
@@ -46,13 +66,9 @@ func List() ([]Owner, error) {
 	}
 	var owners []Owner
 	for _, file := range files {
-		content, err := os.ReadFile(file)
+		o, err := readOwner(filepath.Dir(file))
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it has just gone
-		}
-		o := Owner{Dir: filepath.Dir(file)}
-		if err == nil {
-			err = json.Unmarshal(content, &o)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("fleet: %s: %w", file, err)

@@ -25,7 +25,8 @@ const maxNodes = 9
 
 // Options says what cluster to make.
 type Options struct {
-	// Dir is where everything lives. When empty it is a fresh temporary folder that Close removes.
+	// Dir is where everything lives. When empty it is a fresh temporary folder that Close removes. Another folder stays, with the logs in
+	// it; it holds one cluster at a time.
 	Dir string
 	// Log receives progress for people; nil is silence.
 	Log io.Writer
@@ -133,6 +134,12 @@ func (f *Fleet) open(ctx context.Context) error {
 		}
 		f.ownDir = true
 	}
+	if f.Dir, err = filepath.Abs(f.Dir); err != nil { // processes are known by it, whatever folder they are asked for from
+		return fmt.Errorf("fleet: %w", err)
+	}
+	if o, err := readOwner(f.Dir); err == nil && o.Alive() {
+		return fmt.Errorf("fleet: %s is in use: process %d has a cluster there", f.Dir, o.PID)
+	}
 	if err := os.MkdirAll(f.Dir, 0o755); err != nil {
 		return fmt.Errorf("fleet: %w", err)
 	}
@@ -221,8 +228,11 @@ func (f *Fleet) Close() error {
 	if f.Network != nil {
 		errs = append(errs, f.Network.Close(), node.Cleanup(f.Dir, "/"+f.Network.Bridge+"/none"))
 	}
-	if f.ownDir {
+	switch {
+	case f.ownDir:
 		errs = append(errs, os.RemoveAll(f.Dir))
+	case f.janitor != nil: // the note is ours
+		errs = append(errs, disown(f.Dir))
 	}
 	if f.janitor != nil {
 		errs = append(errs, f.janitor.dismiss())

@@ -3,6 +3,7 @@ package fleet
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/machine"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"
@@ -34,6 +36,7 @@ func needsRoot(t *testing.T) {
 
 func TestPodsOfTwoNodesReachEachOtherByNameAndTheClusterGoesAwayWhole(t *testing.T) {
 	needsRoot(t)
+	before := tables(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	f, err := Start(ctx, Options{Log: t.Output()})
@@ -63,7 +66,7 @@ func TestPodsOfTwoNodesReachEachOtherByNameAndTheClusterGoesAwayWhole(t *testing
 	if err := f.Close(); err != nil {
 		t.Error(err)
 	}
-	nothingLeft(t, f.Dir, f.Network.Bridge)
+	nothingLeft(t, f.Dir, f.Network.Bridge, before)
 }
 
 // run starts a pod on each node, and a Service for that on the second.
@@ -133,7 +136,7 @@ func dial(t *testing.T, ctx context.Context, f *Fleet) {
 }
 
 func until(ctx context.Context, check func() error) error {
-	limit := time.Now().Add(time.Minute)
+	limit := time.Now().Add(5 * time.Minute) // for a computer that is busy with other tests
 	for {
 		err := check()
 		if err == nil || time.Now().After(limit) {
@@ -147,9 +150,28 @@ func until(ctx context.Context, check func() error) error {
 	}
 }
 
-// nothingLeft looks for whatever a cluster makes outside of its processes' memory.
-func nothingLeft(t *testing.T, dir, bridge string) {
+// tables are the computer's nft tables. A node's are in its own network namespace and go with it.
+func tables(t *testing.T) string {
 	t.Helper()
+	system, err := parts.EnsureSystem(t.Context(), t.Output(), "nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), system["nft"], "list", "tables").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+// nothingLeft looks for whatever a cluster makes outside of its processes' memory.
+func nothingLeft(t *testing.T, dir, bridge, tablesBefore string) {
+	t.Helper()
+	for table := range strings.Lines(tables(t)) {
+		if !strings.Contains(tablesBefore, table) {
+			t.Errorf("an nft table is left: %s", table)
+		}
+	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("folder %s is left: %v", dir, err)
 	}
@@ -186,6 +208,7 @@ func TestAKilledClusterLeavesNothing(t *testing.T) {
 		toBeKilled(t)
 		return
 	}
+	before := tables(t)
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=10m") // #nosec G204 -- this very program
 	cmd.Env = append(os.Environ(), helper+"=1")
 	cmd.Stderr = os.Stderr
@@ -217,7 +240,7 @@ func TestAKilledClusterLeavesNothing(t *testing.T) {
 	}); err != nil {
 		t.Error(err)
 	}
-	nothingLeft(t, dir, bridge)
+	nothingLeft(t, dir, bridge, before)
 }
 
 // toBeKilled makes a cluster with a node and waits for its end.
@@ -236,8 +259,72 @@ func toBeKilled(t *testing.T) {
 	select {}
 }
 
+// noted makes a folder with the note that it holds a cluster with that bridge, and with a file of somebody else's.
+func noted(t *testing.T, o Owner) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	content, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{ownerFile: content, "somebody's": nil} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestAFolderOfOnesOwnChoiceIsCleanedAndStays(t *testing.T) {
+	dir := noted(t, Owner{Bridge: machine.Prefix + "none"})
+	group := cluster.NewGroup(dir)
+	left, err := group.Start(cluster.Command{Name: "left", Path: "/bin/sleep", Args: []string{"600"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(dir, machine.Prefix+"none"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-left.Done():
+	case <-time.After(time.Minute):
+		t.Error("a process is left")
+	}
+	if err := group.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "somebody's")); err != nil {
+		t.Errorf("somebody's file went: %v", err)
+	}
+	if _, err := readOwner(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder is still noted as a cluster's: %v", err)
+	}
+	if err := Remove(dir, machine.Prefix+"none"); err == nil {
+		t.Error("a folder without a note was taken for a cluster's")
+	}
+}
+
+func TestTheClustersOwnFolderGoes(t *testing.T) {
+	dir := noted(t, Owner{Bridge: machine.Prefix + "none", Whole: true})
+	if err := Remove(dir, machine.Prefix+"none"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is there: %v", err)
+	}
+}
+
+func TestAFolderInUseIsRefused(t *testing.T) {
+	dir := noted(t, Owner{PID: os.Getpid(), Started: startTime(os.Getpid()), Bridge: machine.Prefix + "none"})
+	f := &Fleet{Options: Options{Dir: dir}}
+	if err := f.open(t.Context()); err == nil || !strings.Contains(err.Error(), "is in use") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestOnlyWhatLooksLikeOursIsRemoved(t *testing.T) {
-	for _, c := range [][2]string{{"/", "klsn1234"}, {"/tmp/other", "klsn1234"}, {"klsn-1", "klsn1234"}, {"/tmp/klsn-1", "eth0"}} {
+	other := noted(t, Owner{Bridge: machine.Prefix + "other"})
+	for _, c := range [][2]string{{"/", "klsn1234"}, {"/tmp/other", "klsn1234"}, {"klsn-1", "klsn1234"}, {"/tmp/klsn-1", "eth0"}, {other, "klsn1234"}} {
 		if err := Remove(c[0], c[1]); err == nil {
 			t.Errorf("%v was removed", c)
 		}

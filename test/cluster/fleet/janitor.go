@@ -56,15 +56,37 @@ func (j *janitor) dismiss() error {
 // Done is what the janitor is told when nothing is left to do.
 const Done = "done"
 
-// Remove takes away what a cluster of package fleet left that could not be closed: processes, mounts, cgroups, the bridge, the
-// folder. dir and bridge are as they were; what does not look like ours is refused.
+// Remove takes away what a cluster of package fleet left that could not be closed: processes, mounts, cgroups, the bridge, and the
+// folder if the cluster made it itself. dir and bridge are as they were; what is not known as ours is refused.
 func Remove(dir, bridge string) error {
-	if !filepath.IsAbs(dir) || !strings.HasPrefix(filepath.Base(dir), "klsn") || !strings.HasPrefix(bridge, machine.Prefix) {
-		return fmt.Errorf("fleet: %q and %q are no folder and bridge of ours", dir, bridge)
+	whole, err := ours(dir, bridge)
+	if err != nil {
+		return err
 	}
 	errs := []error{cluster.Sweep(dir), cluster.Sweep(filepath.Join(dir, "k8s"))}
 	errs = append(errs, removeCgroups(dir, bridge)...)
-	return errors.Join(append(errs, machine.RemoveBridge(bridge), os.RemoveAll(dir))...)
+	errs = append(errs, machine.RemoveBridge(bridge))
+	if !whole {
+		return errors.Join(append(errs, disown(dir))...)
+	}
+	return errors.Join(append(errs, os.RemoveAll(dir))...)
+}
+
+// ours tells by the note that lies in a cluster's folder whether it is one, and whether the folder is the cluster's own as a whole; a
+// folder of the name that Start gives needs no note, for its removal may have got no further than that.
+func ours(dir, bridge string) (whole bool, err error) {
+	refused := fmt.Errorf("fleet: %q and %q are no folder and bridge of ours", dir, bridge)
+	if !filepath.IsAbs(dir) || !strings.HasPrefix(bridge, machine.Prefix) {
+		return false, refused
+	}
+	o, err := readOwner(dir)
+	switch {
+	case err == nil && o.Bridge == bridge:
+		return o.Whole, nil
+	case errors.Is(err, os.ErrNotExist) && strings.HasPrefix(filepath.Base(dir), "klsn-"):
+		return true, nil
+	}
+	return false, errors.Join(refused, err)
 }
 
 // removeCgroups removes each node's cgroups; a node is whatever folder of the run is named like one.
