@@ -235,7 +235,7 @@ func (g *Group) Close() error {
 // Sweep kills every process of the group that logged to dir, and waits until none is left. A group does this itself when it
 // closes; it is for those who clean up after a process that could not.
 func Sweep(dir string) error {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute) // a process that is killed ends when the kernel gets to it
 	for {
 		left, err := marked(dir)
 		if err != nil {

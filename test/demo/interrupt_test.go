@@ -104,7 +104,7 @@ func bridgeOf(t *testing.T, tmp string) string {
 func nothingLeft(t *testing.T, tmp, bridge string) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		left = remains(t, tmp, bridge)
 		if len(left) == 0 || time.Now().After(deadline) {
 			break

@@ -86,7 +86,7 @@ func (m *Machine) start(ctx context.Context) error {
 	if m.Process, err = m.group.Start(cluster.Command{Name: "machine-" + m.Name, Path: m.Program, Args: []string{"init", string(text)}}); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = m.Process.Until(ctx, func(context.Context) error {
 		_, err := os.Stat(s.Ready)

@@ -43,7 +43,7 @@ func StartTPM(ctx context.Context, g *cluster.Group, log io.Writer, name, dir st
 	if t.Process, err = g.Start(command); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	err = t.Process.Until(ctx, func(context.Context) (err error) {
 		t.Device, err = tpmdev.Open(t.Socket)
