@@ -119,8 +119,7 @@ func (b *builder) config(text, trustDomain string) *config {
 	c.policy.Selections = b.selections("pcrs", raw.PCRs)
 	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
 	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
-	c.policy.MaxEventLog = raw.MaxEventLog
-	c.policy.IMAOptions.Limits = b.imaLimits(&raw)
+	b.logLimits(&raw, c.policy)
 	c.policy.IMAOptions.PaddedSHA1 = raw.IMAPaddedSHA1
 	b.tag(raw.Tag, &c.policy.Tag)
 	c.kube = b.kubernetes(raw.Kubernetes)
@@ -155,9 +154,6 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	}
 	if raw.MaxParallel == 0 {
 		c.maxParallel = defaultMaxParallel
-	}
-	if raw.MaxEventLog < 0 {
-		b.problems.Add("max_event_log_bytes", "%d is negative", raw.MaxEventLog)
 	}
 	if raw.AuditMaxSize < 0 {
 		b.problems.Add("audit_max_bytes", "%d is negative", raw.AuditMaxSize)

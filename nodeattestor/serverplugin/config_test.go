@@ -61,6 +61,10 @@ func TestEveryProblemOfAConfigurationIsToldAtOnceWithItsLine(t *testing.T) {
 		"values out of range": {
 			"pcrs { sha256 = [24] md5 = [1] }\nmax_parallel = -1\nverdict_valid_for = \"soon\"\ntag { index = \"x\" }\nkubernetes { }\n",
 			[]string{"pcrs.sha256", "pcrs.md5", "line 2: max_parallel", "line 3: verdict_valid_for", "tag.index", "tag.signers", "kubernetes: say either"}},
+		"bounds below zero": {"max_event_log_bytes = -1\nmax_ima_log_bytes = -1\nmax_ima_entries = -1\n",
+			[]string{"line 1: max_event_log_bytes: -1 is negative", "line 2: max_ima_log_bytes: -1 is negative", "line 3: max_ima_entries: -1 is negative"}},
+		"bounds above what is read at all": {"max_event_log_bytes = 4194305\nmax_ima_log_bytes = 402653185\n",
+			[]string{"line 1: max_event_log_bytes: 4194305 is more than the 4194304 bytes that are read", "line 2: max_ima_log_bytes: 402653185 is more than the 402653184 bytes that are read"}},
 		"node binding by a token that is not described": {
 			"kubernetes {\n kubeconfig = \"/none\"\n node_binding = \"token\"\n token_service_accounts = [\"spire\"]\n}\n",
 			[]string{"line 1: kubernetes: ", "kubernetes.token_audience: missing", "line 4: kubernetes.token_service_accounts: \"spire\" is not of the form"}},

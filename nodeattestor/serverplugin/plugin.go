@@ -25,7 +25,6 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
-	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 )
 
@@ -355,21 +354,4 @@ func (p *Plugin) pendingNodes(ekHash string) []string {
 		return nil
 	}
 	return p.run.queue.Nodes(ekHash)
-}
-
-func (b *builder) imaLimits(raw *hclConfig) ima.Limits {
-	l := ima.DefaultLimits()
-	if raw.MaxIMALog < 0 {
-		b.problems.Add("max_ima_log_bytes", "%d is negative", raw.MaxIMALog)
-	}
-	if raw.MaxIMAEntries < 0 {
-		b.problems.Add("max_ima_entries", "%d is negative", raw.MaxIMAEntries)
-	}
-	if raw.MaxIMALog > 0 {
-		l.Total = raw.MaxIMALog
-	}
-	if raw.MaxIMAEntries > 0 {
-		l.Entries = raw.MaxIMAEntries
-	}
-	return l
 }

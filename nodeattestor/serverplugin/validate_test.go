@@ -61,6 +61,7 @@ func (w *working) configure(t *testing.T, text string) error {
 func TestValidateAndConfigureSayTheSame(t *testing.T) {
 	for name, extra := range map[string]string{
 		"good":                        "",
+		"too large a bound":           "max_event_log_bytes = 8388608\n",
 		"an unknown key":              "audit_max_size = 3\n",
 		"a key twice":                 "audit_log = \"x\"\n",
 		"several values out of range": "max_parallel = -1\nverdict_valid_for = \"soon\"\nattestation_timeout = \"-1s\"\n",
@@ -142,5 +143,11 @@ func TestReadinessSaysWhatIsWrong(t *testing.T) {
 	}
 	if code, said := ready(); code != http.StatusServiceUnavailable || strings.Count(said, "\n") != 2 || !strings.Contains(said, "the audit log cannot be written") {
 		t.Errorf("without its audit log: %d %s", code, said)
+	}
+}
+
+func TestTheLargestBoundsAreTaken(t *testing.T) {
+	if got := notes(t, newWorking(t).config(t, "max_event_log_bytes = 4194304\nmax_ima_log_bytes = 402653184\n")); len(got) > 0 {
+		t.Error(got)
 	}
 }
