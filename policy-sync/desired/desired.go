@@ -206,7 +206,10 @@ func sortedKeys[V any](m map[string]V) []string {
 
 // node: a trusted node bears its verdict and its tags and no taint, any other node the
 // taint alone. That includes a node on hold: the brake keeps what runs there as it is,
-// but nothing new should be placed there.
+// but nothing new should be placed there. A node that was there before Keelson and has
+// never proved itself keeps its pods until somebody asks for the taint: it has no label, so
+// nothing on it is let in anyway, and a cluster would stand still while its nodes attest
+// for the first time.
 func node(g trustgraph.Graph, n trustgraph.Node) Node {
 	out := Node{Name: n.Name, UID: n.UID, Labels: map[string]string{}, Proved: n.Verdict == v1alpha1.VerdictUntrusted}
 	trusted := n.Verdict == v1alpha1.VerdictTrusted
@@ -219,7 +222,7 @@ func node(g trustgraph.Graph, n trustgraph.Node) Node {
 			putTag(out.Labels, v1alpha1.NodeTagPrefix, k, v)
 		}
 	}
-	if g.Config.Taint {
+	if g.Config.Taint && (!n.Untouched || g.Config.TaintExisting) {
 		taint := !trusted
 		out.Taint = &taint
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/desired"
@@ -83,6 +84,52 @@ func TestTaintsAreLeftAloneUnlessAsked(t *testing.T) {
 		if n.Taint != nil {
 			t.Errorf("node %s", n.Name)
 		}
+	}
+}
+
+// TestNodesThatWereThereBeforeAreTaintedOnRequest: and any other that is not trusted always, whatever it bears by now.
+func TestNodesThatWereThereBeforeAreTaintedOnRequest(t *testing.T) {
+	label := map[string]string{v1alpha1.NodeVerdictLabel: "trusted"}
+	tainted := []corev1.Taint{{Key: v1alpha1.UntrustedTaint, Effect: corev1.TaintEffectNoSchedule}}
+	for name, tc := range map[string]struct {
+		labels  map[string]string
+		taints  []corev1.Taint
+		trust   func(*v1alpha1.NodeTrustSpec) // nil: no NodeTrust
+		asked   bool
+		want    bool
+		nothing bool
+	}{
+		"a node that nobody has judged is left alone":        {nothing: true},
+		"it is tainted when that is asked for":               {asked: true, want: true},
+		"with a taint of a team's, it is left alone":         {taints: []corev1.Taint{{Key: "team"}}, nothing: true},
+		"a node that was created tainted stays so":           {taints: tainted, want: true},
+		"one whose NodeTrust was deleted is tainted":         {labels: label, want: true},
+		"one that is proved bad is tainted":                  {trust: func(s *v1alpha1.NodeTrustSpec) { s.Verdict = v1alpha1.VerdictUntrusted }, want: true},
+		"one whose proof ended is tainted":                   {trust: func(s *v1alpha1.NodeTrustSpec) { s.ValidUntil = s.AttestedAt }, want: true},
+		"one whose proof is about an earlier one is tainted": {trust: func(s *v1alpha1.NodeTrustSpec) { s.NodeUID = "another" }, want: true},
+		"one whose proof nobody can read is tainted":         {trust: func(s *v1alpha1.NodeTrustSpec) { s.EKHash = "?" }, want: true},
+		"one that is trusted is not":                         {trust: func(*v1alpha1.NodeTrustSpec) {}, taints: tainted},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			s.Config.TaintExisting = tc.asked
+			s.Nodes[0].Labels, s.Nodes[0].Spec.Taints = tc.labels, tc.taints
+			if tc.trust == nil {
+				s.NodeTrusts = s.NodeTrusts[1:]
+			} else {
+				tc.trust(&s.NodeTrusts[0].Spec)
+			}
+			n := nodeOf(from(t, s), "fra-1")
+			if tc.nothing {
+				if n.Taint != nil {
+					t.Errorf("taint wanted: %v", *n.Taint)
+				}
+				return
+			}
+			if n.Taint == nil || *n.Taint != tc.want {
+				t.Errorf("%+v", n)
+			}
+		})
 	}
 }
 

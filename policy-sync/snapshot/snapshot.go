@@ -68,8 +68,9 @@ type Config struct {
 	MaxHold time.Duration
 	// Calico and Istio say which data planes are there to be written to.
 	Calico, Istio bool
-	// Taint puts v1alpha1.UntrustedTaint on nodes that are not trusted.
-	Taint bool
+	// Taint puts v1alpha1.UntrustedTaint on nodes that are not trusted, but for those that were there before Keelson: admission
+	// puts it on every node that is created. With TaintExisting it is put on these too.
+	Taint, TaintExisting bool
 	// RefuseSharedServiceAccounts withholds the trust label from pods whose service
 	// account is also used by a pod that no TrustPolicy selects.
 	RefuseSharedServiceAccounts bool

@@ -29,6 +29,7 @@ type file struct {
 	MaxHold                     time.Duration `yaml:"maxHold"`
 	MaxDeletePercent            int           `yaml:"maxDeletePercent"`
 	Taint                       bool          `yaml:"taint"`
+	TaintExisting               bool          `yaml:"taintExisting"`
 	RefuseSharedServiceAccounts bool          `yaml:"refuseSharedServiceAccounts"`
 	DNS                         serviceFile   `yaml:"dns"`
 	Istiod                      serviceFile   `yaml:"istiod"`
@@ -95,7 +96,7 @@ func (f file) config(p *problems) Config {
 	c := Config{
 		Kubeconfig: f.Kubeconfig, Calico: f.Calico, Istio: f.Istio, Metrics: f.Listen.Metrics, Health: f.Listen.Health,
 		LeaderElection: LeaderElection(f.LeaderElection), Resync: f.Resync, Debounce: f.Debounce,
-		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint,
+		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint, TaintExisting: f.TaintExisting,
 			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder,
 			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), MaxDeletePercent: f.MaxDeletePercent},
 		SPIRE:  f.spire(p),
@@ -118,6 +119,9 @@ func (f file) config(p *problems) Config {
 		if f.LeaderElection.Namespace == "" || f.LeaderElection.Name == "" {
 			p.at("leaderElection", "a lease needs a namespace and a name")
 		}
+	}
+	if f.TaintExisting && !f.Taint {
+		p.at("taintExisting", "nodes that were there before are tainted only where taint is true")
 	}
 	p.snapshot(c.Snapshot)
 	return c

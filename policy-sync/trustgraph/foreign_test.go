@@ -10,6 +10,24 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 )
 
+func TestNodesThatWereThereBeforeAreReported(t *testing.T) {
+	for name, tc := range map[string]struct{ taint, asked, want bool }{
+		"as it is by default":          {true, false, true},
+		"when they are tainted anyway": {true, true, false},
+		"when nobody wants the taint":  {false, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := snapshottest.Demo()
+			s.Config.Taint, s.Config.TaintExisting = tc.taint, tc.asked
+			s.Nodes[0].Spec.Taints, s.NodeTrusts = nil, s.NodeTrusts[1:]
+			reports := strings.Join(build(t, s).Reports, "; ")
+			if got := strings.Contains(reports, "(taintExisting): fra-1"); got != tc.want {
+				t.Errorf("reported: %v: %q", got, reports)
+			}
+		})
+	}
+}
+
 // TestASetThatCallsItsAddressesRevokedIsReported: what slipped by the guard cuts enrolled namespaces off, and somebody has to know.
 func TestASetThatCallsItsAddressesRevokedIsReported(t *testing.T) {
 	for _, kind := range []string{"GlobalNetworkSet", "HostEndpoint"} {

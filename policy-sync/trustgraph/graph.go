@@ -62,6 +62,10 @@ type Node struct {
 	Expired time.Time
 	// Why says why the verdict is not trusted.
 	Why []string
+	// Untouched is true for a node that was there before Keelson and that nobody has judged: admission puts the taint on every node
+	// that is created, and only policy-sync takes it off, when the node is trusted. Nothing of a node that was ever trusted or
+	// proved bad is untouched.
+	Untouched bool
 }
 
 // Pod is a pod and what was proved of it.

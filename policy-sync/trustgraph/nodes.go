@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,6 +32,7 @@ func (b *builder) buildNodes() {
 		trust, ok := trusts[n.Name]
 		if !ok {
 			node.Why = []string{fmt.Sprintf("node %s has never proved itself: it has no NodeTrust", n.Name)}
+			node.Untouched = untouched(n)
 		} else {
 			b.judge(&node, n, trust.Spec)
 			b.refuseSharedEK(&node, owners[trust.Spec.EKHash])
@@ -38,11 +40,37 @@ func (b *builder) buildNodes() {
 		b.nodes[n.Name] = node
 		b.g.Nodes = append(b.g.Nodes, node)
 	}
+	if before := b.untouched(); b.s.Config.Taint && !b.s.Config.TaintExisting && len(before) > 0 {
+		b.report("nodes that were there before Keelson and have never proved themselves bear no taint, so that pods are still placed there, where none is let in (taintExisting): %s", strings.Join(before, ", "))
+	}
 	for name := range trusts {
 		if _, ok := b.nodes[name]; !ok {
 			b.report("NodeTrust %s is about a node that does not exist", name)
 		}
 	}
+}
+
+// untouched lists such nodes of the graph, sorted.
+func (b *builder) untouched() []string {
+	var out []string
+	for _, n := range b.g.Nodes {
+		if n.Untouched {
+			out = append(out, n.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// untouched reports whether a node without a NodeTrust bears neither the taint nor a label of Keelson's. One whose NodeTrust was
+// deleted while it was trusted bears the label still, and is closed with it.
+func untouched(n *corev1.Node) bool {
+	for k := range n.Labels {
+		if strings.HasPrefix(k, v1alpha1.NodeLabelPrefix) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == v1alpha1.UntrustedTaint })
 }
 
 // judge turns a NodeTrust into a node's verdict. In order:

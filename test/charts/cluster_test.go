@@ -94,7 +94,7 @@ func (w *world) get(namespace, name string, o client.Object) error {
 	return w.api.Get(w.t.Context(), client.ObjectKey{Namespace: namespace, Name: name}, o)
 }
 
-// namespaces makes the namespaces that the README tells an administrator to make, and SPIRE's.
+// namespaces makes the namespaces that the README tells an administrator to make, and SPIRE's, in a cluster that has a node.
 func (w *world) namespaces() {
 	w.t.Helper()
 	w.must(w.cluster.Apply(w.t.Context(), []byte(`
@@ -113,6 +113,10 @@ metadata: {name: spire-server}
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: default, namespace: spire-server}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: old-1}
 `)))
 }
 

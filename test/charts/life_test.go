@@ -153,9 +153,13 @@ func stepWorks(t *testing.T, w *world) {
 	w.must(w.cluster.Apply(t.Context(), []byte(workload)))
 	verifier, hash := w.verifier(), strings.Repeat("ab", 32)
 	now := time.Now()
-	w.must(verifier.Create(t.Context(), &v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: "fra-1"}, Spec: v1alpha1.NodeTrustSpec{
+	trust := &v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: "fra-1"}, Spec: v1alpha1.NodeTrustSpec{
 		Verdict: v1alpha1.VerdictTrusted, Reference: "prod", EKHash: hash, NodeUID: string(node.UID), AgentID: "spiffe://" + trustDomain + "/spire/agent/keelson_tpm/" + hash,
-		AttestedAt: metav1.NewMicroTime(now), ValidUntil: metav1.NewMicroTime(now.Add(time.Hour))}}))
+		AttestedAt: metav1.NewMicroTime(now), ValidUntil: metav1.NewMicroTime(now.Add(time.Hour))}}
+	if !tainted(node) {
+		t.Errorf("a new node has taints %v", node.Spec.Taints)
+	}
+	w.must(verifier.Create(t.Context(), trust.DeepCopy()))
 	w.eventually("the node is trusted", func() error {
 		w.must(w.get("", "fra-1", node))
 		if node.Labels[v1alpha1.NodeVerdictLabel] != "trusted" {
@@ -163,6 +167,7 @@ func stepWorks(t *testing.T, w *world) {
 		}
 		return nil
 	})
+	w.olderNode(verifier, trust)
 	w.eventually("the policy is programmed", func() error {
 		p := &v1alpha1.TrustPolicy{}
 		w.must(w.get("payments", "api", p))
@@ -179,6 +184,32 @@ func stepWorks(t *testing.T, w *world) {
 		o.SetKind("Tier")
 		return w.get("", "keelson", o)
 	})
+}
+
+// olderNode: the node that was there before the installation is as it was, until it is proved bad.
+func (w *world) olderNode(verifier client.Client, trust *v1alpha1.NodeTrust) {
+	w.t.Helper()
+	node := &corev1.Node{}
+	w.must(w.get("", "old-1", node))
+	if tainted(node) {
+		w.t.Errorf("policy-sync has run, and a node that was there before has taints %v", node.Spec.Taints)
+	}
+	trust = trust.DeepCopy()
+	hash := strings.Repeat("cd", 32)
+	trust.Name, trust.Spec.Verdict, trust.Spec.NodeUID, trust.Spec.EKHash = "old-1", v1alpha1.VerdictUntrusted, string(node.UID), hash
+	trust.Spec.AgentID = "spiffe://" + trustDomain + "/spire/agent/keelson_tpm/" + hash
+	w.must(verifier.Create(w.t.Context(), trust))
+	w.eventually("the older node is tainted", func() error {
+		w.must(w.get("", "old-1", node))
+		if !tainted(node) {
+			return fmt.Errorf("taints %v; policy-sync: %s", node.Spec.Taints, w.sync.Tail(3))
+		}
+		return nil
+	})
+}
+
+func tainted(n *corev1.Node) bool {
+	return slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == v1alpha1.UntrustedTaint })
 }
 
 func stepUpgrade(t *testing.T, w *world) {
@@ -322,7 +353,7 @@ func stepNothingLeft(t *testing.T, w *world, before []string) {
 	want := []string{
 		"apiextensions.k8s.io/v1 CustomResourceDefinition /nodetrusts.trust.keelson.io",
 		"apiextensions.k8s.io/v1 CustomResourceDefinition /trustpolicies.trust.keelson.io",
-		"trust.keelson.io/v1alpha1 NodeTrust /fra-1", "trust.keelson.io/v1alpha1 TrustPolicy payments/api",
+		"trust.keelson.io/v1alpha1 NodeTrust /fra-1", "trust.keelson.io/v1alpha1 NodeTrust /old-1", "trust.keelson.io/v1alpha1 TrustPolicy payments/api",
 		// This test's own.
 		"apiextensions.k8s.io/v1 CustomResourceDefinition /servicemonitors.monitoring.coreos.com",
 		"v1 Namespace /payments", "v1 Node /fra-1", "v1 ServiceAccount payments/api",

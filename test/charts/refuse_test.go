@@ -41,6 +41,7 @@ func TestBadValuesAreRefused(t *testing.T) {
 		"if SPIRE is to be reached in no known way, refuse":     {"policySync: {spire: {access: tcp}}", []string{"/policySync/spire/access", "must be one of 'csi', 'hostPath', 'serverSocket'"}},
 		"if the address has no port, refuse":                    {"policySync: {config: {spire: {address: spire-server}}}", []string{"/policySync/config/spire/address", "does not match pattern"}},
 		"if the address is missing, say what it looks like":     {"policySync: {config: {spire: {address: ''}}}", []string{"policySync.config.spire.address is missing: give host:port of the SPIRE server's TCP API, such as spire-server.spire-server:443"}},
+		"if older nodes alone are to be tainted, refuse":        {"policySync: {config: {taint: false, taintExisting: true}}", []string{"policySync.config.taintExisting is true although policySync.config.taint is false"}},
 		"if the server is to be reached in two ways, refuse":    {"policySync: {spire: {access: serverSocket}}", []string{"policySync.config.spire.address is given although policySync.spire.access is serverSocket"}},
 		"if a verifier's key is nowhere, say where it belongs":  {verifier("publicKey: a.pem"), []string{`verifier "k" names key "a.pem", but policySync.verifierKeys has none of that name: add its PEM text there`}},
 		"if what a removal takes is no truth value, refuse":     {"uninstall: {removeObjects: 'yes'}", []string{"/uninstall/removeObjects", "got string, want boolean"}},

@@ -91,6 +91,7 @@ policySync:
     maxHold: 10m
     maxDeletePercent: 30
     taint: true
+    taintExisting: true
     refuseSharedServiceAccounts: true
     dns: {namespace: dns, label: app, value: coredns}
     istiod: {namespace: mesh, label: app, value: pilot}
