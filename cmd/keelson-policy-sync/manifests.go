@@ -24,14 +24,16 @@ func manifestsCommand() *cobra.Command {
 	m := manifests{}
 	c := &cobra.Command{
 		Use:   "manifests",
-		Short: "Print custom resource definitions, roles and admission guards as YAML for kubectl apply",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return m.write(cmd.OutOrStdout()) },
+		Short: "Print custom resource definitions, policy-sync's roles and admission guards as YAML for kubectl apply",
+		Long: "Print what the API needs before policy-sync may run: custom resource definitions, policy-sync's own roles, admission guards. The namespace\n" +
+			"has to exist. Pods, accounts, keelson-node and what SPIRE's plugins may do come with the chart (helm template --no-hooks renders all of it).",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return m.write(cmd.OutOrStdout()) },
 	}
 	f := c.Flags()
 	f.StringVar(&m.namespace, "namespace", "keelson-system", "namespace that policy-sync runs in (it must exist)")
 	f.StringVar(&m.serviceAccount, "service-account", "keelson-policy-sync", "service account that policy-sync runs as")
-	f.StringSliceVar(&m.guards.SPIREServers, "spire-server", []string{"system:serviceaccount:spire:spire-server"}, "users that write NodeTrusts")
+	f.StringSliceVar(&m.guards.SPIREServers, "spire-server", []string{"system:serviceaccount:spire-server:spire-server"}, "users that write NodeTrusts")
 	f.StringSliceVar(&m.guards.Admins, "admin-group", []string{"system:masters"}, "groups that enrol namespaces and release TPMs")
 	f.StringSliceVar(&m.guards.Kubelets, "kubelet-group", []string{"system:nodes"}, "groups that report the addresses and images of pods")
 	f.StringSliceVar(&m.guards.CalicoAPIServers, "calico-apiserver", guard.CalicoAPIServers, "users as whom Calico's API server writes; name yours alone")

@@ -55,3 +55,29 @@ func TestTheSPIREExampleIsLetWrite(t *testing.T) {
 		t.Errorf("policy-sync looks for SPIRE at %+v", c.SPIRE)
 	}
 }
+
+// TestWithoutAReleaseNothingIsCleanedUp: the README's way without a release applies what is no hook; a hook among it, applied, would
+// take away what policy-sync wrote.
+func TestWithoutAReleaseNothingIsCleanedUp(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`(?m)^helm template .*$`).FindAllString(string(readme), -1)
+	if len(found) != 1 || !strings.Contains(found[0], " --no-hooks ") || !strings.Contains(found[0], " --include-crds ") || !strings.Contains(found[0], " --namespace "+namespace+" ") {
+		t.Errorf("the README says %q", found)
+	}
+	kinds := map[string]bool{}
+	for _, o := range objects(t, render(t, parse(t, minimal)).Manifest) {
+		kinds[o.GetKind()+" "+o.GetName()] = true
+		if o.GetKind() == "Job" || strings.Contains(o.GetName(), "cleanup") {
+			t.Errorf("%s %s is no hook", o.GetKind(), o.GetName())
+		}
+	}
+	for _, want := range []string{"Deployment keelson-policy-sync", "ServiceAccount keelson-policy-sync", "DaemonSet keelson-node", "ServiceAccount keelson-node",
+		"ClusterRole keelson-policy-sync", "ClusterRole keelson-node", "ClusterRole keelson-spire-server", "ClusterRole keelson-spire-agent", "ValidatingAdmissionPolicy keelson-pod-trust-labels"} {
+		if !kinds[want] {
+			t.Errorf("there is no %s", want)
+		}
+	}
+}
