@@ -31,15 +31,24 @@ func loadPending(path string) (map[string]Result, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
-	if err := json.Unmarshal(data, &pending); err != nil {
+	if pending, err = parsePending(data); err != nil {
 		return nil, fmt.Errorf("verdict: pending verdicts: %s: %w; remove the file to start without them", path, err)
 	}
+	return pending, nil
+}
+
+// parsePending reads the content of the file.
+func parsePending(data []byte) (map[string]Result, error) {
+	var pending map[string]Result
+	if err := json.Unmarshal(data, &pending); err != nil {
+		return nil, err
+	}
 	if pending == nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %s holds no object; remove the file to start without them", path)
+		return nil, errors.New("it holds no object")
 	}
 	for node, r := range pending {
 		if r.Node != node || node == "" {
-			return nil, fmt.Errorf("verdict: pending verdicts: %s: the result of node %q stands under %q; remove the file to start without them", path, r.Node, node)
+			return nil, fmt.Errorf("the result of node %.253q stands under %.253q", r.Node, node)
 		}
 	}
 	return pending, nil
