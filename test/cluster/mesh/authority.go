@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net/url"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,7 +19,7 @@ import (
 )
 
 // Authority signs one certificate: that of istiod's own port, which proxies ask for their configuration. Workloads never get
-// one from it: their certificates are SPIRE's.
+// one from it: their certificates are SPIRE's. A test that wants to see it refused can (Impersonate).
 type Authority struct {
 	cert *x509.Certificate
 	key  crypto.Signer
@@ -81,6 +82,22 @@ func (a *Authority) Distribute(namespaces ...string) ([]*unstructured.Unstructur
 	return list.out, list.err
 }
 
+// Impersonate issues what an istiod that is a certificate authority would give a workload: a client certificate for a SPIFFE ID, and its
+// key, in PEM. Nobody in this mesh is to believe it.
+func (a *Authority) Impersonate(id string) ([]byte, error) {
+	uri, err := url.Parse(id)
+	if err != nil {
+		return nil, fmt.Errorf("mesh: %w", err)
+	}
+	t, err := template("")
+	if err != nil {
+		return nil, err
+	}
+	t.URIs, t.KeyUsage, t.ExtKeyUsage = []*url.URL{uri}, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	cert, key, err := a.issue(t)
+	return append(cert, key...), err
+}
+
 // serving issues istiod's certificate.
 func (a *Authority) serving(names ...string) (cert, key []byte, err error) {
 	t, err := template(names[0])
@@ -88,17 +105,22 @@ func (a *Authority) serving(names ...string) (cert, key []byte, err error) {
 		return nil, nil, err
 	}
 	t.DNSNames, t.KeyUsage, t.ExtKeyUsage = names, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	return a.issue(t)
+}
+
+// issue signs a certificate for a new key, both in PEM.
+func (a *Authority) issue(t *x509.Certificate) (cert, key []byte, err error) {
 	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mesh: %s: %w", names[0], err)
+		return nil, nil, fmt.Errorf("mesh: issue: %w", err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, a.cert, signer.Public(), a.key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mesh: %s: %w", names[0], err)
+		return nil, nil, fmt.Errorf("mesh: issue: %w", err)
 	}
 	private, err := x509.MarshalPKCS8PrivateKey(signer)
 	if err != nil {
-		return nil, nil, fmt.Errorf("mesh: %s: %w", names[0], err)
+		return nil, nil, fmt.Errorf("mesh: issue: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
 )
 
 // Proves is what the scenario shows.
@@ -58,7 +59,11 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err != nil {
 		return err
 	}
-	t.Expect(!svid.OK, "abroad it gets no identity", "%s%s", svid.SPIFFEID, svid.Error)
+	t.Expect(stage.RefusedByAgent(svid), "abroad it gets no identity: the agent refuses it", "%s%s: %s", svid.SPIFFEID, svid.Code, svid.Error)
+	if svid, err = s.SVID(ctx, stage.Frontend); err != nil {
+		return err
+	}
+	t.Expect(svid.OK, "control: "+stage.Frontend.String()+", whose policy names no country, has its identity on the same node", "%s%s", svid.SPIFFEID, svid.Error)
 	if err := refused(ctx, s, t); err != nil {
 		return err
 	}
@@ -105,6 +110,6 @@ func reached(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err != nil {
 		return err
 	}
-	t.Expect(!try.OK, stage.Frontend.String()+" does not reach it abroad", "%s", try.Error)
+	t.Expect(!try.OK && try.Kind != said.Unresolved, stage.Frontend.String()+" does not reach it abroad", "%s: %s", try.Kind, try.Error)
 	return nil
 }

@@ -33,7 +33,7 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		if err := s.PodRunning(ctx, p, time.Minute); err != nil {
 			return err
 		}
-		if err := s.ShutOut(ctx, t, p); err != nil {
+		if err := s.ShutOut(ctx, t, p, stage.Controls{Twin: &stage.Teller}); err != nil {
 			return err
 		}
 		if err := s.Until(ctx, 30*time.Second, "the policy's status names "+p.String(), func(ctx context.Context) error {

@@ -226,7 +226,7 @@ func (s *Stage) firstEntries(ctx context.Context) error {
 
 // UntilTrusted waits until policy-sync has labelled a node.
 func (s *Stage) UntilTrusted(ctx context.Context, name string) error {
-	return s.Until(ctx, 90*time.Second, name+" is trusted", func(ctx context.Context) error {
+	err := s.Until(ctx, 90*time.Second, name+" is trusted", func(ctx context.Context) error {
 		n, err := s.GetNode(ctx, name)
 		if err != nil {
 			return err
@@ -240,6 +240,10 @@ func (s *Stage) UntilTrusted(ctx context.Context, name string) error {
 		}
 		return nil
 	})
+	if err != nil {
+		err = fmt.Errorf("%w; policy-sync's last words:\n%s", err, s.lastWords(ctx))
+	}
+	return err
 }
 
 // namespaces are labelled as the README tells operators.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -36,6 +37,8 @@ type Pod struct {
 	Privileged, HostPID, HostNetwork bool
 	// Labels beyond app=<Account>.
 	Labels map[string]string
+	// Annotations are the author's.
+	Annotations map[string]string
 }
 
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
@@ -82,7 +85,7 @@ func (s *Stage) object(p Pod) (*corev1.Pod, error) {
 	}
 	grace := int64(0)
 	template := corev1.PodTemplateSpec{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Labels: labels, Annotations: maps.Clone(p.Annotations)},
 		Spec: corev1.PodSpec{
 			ServiceAccountName: p.Account, TerminationGracePeriodSeconds: &grace, HostPID: p.HostPID, HostNetwork: p.HostNetwork,
 			Containers: []corev1.Container{{

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,27 +56,49 @@ func Play(runs int) func(context.Context, *stage.Stage, *script.Script) error {
 		t.Table(measures)
 		for _, what := range measures {
 			if goal, ok := goals[what]; ok {
-				p99 := script.Quantile(t.Measures[what], 0.99)
-				t.Say("goal %.0f ms at p99: %s: %.0f ms", goal, what, p99)
+				t.Say("goal %.0f ms: %s: %s", goal, what, verdicts(goal, t.Measures[what]))
 			}
 		}
 		return nil
 	}
 }
 
+// verdicts says whether a goal is met by half of the runs and by nearly all. It fails nothing: that is for the bounds, which hold in
+// every run.
+func verdicts(goal float64, values []float64) string {
+	if len(values) == 0 {
+		return "not measured"
+	}
+	var all []string
+	for _, q := range []struct {
+		name  string
+		share float64
+	}{{"p50", 0.5}, {"p99", 0.99}} {
+		v := script.Quantile(values, q.share)
+		met := "met"
+		if v > goal {
+			met = "missed"
+		}
+		all = append(all, fmt.Sprintf("%s at %s (%.0f ms)", met, q.name, v))
+	}
+	return strings.Join(all, ", ")
+}
+
 // once tampers and watches what follows, from both sides.
 func once(ctx context.Context, s *stage.Stage, t *script.Script, run int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the probes, whatever has happened
 	w, err := watch(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer w.stop()
-	p := &probes{s: s}
+	// Names that no earlier run has used in these pods.
+	p := &probes{s: s, name: fmt.Sprintf("tampering-%d-", time.Now().UnixNano())}
 	all, limited := errgroup.WithContext(ctx)
 	if err := p.start(limited, all); err != nil {
 		return err
 	}
-	time.Sleep(1500 * time.Millisecond) // the probes run in their pods by then, and see that all is open
 	t.Say("run %d: %s is run on %s; its kernel adds it to the IMA list and extends PCR 10", run, intruder, node)
 	begun := time.Now()
 	if err := s.Machines[node].RunFile(ctx, intruder, fmt.Appendf(nil, "#!/bin/sh\necho %d\n", run)); err != nil {
@@ -85,19 +108,23 @@ func once(ctx context.Context, s *stage.Stage, t *script.Script, run int) error 
 	if err != nil {
 		return err
 	}
+	if err := p.finish(limited, seen.verdict); err != nil {
+		return err
+	}
 	if err := all.Wait(); err != nil {
 		return err
 	}
 	t.Saw(seen.verdict, "verdict: untrusted: %s", seen.reason)
-	t.Measure(toVerdict, seen.verdict.Sub(begun))
+	within(t, toVerdict, seen.verdict, begun, 40*time.Second, "with the wait for the next attestation")
 	for _, m := range []struct {
 		what string
 		at   time.Time
-	}{{toRevoked, seen.revoked}, {toLabel, seen.unlabelled}, {toIdentity, p.identity}} {
+	}{{toRevoked, seen.revoked}, {toLabel, seen.unlabelled}} {
 		t.Saw(m.at, "%s", m.what)
-		t.Measure(m.what, m.at.Sub(seen.verdict))
+		within(t, m.what, m.at, seen.verdict, l4Bound, "as the API tells")
 	}
-	return p.judge(t, seen.verdict)
+	p.judge(t, seen.verdict)
+	return nil
 }
 
 // heal boots the machine anew, as an operator would, and waits until all is as before.
@@ -146,6 +173,13 @@ func open(ctx context.Context, s *stage.Stage) error {
 		try, err := s.Get(ctx, stage.Frontend, "POST", stage.API.URL("/charge"))
 		if err == nil && !try.OK {
 			err = errors.New(try.Error)
+		}
+		if err != nil {
+			return err
+		}
+		denied, err := s.Probe(ctx, stage.Frontend, denials(ledger, time.Millisecond, time.Second), stage.Listeners)
+		if err == nil && denied[0].OK {
+			err = fmt.Errorf("the proxy of %s still denies %s", stage.Frontend, ledger)
 		}
 		return err
 	})

@@ -7,6 +7,8 @@
 //	workload dial [flags] HOST:PORT        one TCP connection and one echo
 //	workload probe [flags] TARGET…         the same again and again, for -for; TARGET is a URL or tcp:HOST:PORT
 //	workload hold [flags] HOST:PORT        one TCP connection, kept open and used for -for; tells when it was cut
+//	workload await [flags] NAME.SIGN       waits for a sign of a probe of that name: began, changed
+//	workload stop NAME                     ends the probe, or the connection, of that name
 //	workload svid [flags]                  asks the SPIFFE Workload API for an identity
 package main
 
@@ -42,10 +44,12 @@ func run(ctx context.Context, args []string, out *lines, stderr io.Writer) int {
 		err = probe(ctx, args[0], args[1:], out)
 	case "hold":
 		err = hold(ctx, args[1:], out)
+	case "await", "stop":
+		err = sign(ctx, args[0], args[1:])
 	case "svid":
 		err = svid(ctx, args[1:], out)
 	default:
-		err = errors.New("usage: workload pause|serve|get|dial|probe|hold|svid")
+		err = errors.New("usage: workload pause|serve|get|dial|probe|hold|await|stop|svid")
 	}
 	if err != nil && ctx.Err() == nil {
 		_, _ = fmt.Fprintln(stderr, err)

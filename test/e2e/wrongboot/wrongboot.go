@@ -101,22 +101,42 @@ func refused(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	return nil
 }
 
-func closed(ctx context.Context, s *stage.Stage, t *script.Script) error {
-	for _, p := range []stage.Pod{forced, bait} {
-		if err := s.ShutOut(ctx, t, p); err != nil {
-			return err
-		}
-	}
+// uncalled: who may call the ledger does not call the bait, and does reach somebody on the same machine who is not enrolled.
+func uncalled(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	address, err := s.Address(ctx, bait, stage.TCPPort)
 	if err != nil {
 		return err
 	}
+	stranger, err := s.Stranger(ctx, Node)
+	if err != nil {
+		return err
+	}
+	other, err := s.Address(ctx, stranger, stage.TCPPort)
+	if err != nil {
+		return err
+	}
 	for _, from := range []stage.Pod{stage.Teller, stage.Mirror} {
-		try, err := s.Dial(ctx, from, address)
+		try, err := s.Dial(ctx, from, other)
 		if err != nil {
 			return err
 		}
-		t.Expect(!try.OK, fmt.Sprintf("%s does not call it, though it has the ledger's account", from), "%s", try.Error)
+		t.Expect(try.OK, fmt.Sprintf("control: %s reaches %s, which is not enrolled, there", from, stranger), "%s", try.Error)
+		if try, err = s.Dial(ctx, from, address); err != nil {
+			return err
+		}
+		t.Expect(stage.Dropped(try), fmt.Sprintf("%s does not call the bait, though it has the ledger's account", from), "%s: %s", try.Kind, try.Error)
+	}
+	return nil
+}
+
+func closed(ctx context.Context, s *stage.Stage, t *script.Script) error {
+	for _, p := range []stage.Pod{forced, bait} {
+		if err := s.ShutOut(ctx, t, p, stage.Controls{}); err != nil {
+			return err
+		}
+	}
+	if err := uncalled(ctx, s, t); err != nil {
+		return err
 	}
 	object, err := s.GetPod(ctx, scheduled.Namespace, scheduled.Name)
 	if err != nil {

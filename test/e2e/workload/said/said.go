@@ -13,8 +13,26 @@ type Try struct {
 	// Status is HTTP's; 0 where there was no answer.
 	Status int    `json:"status,omitempty"`
 	Error  string `json:"error,omitempty"`
+	// Kind is how it failed; empty where it succeeded.
+	Kind   Kind   `json:"kind,omitempty"`
 	Answer Answer `json:"answer,omitzero"`
 }
+
+// Kind is a way of failing. A packet filter that drops looks otherwise than a name that nobody knows, a port that nobody listens
+// at, or a proxy that answers that it will not.
+type Kind string
+
+// The kinds.
+const (
+	Timeout     Kind = "timeout"     // nobody answered at all
+	Refused     Kind = "refused"     // nobody listens there
+	Unreachable Kind = "unreachable" // there is no way there
+	Ended       Kind = "ended"       // the connection stood, and was ended
+	Unresolved  Kind = "unresolved"  // the name has no address
+	TLS         Kind = "tls"         // the other end did not take the certificate
+	Status      Kind = "status"      // an answer by HTTP that is not 200
+	Other       Kind = "other"
+)
 
 // Answer is what the HTTP server says: who it is, and what it was asked by whom. The caller is what the proxy put into the header
 // that Envoy names peers in; without a proxy there is none.
@@ -40,4 +58,6 @@ type SVID struct {
 	SPIFFEID string    `json:"spiffe_id,omitempty"`
 	NotAfter time.Time `json:"not_after,omitzero"`
 	Error    string    `json:"error,omitempty"`
+	// Code is gRPC's for the error: PermissionDenied is the agent's no, Unavailable that no agent serves.
+	Code string `json:"code,omitempty"`
 }

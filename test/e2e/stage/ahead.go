@@ -1,0 +1,96 @@
+package stage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
+)
+
+// ahead is what an administrator might write and should not: a tier that is asked before Keelson's. Calico lets through what it
+// allows, so that Istio's proxies alone decide.
+const ahead = `
+apiVersion: projectcalico.org/v3
+kind: Tier
+metadata: {name: ahead}
+spec: {order: 10, defaultAction: Pass}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: ahead.egress}
+spec:
+  tier: ahead
+  selector: %[1]s
+  types: [Egress]
+  egress:
+  - {action: Allow, protocol: TCP, destination: {selector: %[2]s}}
+  - {action: Pass}
+---
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: ahead.ingress}
+spec:
+  tier: ahead
+  selector: %[2]s
+  types: [Ingress]
+  ingress:
+  - {action: Allow, protocol: TCP, source: {selector: %[1]s}}
+  - {action: Pass}
+`
+
+func calicoSelector(p Pod) string {
+	return fmt.Sprintf("projectcalico.org/namespace == '%s' && app == '%s'", p.Namespace, p.Account)
+}
+
+// OpenL4 takes Calico out of the way between the pods of two accounts, and returns once it is. Undo puts it back, and returns once it
+// is there.
+func (s *Stage) OpenL4(ctx context.Context, from, to Pod) (undo func() error, err error) {
+	text := fmt.Appendf(nil, ahead, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))
+	undo = func() error {
+		return errors.Join(s.Cluster.Remove(ctx, text), s.untilL4(ctx, from, to, false))
+	}
+	if err := s.Cluster.Apply(ctx, text); err != nil {
+		return nil, errors.Join(err, s.Cluster.Remove(ctx, text))
+	}
+	if err := s.untilL4(ctx, from, to, true); err != nil {
+		return nil, errors.Join(err, s.Cluster.Remove(ctx, text))
+	}
+	return undo, nil
+}
+
+func yamlText(s string) string { return `"` + s + `"` }
+
+// untilL4 waits until packets pass, or do not. A pod's own proxy answers for itself where the other end does not, so from such a pod only
+// an answer of the other end's counts.
+func (s *Stage) untilL4(ctx context.Context, from, to Pod, open bool) error {
+	address, err := s.Address(ctx, to, HTTPPort)
+	if err != nil {
+		return err
+	}
+	return s.Until(ctx, 30*time.Second, fmt.Sprintf("packets of %s pass to %s: %t", from, to, open), func(ctx context.Context) error {
+		var try said.Try
+		var err error
+		if from.Mesh {
+			try, err = s.Get(ctx, from, "POST", to.URL("/charge"))
+		} else {
+			try, err = s.GetAs(ctx, from, "svid", "GET", "https://"+address+"/")
+		}
+		passed := try.Kind != said.Timeout
+		if from.Mesh {
+			passed = try.OK || try.Status == http.StatusForbidden
+		}
+		if err == nil && passed != open {
+			err = fmt.Errorf("%s: %s", try.Kind, try.Error)
+		}
+		return err
+	})
+}
+
+// DeniedByProxy tells whether Envoy itself has said no, by its rules.
+func DeniedByProxy(t said.Try) bool {
+	return t.Status == http.StatusForbidden && strings.Contains(t.Error, "RBAC: access denied")
+}
