@@ -1,31 +1,58 @@
 package faults
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"slices"
 	"time"
 
-	"github.com/keelson-project/keelson/test/e2e/script"
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/e2e/doors"
 	"github.com/keelson-project/keelson/test/e2e/stage"
-	"github.com/keelson-project/keelson/test/e2e/workload/said"
+	"github.com/keelson-project/keelson/test/e2e/wrongboot"
 )
 
-// path is a way from one pod to another that policy allows or forbids.
-type path struct {
-	name    string
-	from    stage.Pod
-	method  string
-	target  string
-	allowed bool
+// Those who are nobody: a pod of an enrolled namespace on a machine that has booted something else, and one from an image that nobody
+// signed on a machine that is trusted.
+var (
+	onBad    = stage.Pod{Namespace: "bank", Name: "faults-on-bad", Account: "teller", Node: wrongboot.Node, Force: true}
+	unsigned = stage.Pod{Namespace: "bank", Name: "faults-unsigned", Account: "teller", Node: "fra-2", Repository: stage.Unsigned}
+	outcasts = []stage.Pod{onBad, unsigned}
+)
 
-	tries []said.Try
+// castOut has them run.
+func castOut(ctx context.Context, s *stage.Stage) error {
+	if err := s.JoinOnce(ctx, wrongboot.Node); err != nil {
+		return err
+	}
+	if err := s.Verdict(ctx, wrongboot.Node, v1alpha1.VerdictUntrusted); err != nil {
+		return err
+	}
+	if err := s.ForcePods(ctx, onBad); err != nil {
+		return err
+	}
+	if err := s.Create(ctx, unsigned); err != nil {
+		return err
+	}
+	for _, p := range outcasts {
+		if err := s.PodReady(ctx, p.Namespace, p.Name, 2*time.Minute); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// paths are those that are tried all the time.
-func paths(ctx context.Context, s *stage.Stage) ([]*path, error) {
+// paths are those that are tried all the time: the cast's, and those of the outcasts and of a stranger on the bad machine.
+func paths(ctx context.Context, s *stage.Stage) ([]*doors.Door, error) {
+	all, err := doors.Cast(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if err := castOut(ctx, s); err != nil {
+		return nil, err
+	}
+	stranger, err := s.Stranger(ctx, wrongboot.Node)
+	if err != nil {
+		return nil, err
+	}
 	ledger, err := s.Address(ctx, stage.Ledger, stage.TCPPort)
 	if err != nil {
 		return nil, err
@@ -34,82 +61,8 @@ func paths(ctx context.Context, s *stage.Stage) ([]*path, error) {
 	if err != nil {
 		return nil, err
 	}
-	l4 := func(from stage.Pod, address, to string, allowed bool) *path {
-		return &path{name: fmt.Sprintf("L4 %s → %s", from, to), from: from, target: "tcp:" + address, allowed: allowed}
+	for _, from := range append(outcasts, stranger) {
+		all = append(all, doors.L4(from, ledger, stage.Ledger.String(), false), doors.L4(from, api, stage.API.String(), false))
 	}
-	l7 := func(from stage.Pod, method, to string, allowed bool) *path {
-		return &path{name: fmt.Sprintf("L7 %s %s %s", from, method, to), from: from, method: method, target: stage.API.URL(to), allowed: allowed}
-	}
-	return []*path{
-		l4(stage.Mirror, ledger, stage.Ledger.String(), true),
-		l7(stage.Frontend, "POST", "/charge", true),
-		l4(stage.Passer, ledger, stage.Ledger.String(), false),
-		l4(stage.Passer, api, stage.API.String(), false),
-		l4(stage.Batch, ledger, stage.Ledger.String(), false),
-		l7(stage.Batch, "POST", "/charge", false),
-		l7(stage.Frontend, "GET", "/charge", false),
-		l7(stage.Frontend, "POST", "/other", false),
-	}, nil
-}
-
-// watch tries the path again and again until the deadline.
-func (p *path) watch(ctx context.Context, s *stage.Stage, deadline time.Time) error {
-	for time.Now().Before(deadline) {
-		tries, err := s.Probe(ctx, p.from, stage.Probing{
-			For: min(15*time.Second, time.Until(deadline)), Every: 250 * time.Millisecond, Timeout: 2 * time.Second, Method: p.method,
-		}, p.target)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil { // the pod itself was not killed: it has to be there
-			return fmt.Errorf("faults: %s: %w", p.name, err)
-		}
-		p.tries = append(p.tries, tries...)
-	}
-	return nil
-}
-
-func (p *path) once(ctx context.Context, s *stage.Stage) error {
-	tries, err := s.Probe(ctx, p.from, stage.Probing{For: time.Millisecond, Every: time.Second, Timeout: 2 * time.Second, Method: p.method}, p.target)
-	if err == nil && !tries[0].OK {
-		err = errors.New(tries[0].Error)
-	}
-	return err
-}
-
-// judge: no try of a forbidden path succeeded; an allowed one was not shut for longer than it may.
-func (p *path) judge(t *script.Script) {
-	slices.SortFunc(p.tries, func(a, b said.Try) int { return cmp.Compare(a.Begun, b.Begun) })
-	opened := 0
-	for _, try := range p.tries {
-		if try.OK {
-			opened++
-		}
-	}
-	if !p.allowed {
-		t.Expect(opened == 0 && len(p.tries) > 0, "forbidden: "+p.name, "%d of %d tries succeeded", opened, len(p.tries))
-		return
-	}
-	longest := p.longestOutage()
-	t.Measure("longest outage of "+p.name, longest)
-	t.Expect(opened > 0 && longest <= Recovery, "allowed: "+p.name, "%d of %d tries succeeded, shut for at most %.1f s (%.0f s are stated)",
-		opened, len(p.tries), longest.Seconds(), Recovery.Seconds())
-}
-
-// longestOutage is the longest time from the first failing try to the next that succeeded.
-func (p *path) longestOutage() (longest time.Duration) {
-	var since int64
-	for _, try := range p.tries {
-		switch {
-		case !try.OK && since == 0:
-			since = try.Begun
-		case try.OK && since != 0:
-			longest = max(longest, time.Duration(try.Begun-since))
-			since = 0
-		}
-	}
-	if since != 0 {
-		longest = max(longest, time.Duration(p.tries[len(p.tries)-1].Begun-since))
-	}
-	return longest
+	return all, nil
 }
