@@ -39,13 +39,6 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: tinkerer
 subjects: [{kind: Group, name: developers, apiGroup: rbac.authorization.k8s.io}]
 `
 
-const allow = `
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: everybody, namespace: payments}
-spec: {action: ALLOW, rules: [{}]}
-`
-
 const trustLabels = `{"metadata":{"labels":{"` + v1alpha1.PodAttestedLabel + `":"true"}}}`
 
 // team is what an app team tries.
@@ -60,7 +53,7 @@ func team(victim stage.Pod) []attempt {
 		patch("a trust label on its pod", "trust labels", pod, trustLabels),
 		patchStatus("a trust label through the pod's status", "trust labels", pod, trustLabels),
 		create("a deployment whose pods would have one", "trust labels", object(deployment)),
-		{"a binding that brings one", "", bind},
+		{what: "a binding that brings one", do: bind},
 		patch("the trust label off another's pod", "trust labels", named(&corev1.Pod{}, stage.Ledger.Namespace, stage.Ledger.Name),
 			`{"metadata":{"labels":{"`+v1alpha1.PodAttestedLabel+`":null}}}`),
 		create("a verdict of its own", "NodeTrust", object(nodeTrust)),
@@ -71,11 +64,26 @@ func team(victim stage.Pod) []attempt {
 		patch("its namespace out of enforcement", "administrators", bank, `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":null}}}`),
 		patch("its namespace into audit mode", "administrators", bank, `{"metadata":{"labels":{"`+v1alpha1.ModeLabel+`":"audit"}}}`),
 		create("a set of addresses with a trust label", "trust label", object(networkSet)),
+		create("a set of addresses with a trust label, past Calico's API server", "trust label", past(networkSet)),
+		create("a set of addresses of its namespace with a trust label", "trust label", object(namespaceSet)),
+		create("a set of addresses of its namespace with a trust label, past Calico's API server", "trust label", past(namespaceSet)),
 		create("a host endpoint with a trust label", "trust label", object(hostEndpoint)),
+		create("a host endpoint with a trust label, past Calico's API server", "trust label", past(hostEndpoint)),
+		// Where Calico keeps its data in Kubernetes, pods are its workload endpoints: there is nothing to write.
+		create("a workload endpoint with a trust label", "no matches for kind", object(workloadEndpoint)),
+		create("a workload endpoint with a trust label, past Calico's API server", "no matches for kind", past(workloadEndpoint)),
+		labelled("a debug container with a trust label", victim, "ephemeralcontainers", func(p *corev1.Pod) {
+			p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, corev1.EphemeralContainer{
+				EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "forged", Image: "registry.invalid/none"},
+			})
+		}),
+		labelled("a resize with a trust label", victim, "resize", func(*corev1.Pod) {}),
+		// Nothing here reads them: SPIRE's controller manager does not run. What it would make is an entry, and foreignEntry makes one.
+		create("a ClusterSPIFFEID", "no matches for kind", object(clusterSPIFFEID)),
 		create("a policy in Keelson's tier", "", object(inTier)),
-		create("a policy in Keelson's tier, past Calico's API server", "Keelson's", object(strings.Replace(inTier, "projectcalico.org/v3", "crd.projectcalico.org/v1", 1))),
+		create("a policy in Keelson's tier, past Calico's API server", "Keelson's", past(inTier)),
 		remove("Keelson's default deny", "", object(defaultDeny)),
-		remove("Keelson's default deny, past Calico's API server,", "Keelson's", object(strings.Replace(defaultDeny, "projectcalico.org/v3", "crd.projectcalico.org/v1", 1))),
+		remove("Keelson's default deny, past Calico's API server,", "Keelson's", past(defaultDeny)),
 		remove("Keelson's tier", "non-empty tier", object(tier)),
 		create("mutual TLS that is not strict", "strict", object(permissive)),
 		remove("Keelson's DENY at L7", "Keelson's", object(denyAtL7)),
@@ -107,8 +115,8 @@ func calicoNode(victim stage.Pod) []attempt {
 		patchStatus("the ledger's address on a pod of its own", "kubelet to report", pod, `{"status":{"podIP":"10.0.0.1","podIPs":[{"ip":"10.0.0.1"}]}}`),
 		create("Felix told to police other interfaces", "Calico's programs on nodes", object(felixConfig)),
 		create("another node's Felix told to let traffic through", "Calico's programs on nodes", object(strings.Replace(felixConfig, "name: default", "name: node.par-1", 1))),
-		{"Felix told to take no more policies", "Calico's programs on nodes", closeDatastore},
-		create("a policy in Keelson's tier", "", object(strings.Replace(inTier, "projectcalico.org/v3", "crd.projectcalico.org/v1", 1))),
+		{what: "Felix told to take no more policies", want: "Calico's programs on nodes", do: closeDatastore},
+		create("a policy in Keelson's tier", "", past(inTier)),
 		create("a verdict", "", object(nodeTrust)),
 	}
 }
@@ -145,23 +153,44 @@ func named[T client.Object](o T, namespace, name string) T {
 }
 
 func create(what, want string, o client.Object) attempt {
-	return attempt{what, want, func(ctx context.Context, c client.Client) error { return c.Create(ctx, o) }}
+	return attempt{what: what, want: want, do: func(ctx context.Context, c client.Client) error { return c.Create(ctx, o) }}
 }
 
 func remove(what, want string, o client.Object) attempt {
-	return attempt{what + " taken away", want, func(ctx context.Context, c client.Client) error { return c.Delete(ctx, o) }}
+	return attempt{what: what + " taken away", want: want, do: func(ctx context.Context, c client.Client) error { return c.Delete(ctx, o) }}
 }
 
 func patch(what, want string, o client.Object, merge string) attempt {
-	return attempt{what, want, func(ctx context.Context, c client.Client) error {
+	return attempt{what: what, want: want, do: func(ctx context.Context, c client.Client) error {
 		return c.Patch(ctx, o, client.RawPatch(types.MergePatchType, []byte(merge)))
 	}}
 }
 
 func patchStatus(what, want string, o client.Object, merge string) attempt {
-	return attempt{what, want, func(ctx context.Context, c client.Client) error {
+	return attempt{what: what, want: want, do: func(ctx context.Context, c client.Client) error {
 		return c.Status().Patch(ctx, o, client.RawPatch(types.MergePatchType, []byte(merge)))
 	}}
+}
+
+// labelled updates a subresource of a pod with a trust label beside what the subresource is for. The API server may take it and drop the
+// label; then the pod must not have it.
+func labelled(what string, p stage.Pod, subresource string, change func(*corev1.Pod)) attempt {
+	return attempt{
+		what: what, want: "trust labels",
+		do: func(ctx context.Context, c client.Client) error {
+			pod := named(&corev1.Pod{}, p.Namespace, p.Name)
+			if err := c.Get(ctx, client.ObjectKeyFromObject(pod), pod); err != nil {
+				return fmt.Errorf("prepare: %v", err) //nolint:errorlint // a refusal of this is not the one that is wanted
+			}
+			if pod.Labels == nil {
+				pod.Labels = map[string]string{}
+			}
+			pod.Labels[v1alpha1.PodAttestedLabel] = v1alpha1.True
+			change(pod)
+			return c.SubResource(subresource).Update(ctx, pod)
+		},
+		harmless: func(ctx context.Context, s *stage.Stage) error { return s.Unlabelled(ctx, p) },
+	}
 }
 
 // bind binds a pod that waits for a node, with a label: since Kubernetes 1.35 a Binding's labels become the pod's.
@@ -206,11 +235,16 @@ func podWith(label string) client.Object {
 	}
 }
 
-// object reads a constant of this file.
+// past is object, as it is written past Calico's API server.
+func past(text string) client.Object {
+	return object(strings.Replace(text, "projectcalico.org/v3", "crd.projectcalico.org/v1", 1))
+}
+
+// object reads a constant of this package.
 func object(text string) client.Object {
 	o := &unstructured.Unstructured{}
 	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
-		panic(err) // a mistake in this file
+		panic(err) // a mistake in this package
 	}
 	return o
 }
@@ -243,8 +277,26 @@ kind: GlobalNetworkSet
 metadata: {name: forged, labels: {trust.keelson.io/attested: "true"}}
 spec: {nets: [0.0.0.0/0]}
 `
+	namespaceSet = `
+apiVersion: projectcalico.org/v3
+kind: NetworkSet
+metadata: {name: forged, namespace: bank, labels: {trust.keelson.io/attested: "true"}}
+spec: {nets: [0.0.0.0/0]}
+`
+	workloadEndpoint = `
+apiVersion: projectcalico.org/v3
+kind: WorkloadEndpoint
+metadata: {name: evil--1-k8s-forged-eth0, namespace: bank, labels: {trust.keelson.io/attested: "true"}}
+spec: {orchestrator: k8s, node: evil-1, pod: forged, endpoint: eth0, ipNetworks: [10.0.0.1/32]}
+`
+	clusterSPIFFEID = `
+apiVersion: spire.spiffe.io/v1alpha1
+kind: ClusterSPIFFEID
+metadata: {name: forged}
+spec: {spiffeIDTemplate: "spiffe://example.org/ns/payments/sa/api"}
+`
 	hostEndpoint = `
-apiVersion: crd.projectcalico.org/v1
+apiVersion: projectcalico.org/v3
 kind: HostEndpoint
 metadata: {name: forged, labels: {trust.keelson.io/attested: "true"}}
 spec: {node: evil-1, interfaceName: eth0, expectedIPs: [10.0.0.1]}
