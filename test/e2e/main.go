@@ -29,6 +29,7 @@ import (
 	"github.com/keelson-project/keelson/test/e2e/geofence"
 	"github.com/keelson-project/keelson/test/e2e/image"
 	"github.com/keelson-project/keelson/test/e2e/join"
+	"github.com/keelson-project/keelson/test/e2e/lifecycle"
 	"github.com/keelson-project/keelson/test/e2e/privileged"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/spoofing"
@@ -56,11 +57,15 @@ func (o *options) scenarios() []scenario {
 		{"spoofing", spoofing.Proves, spoofing.Play},
 		{"faults", faults.Proves, faults.Play(o.faults, o.seed)},
 		{onlyVM, virtual.Proves, virtual.Play},
+		{last, lifecycle.Proves, lifecycle.Play},
 	}
 }
 
 // onlyVM is played when it is asked for: by its name, or by BOOT=vm in the environment.
 const onlyVM = "virtual"
+
+// last takes away what all others need.
+const last = "lifecycle"
 
 // options are the command line.
 type options struct {
@@ -146,6 +151,9 @@ func (o *options) choose() ([]scenario, error) {
 		i := slices.IndexFunc(all, func(s scenario) bool { return s.name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("e2e: no scenario is named %q (-list tells)", name)
+		}
+		if len(chosen) > 0 && chosen[len(chosen)-1].name == last {
+			return nil, fmt.Errorf("e2e: scenario %s uninstalls Keelson: name it last", last)
 		}
 		chosen = append(chosen, all[i])
 	}

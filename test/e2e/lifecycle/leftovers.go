@@ -1,0 +1,111 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/test/e2e/stage"
+)
+
+// leftovers are the objects, of whatever kind the API serves, that bear a trace of Keelson's, and SPIRE's entries of its making.
+func leftovers(ctx context.Context, s *stage.Stage) ([]string, error) {
+	config := s.Cluster.RESTConfig()
+	discover, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: %w", err)
+	}
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: %w", err)
+	}
+	lists, err := discover.ServerPreferredResources()
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: %w", err)
+	}
+	var left []string
+	for _, list := range lists {
+		for i := range list.APIResources {
+			if !slices.Contains(list.APIResources[i].Verbs, "list") {
+				continue
+			}
+			found, err := traces(ctx, client, list.GroupVersion, list.APIResources[i].Name)
+			if err != nil {
+				return nil, err
+			}
+			left = append(left, found...)
+		}
+	}
+	entries, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", "/spire-server", "entry", "show", "-socketPath", "/run/spire/private/api.sock")
+	if err == nil && entries.ExitCode != 0 {
+		err = errors.New(entries.Stderr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: spire-server entry show: %w", err)
+	}
+	for line := range strings.Lines(entries.Stdout) {
+		if _, id, ok := strings.Cut(line, "Entry ID"); ok && strings.Contains(id, v1alpha1.EntryIDPrefix) {
+			left = append(left, "SPIRE entry"+strings.TrimSpace(id))
+		}
+	}
+	return left, nil
+}
+
+func traces(ctx context.Context, client dynamic.Interface, groupVersion, resource string) ([]string, error) {
+	gv, err := schema.ParseGroupVersion(groupVersion)
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: %w", err)
+	}
+	if gv.Group == v1alpha1.Group || gv.Group == "metrics.k8s.io" || gv.Group == "events.k8s.io" || gv.Group == "" && resource == "events" {
+		return nil, nil // what people and SPIRE's servers wrote, and what the API forgets by itself
+	}
+	objects, err := client.Resource(gv.WithResource(resource)).List(ctx, metav1.ListOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsMethodNotSupported(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lifecycle: list %s %s: %w", groupVersion, resource, err)
+	}
+	var found []string
+	for i := range objects.Items {
+		o := &objects.Items[i]
+		if why := trace(o); why != "" {
+			found = append(found, strings.TrimSpace(fmt.Sprintf("%s %s %s (%s)", o.GetKind(), o.GetNamespace(), o.GetName(), why)))
+		}
+	}
+	return found, nil
+}
+
+// trace says why an object is Keelson's or bears something of its; empty when it does not.
+func trace(o *unstructured.Unstructured) string {
+	if o.GetKind() == "CustomResourceDefinition" && strings.HasSuffix(o.GetName(), "."+v1alpha1.Group) {
+		return "" // Helm never deletes them
+	}
+	for k, v := range o.GetLabels() {
+		if k != v1alpha1.ModeLabel && strings.Contains(k, "keelson") || k == v1alpha1.OwnerLabel && v == v1alpha1.OwnerValue {
+			return "label " + k + "=" + v
+		}
+	}
+	if o.GetAnnotations()["meta.helm.sh/release-name"] == stage.Release {
+		return "the release's"
+	}
+	taints, _, _ := unstructured.NestedSlice(o.Object, "spec", "taints") // none is an answer
+	if strings.Contains(fmt.Sprint(taints), "keelson") {
+		return "taint"
+	}
+	operators := o.GetNamespace() == "spire" || o.GetKind() == "Namespace" // the ConfigMaps of the SPIRE server's plugins, and where the chart was put
+	if strings.Contains(o.GetName(), "keelson") && !operators {
+		return "its name"
+	}
+	return ""
+}
