@@ -19,7 +19,7 @@ import (
 )
 
 // ErrUnavailable says that this machine cannot have what a boot needs: it has another architecture, or the packages are out of
-// reach.
+// reach. Nothing else is a reason to do without a boot.
 var ErrUnavailable = errors.New("vmboot: unavailable here")
 
 // kernelPackage is Debian's package that depends on the current kernel without drivers for hardware.
@@ -65,7 +65,7 @@ func kernelName(ctx context.Context) (string, error) {
 	}
 	found := dependsOnImage.FindSubmatch(out)
 	if found == nil {
-		return "", fmt.Errorf("%w: %s depends on no kernel: %.200q", ErrUnavailable, kernelPackage, out)
+		return "", fmt.Errorf("vmboot: %s depends on no kernel: %.200q", kernelPackage, out)
 	}
 	return string(found[1]), nil
 }
@@ -81,8 +81,8 @@ func unpack(ctx context.Context, log io.Writer, name, dir string) (err error) {
 		return fmt.Errorf("vmboot: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	if _, err := tool(ctx, tmp, "apt-get", "download", "-qq", name); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	if err := download(ctx, tmp, name); err != nil {
+		return err
 	}
 	found, err := filepath.Glob(filepath.Join(tmp, name+"_*.deb"))
 	if err != nil || len(found) != 1 {
@@ -93,6 +93,22 @@ func unpack(ctx context.Context, log io.Writer, name, dir string) (err error) {
 	}
 	if err := os.Rename(filepath.Join(tmp, "whole"), dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("vmboot: %w", err)
+	}
+	return nil
+}
+
+// download brings a package into dir. Lists that are older than the mirror's packages name files that are gone, so a failure is one only
+// with fresh lists.
+func download(ctx context.Context, dir, name string) error {
+	_, err := tool(ctx, dir, "apt-get", "download", "-qq", name)
+	if err == nil {
+		return nil
+	}
+	if _, updateErr := tool(ctx, dir, "apt-get", "update", "-qq"); updateErr != nil {
+		return fmt.Errorf("%w: the kernel cannot be downloaded: %w", ErrUnavailable, errors.Join(err, updateErr))
+	}
+	if _, err := tool(ctx, dir, "apt-get", "download", "-qq", name); err != nil {
+		return fmt.Errorf("%w: the kernel cannot be downloaded: %w", ErrUnavailable, err)
 	}
 	return nil
 }

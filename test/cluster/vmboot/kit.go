@@ -50,7 +50,7 @@ func Gather(ctx context.Context, log io.Writer, dir string) (*Kit, error) {
 		return nil, err
 	}
 	if err := static(k.system["busybox"]); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, err
 	}
 	if k.kernel, err = findKernel(ctx, log); err != nil {
 		return nil, err
