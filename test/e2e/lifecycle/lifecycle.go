@@ -191,15 +191,20 @@ func uninstall(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err != nil {
 		return fmt.Errorf("lifecycle: %w", err)
 	}
+	succeeded := make(chan string, 1)
+	go func() {
+		ran := ""
+		for e := range pods.ResultChan() {
+			if p, ok := e.Object.(*corev1.Pod); ok && e.Type != watch.Deleted && p.Status.Phase == corev1.PodSucceeded {
+				ran = fmt.Sprintf("%s on %s", p.Name, p.Spec.NodeName)
+			}
+		}
+		succeeded <- ran
+	}()
 	begun := time.Now()
 	err = s.Helm(ctx, "uninstall", nil)
 	pods.Stop()
-	ran := ""
-	for e := range pods.ResultChan() {
-		if p, ok := e.Object.(*corev1.Pod); ok && e.Type != watch.Deleted && p.Status.Phase == corev1.PodSucceeded {
-			ran = fmt.Sprintf("%s on %s", p.Name, p.Spec.NodeName)
-		}
-	}
+	ran := <-succeeded
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,9 @@ apiVersion: projectcalico.org/v3
 kind: Tier
 metadata: {name: ahead}
 spec: {order: 10, defaultAction: Pass}
----
+`
+
+const aheadPolicies = `
 apiVersion: projectcalico.org/v3
 kind: GlobalNetworkPolicy
 metadata: {name: ahead.egress}
@@ -49,15 +51,15 @@ func calicoSelector(p Pod) string {
 // OpenL4 takes Calico out of the way between the pods of two accounts, and returns once it is. Undo puts it back, and returns once it
 // is there.
 func (s *Stage) OpenL4(ctx context.Context, from, to Pod) (undo func() error, err error) {
-	text := fmt.Appendf(nil, ahead, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))
-	undo = func() error {
-		return errors.Join(s.Cluster.Remove(ctx, text), s.untilL4(ctx, from, to, false))
+	tier, policies := []byte(ahead), fmt.Appendf(nil, aheadPolicies, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))
+	undo = func() error { // the tier goes once it is empty
+		return errors.Join(s.Cluster.Remove(ctx, policies, tier), s.untilL4(ctx, from, to, false))
 	}
-	if err := s.Cluster.Apply(ctx, text); err != nil {
-		return nil, errors.Join(err, s.Cluster.Remove(ctx, text))
+	if err := s.Cluster.Apply(ctx, tier, policies); err != nil {
+		return nil, errors.Join(err, s.Cluster.Remove(ctx, policies, tier))
 	}
 	if err := s.untilL4(ctx, from, to, true); err != nil {
-		return nil, errors.Join(err, s.Cluster.Remove(ctx, text))
+		return nil, errors.Join(err, s.Cluster.Remove(ctx, policies, tier))
 	}
 	return undo, nil
 }
