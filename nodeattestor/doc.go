@@ -42,7 +42,8 @@
 //   - The agent's sessions with its TPM are salted with the EK that it presents, so that
 //     the EK which a server believes in is also what protects the bus (package tpmdev).
 //   - Inventory and NodeTrust: which Kubernetes node the EK stands for. The binding is
-//     immutable without an administrator's act.
+//     immutable without an administrator's act. The inventory says too of which class a
+//     machine is: which reference sets may accept it.
 //
 // # Outcomes
 //

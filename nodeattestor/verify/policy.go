@@ -7,7 +7,7 @@
 //
 //  1. the EK is one that the operator trusts (package ek);
 //  2. the AK is a restricted signing key of a TPM (package ak);
-//  3. the banks asked for exist; a credential is made for (EK, AK name) and a nonce drawn;
+//  3. the banks asked for exist, and the inventory leaves the machine a reference set; a credential is made for (EK, AK name) and a nonce drawn;
 //  4. the activated secret is the one sent, compared in constant time: AK and EK are in one TPM;
 //  5. every quote verifies over the nonce and its exact selection (package quote);
 //  6. the AK stands in the endorsement hierarchy, and all quotes come from one boot.

@@ -1,7 +1,7 @@
 package plugintest_test
 
 import (
-	"crypto/sha1" //nolint:gosec // what kernels before 5.8 extend
+	"crypto/sha1" // what kernels before 5.8 extend
 	"os"
 	"slices"
 	"strings"
