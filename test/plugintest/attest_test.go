@@ -39,7 +39,7 @@ func newNode(t testing.TB, name string) *corev1.Node {
 func nodeTrust(t testing.TB, name string, want func(v1alpha1.NodeTrustSpec) bool) v1alpha1.NodeTrustSpec {
 	t.Helper()
 	var nt v1alpha1.NodeTrust
-	for range 100 {
+	for range 300 { // a request that an API does not answer when it starts again ends after 10 s
 		err := kube(t).Get(t.Context(), client.ObjectKey{Name: name}, &nt)
 		if err == nil && want(nt.Spec) {
 			return nt.Spec
@@ -48,6 +48,15 @@ func nodeTrust(t testing.TB, name string, want func(v1alpha1.NodeTrustSpec) bool
 	}
 	t.Fatalf("NodeTrust %s did not become what was wanted; it is %+v", name, nt.Spec)
 	return nt.Spec
+}
+
+// known waits for the node's trusted verdict, and until the plugin has heard that it is written: with the API away the plugin
+// goes by what it knows.
+func known(t testing.TB, name string) v1alpha1.NodeTrustSpec {
+	t.Helper()
+	spec := nodeTrust(t, name, trusted)
+	time.Sleep(time.Second) // the API's answer comes a little after others can read what was written
+	return spec
 }
 
 func noNodeTrust(t testing.TB, name string) {

@@ -57,7 +57,7 @@ func TestThreat25_AServerWhoseClockIsSetBackStillLowersAVerdict(t *testing.T) {
 	s := newServer(t, serverOptions{ca: ca, reference: m.capture(t, "good"), inventory: map[string][]string{"back-1": m.ekHex}, wall: clock.now})
 	_, err := attest(t, m, s, nil)
 	check(t, err)
-	before := nodeTrust(t, "back-1", trusted)
+	before := known(t, "back-1")
 
 	clock.set(-3 * time.Hour)
 	check(t, kubernetes.Outage(t.Context(), func() { // the trusted verdict of this attestation waits in the queue

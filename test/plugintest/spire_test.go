@@ -199,10 +199,11 @@ func TestThreat25_ASPIREServerKilledMidStreamLosesNoVerdict(t *testing.T) {
 	eventuallyTrue(t, "the evil machine is proved bad, API or not", func(context.Context) bool {
 		return s.last(t, evil).Outcome == audit.Untrusted
 	}, func() string { return evilAgent.Process().Tail(10) })
-	pending := must2(os.ReadFile(s.file("pending-verdicts.json")))(t)
-	if !strings.Contains(string(pending), `"killed-evil"`) {
-		t.Fatalf("the verdict does not wait on disk: %s", pending)
-	}
+	var pending []byte
+	eventuallyTrue(t, "the verdict waits on disk", func(context.Context) bool { // the audit line comes before it
+		pending = must2(os.ReadFile(s.file("pending-verdicts.json")))(t)
+		return strings.Contains(string(pending), `"killed-evil"`)
+	}, func() string { return string(pending) })
 	evilAgent.Stop()
 	check(t, s.spire.Kill())
 	check(t, os.Remove(slow.file("cmdline.txt"))) // before the agent tries again: nobody would open the gate to it
@@ -261,7 +262,7 @@ func TestThreat25_AnOutageOfTheAPIChangesNoResultAndTheNewestVerdictStands(t *te
 	s := newServer(t, serverOptions{ca: ca, reference: m.capture(t, "good"), inventory: map[string][]string{"outage-1": m.ekHex, "outage-2": stranger.ekHex}})
 	_, err := attest(t, m, s, nil)
 	check(t, err)
-	before := nodeTrust(t, "outage-1", trusted)
+	before := known(t, "outage-1")
 	check(t, kubernetes.Outage(t.Context(), func() {
 		for range 3 {
 			if _, err := attest(t, m, s, nil); err != nil {
@@ -291,7 +292,7 @@ func TestThreat25_AnAPIThatHangsChangesNoResult(t *testing.T) {
 	s := newServer(t, serverOptions{ca: ca, reference: m.capture(t, "good"), inventory: map[string][]string{"hang-1": m.ekHex}})
 	_, err := attest(t, m, s, nil)
 	check(t, err)
-	nodeTrust(t, "hang-1", trusted)
+	known(t, "hang-1")
 	check(t, kubernetes.Freeze(func() {
 		if _, err := attest(t, m, s, nil); err != nil {
 			t.Errorf("a known node is refused while the API hangs: %v", err)
