@@ -15,7 +15,7 @@ import (
 const roleName = "keelson-policy-sync"
 
 // Lease names the lease by which replicas agree on who writes, the only one that RBAC's roles let policy-sync read and take.
-const Lease = "keelson-policy-sync"
+const Lease = v1alpha1.LeaseName
 
 // RBAC makes the roles that policy-sync's service account needs, and their bindings: what Read reads, what a plan can write,
 // and a lease in its own namespace. It may create no pod, read no secret and change no role.

@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/workloadattestor/image"
 )
@@ -94,7 +95,7 @@ func Parse(content []byte) (Config, error) {
 		X509SVIDTTL: 5 * time.Minute, Taint: true, Resync: 30 * time.Second, Debounce: 10 * time.Millisecond,
 		Calico: Optional, Istio: Optional, TierOrder: snapshot.DefaultTierOrder, SPIRE: spireFile{Timeout: 5 * time.Second},
 		Listen:         listenFile{Metrics: "127.0.0.1:8080", Health: "127.0.0.1:8081"},
-		LeaderElection: leaderFile{Enabled: true, Namespace: "keelson-system", Name: "keelson-policy-sync", LeaseDuration: 15 * time.Second},
+		LeaderElection: leaderFile{Enabled: true, Namespace: "keelson-system", Name: v1alpha1.LeaseName, LeaseDuration: 15 * time.Second},
 		Images: imagesFile{Recheck: 10 * time.Second, TTL: image.DefaultTTL, FailureTTL: image.DefaultFailureTTL,
 			Timeout: image.DefaultTimeout, Platform: platformFile{OS: "linux", Architecture: "amd64"}},
 	}

@@ -112,13 +112,14 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 			[]string{`line 6: images.verifiers.1: two verifiers are named "a"`}},
 		"if a digest is malformed, refuse": {
 			good + "images:\n  verifiers:\n  - name: a\n    configs: [latest]\n", []string{"line 6: images.verifiers.0.configs.0: digest \"latest\""}},
-		"if an OCI layout is missing, refuse":      {good + "images: {ociLayouts: [/no/layout]}\n", []string{"line 3: images:", "/no/layout"}},
-		"if a listen address is none, refuse":      {good + "listen: {metrics: here}\n", []string{`line 3: listen.metrics: "here" is neither`}},
-		"if a lease has no namespace, refuse":      {good + "leaderElection: {namespace: ''}\n", []string{"line 3: leaderElection: a lease needs"}},
-		"if the file is far too large, say so":     {strings.Repeat("#", maxFile+1), []string{"more than"}},
-		"if an unnamed service is half, refuse":    {good + "dns: {namespace: x}\n", []string{"line 3: dns: service DNS"}},
-		"if older nodes alone are tainted, refuse": {good + "taint: false\ntaintExisting: true\n", []string{"line 4: taintExisting: nodes that were there before"}},
-		"if the share of deletes is off, refuse":   {good + "maxDeletePercent: 101\n", []string{"line 3: maxDeletePercent:"}},
+		"if an OCI layout is missing, refuse":            {good + "images: {ociLayouts: [/no/layout]}\n", []string{"line 3: images:", "/no/layout"}},
+		"if a listen address is none, refuse":            {good + "listen: {metrics: here}\n", []string{`line 3: listen.metrics: "here" is neither`}},
+		"if a lease has a name that no role has, refuse": {good + "leaderElection: {name: other}\n", []string{"line 3: leaderElection.name: \"other\" is not keelson-policy-sync"}},
+		"if a lease has no namespace, refuse":            {good + "leaderElection: {namespace: ''}\n", []string{"line 3: leaderElection: a lease needs"}},
+		"if the file is far too large, say so":           {strings.Repeat("#", maxFile+1), []string{"more than"}},
+		"if an unnamed service is half, refuse":          {good + "dns: {namespace: x}\n", []string{"line 3: dns: service DNS"}},
+		"if older nodes alone are tainted, refuse":       {good + "taint: false\ntaintExisting: true\n", []string{"line 4: taintExisting: nodes that were there before"}},
+		"if the share of deletes is off, refuse":         {good + "maxDeletePercent: 101\n", []string{"line 3: maxDeletePercent:"}},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/workloadattestor/image"
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
@@ -118,6 +119,9 @@ func (f file) config(p *problems) Config {
 		p.between("leaderElection.leaseDuration", f.LeaderElection.LeaseDuration, 2*time.Second, 10*time.Minute)
 		if f.LeaderElection.Namespace == "" || f.LeaderElection.Name == "" {
 			p.at("leaderElection", "a lease needs a namespace and a name")
+		}
+		if name := f.LeaderElection.Name; name != "" && name != v1alpha1.LeaseName {
+			p.at("leaderElection.name", "%.63q is not %s, the only lease that policy-sync's roles let it write: it would never lead", name, v1alpha1.LeaseName)
 		}
 	}
 	if f.TaintExisting && !f.Taint {

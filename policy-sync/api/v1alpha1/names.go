@@ -46,6 +46,8 @@ const (
 	// OwnerLabel marks an object as made by policy-sync; nothing without it is ever deleted.
 	OwnerLabel = "app.kubernetes.io/managed-by"
 	OwnerValue = "keelson-policy-sync"
+	// LeaseName names the lease by which replicas of policy-sync agree on who writes; its roles let it take no other.
+	LeaseName = "keelson-policy-sync"
 	// SourceAnnotation names the TrustPolicy (namespace/name) that an object was made for.
 	SourceAnnotation = Group + "/source"
 	// CalicoTier is the tier of every Calico policy that Keelson writes, before the teams' tiers.
