@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -46,14 +45,11 @@ func leftovers(ctx context.Context, s *stage.Stage) ([]string, error) {
 			left = append(left, found...)
 		}
 	}
-	entries, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", "/spire-server", "entry", "show", "-socketPath", "/run/spire/private/api.sock")
-	if err == nil && entries.ExitCode != 0 {
-		err = errors.New(entries.Stderr)
-	}
+	entries, err := s.SPIREServer(ctx, "entry", "show")
 	if err != nil {
-		return nil, fmt.Errorf("lifecycle: spire-server entry show: %w", err)
+		return nil, err
 	}
-	for line := range strings.Lines(entries.Stdout) {
+	for line := range strings.Lines(entries) {
 		if _, id, ok := strings.Cut(line, "Entry ID"); ok && strings.Contains(id, v1alpha1.EntryIDPrefix) {
 			left = append(left, "SPIRE entry"+strings.TrimSpace(id))
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/keelson-project/keelson/test/e2e/doors"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
 )
 
 // Proves is what the scenario shows.
@@ -163,16 +164,22 @@ func reached(ctx context.Context, s *stage.Stage, t *script.Script, when string,
 		if pods[i].DeletionTimestamp != nil {
 			continue
 		}
-		get := func(port int, path string) (int, string, bool, error) {
-			try, err := s.Get(ctx, stage.Passer, "GET", fmt.Sprintf("http://%s/%s", net.JoinHostPort(pods[i].Status.PodIP, fmt.Sprint(port)), path))
+		get := func(port int, path string, answers bool) (int, string, bool, error) {
+			ask := func(ctx context.Context) (said.Try, error) {
+				return s.Get(ctx, stage.Passer, "GET", fmt.Sprintf("http://%s/%s", net.JoinHostPort(pods[i].Status.PodIP, fmt.Sprint(port)), path))
+			}
+			try, err := ask(ctx)
+			if answers && err == nil && try.Status == 0 {
+				try, err = s.Answer(ctx, ask)
+			}
 			return try.Status, try.Error, stage.Dropped(try), err
 		}
-		status, text, _, err := get(healthPort, "readyz")
+		status, text, _, err := get(healthPort, "readyz", true)
 		if err != nil {
 			return err
 		}
 		t.Expect(status == 200, fmt.Sprintf("control: %s reaches the health port of %s", stage.Passer, pods[i].Name), "status %d %s", status, text)
-		status, text, dropped, err := get(metricsPort, "metrics")
+		status, text, dropped, err := get(metricsPort, "metrics", metrics)
 		if err != nil {
 			return err
 		}

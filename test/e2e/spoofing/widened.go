@@ -88,17 +88,17 @@ func allowAll(ctx context.Context, s *stage.Stage, t *script.Script, alice clien
 			{stage.Frontend, "GET", "/charge"},
 			{stage.Frontend, "POST", "/other"},
 		} {
-			try, err := charge(ctx, s, c.from, c.method, c.path)
+			try, err := s.Answer(ctx, func(ctx context.Context) (said.Try, error) { return charge(ctx, s, c.from, c.method, c.path) })
 			if err != nil {
 				return err
 			}
 			t.Expect(stage.DeniedByProxy(try), fmt.Sprintf("an ALLOW of the team's own for everybody opens nothing, though L4 is open: %s %s of %s", c.method, c.path, c.from), "status %d %s", try.Status, try.Error)
 		}
-		try, err := charge(ctx, s, stage.Frontend, "POST", "/charge")
-		if err != nil {
+		if err := s.Control(ctx, t, "what the TrustPolicy allows is served", func(ctx context.Context) (said.Try, error) {
+			return charge(ctx, s, stage.Frontend, "POST", "/charge")
+		}); err != nil {
 			return err
 		}
-		t.Expect(try.OK, "control: what the TrustPolicy allows is served", "status %d %s", try.Status, try.Error)
 		return reported(ctx, s, t, "it", "AuthorizationPolicy payments/everybody")
 	}); err != nil {
 		return err
@@ -143,7 +143,7 @@ func custom(ctx context.Context, s *stage.Stage, t *script.Script, alice client.
 			from   stage.Pod
 			method string
 		}{{stage.Batch, "POST"}, {stage.Frontend, "GET"}} {
-			try, err := charge(ctx, s, c.from, c.method, "/charge")
+			try, err := s.Answer(ctx, func(ctx context.Context) (said.Try, error) { return charge(ctx, s, c.from, c.method, "/charge") })
 			if err != nil {
 				return err
 			}
@@ -254,12 +254,14 @@ func otherAuthorities(ctx context.Context, s *stage.Stage, t *script.Script, _ c
 	if err != nil {
 		return err
 	}
-	try, err := s.GetAs(ctx, stage.Teller, string(word), "POST", url)
+	try, err := s.Answer(ctx, func(ctx context.Context) (said.Try, error) {
+		return s.GetAs(ctx, stage.Teller, string(word), "POST", url)
+	})
 	if err != nil {
 		return err
 	}
 	t.Expect(try.Kind == said.TLS, "a certificate for "+stage.Frontend.ID()+" from istiod's authority is not believed", "%s: %s", try.Kind, try.Error)
-	if try, err = s.GetAs(ctx, stage.Teller, "svid", "POST", url); err != nil {
+	if try, err = s.Answer(ctx, func(ctx context.Context) (said.Try, error) { return s.GetAs(ctx, stage.Teller, "svid", "POST", url) }); err != nil {
 		return err
 	}
 	t.Expect(stage.DeniedByProxy(try), "control: SPIRE's for "+stage.Teller.ID()+" is believed, and denied by name", "%s: %s", try.Kind, try.Error)
@@ -270,15 +272,8 @@ func otherAuthorities(ctx context.Context, s *stage.Stage, t *script.Script, _ c
 func foreignEntry(ctx context.Context, s *stage.Stage, t *script.Script, _ client.Client) (err error) {
 	const entry = "somebody-elses"
 	command := func(args ...string) error {
-		args = append([]string{"/spire-server", "entry"}, args...)
-		out, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", append(args, "-socketPath", "/run/spire/private/api.sock")...)
-		if err == nil && out.ExitCode != 0 {
-			err = errors.New(out.Stdout + out.Stderr)
-		}
-		if err != nil {
-			return fmt.Errorf("spoofing: spire-server entry %s: %w", args[2], err)
-		}
-		return nil
+		_, err := s.SPIREServer(ctx, append([]string{"entry"}, args...)...)
+		return err
 	}
 	if _, err := s.UntilProgrammed(ctx, stage.API.Namespace, "api", metav1.ConditionTrue); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package stage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,10 +46,10 @@ spec:
 `
 
 func calicoSelector(p Pod) string {
-	return fmt.Sprintf("projectcalico.org/namespace == '%s' && app == '%s'", p.Namespace, p.Account)
+	return fmt.Sprintf("projectcalico.org/namespace == '%s' && app == '%s'", p.Namespace, cmp.Or(p.Labels["app"], p.Account))
 }
 
-// OpenL4 takes Calico out of the way between the pods of two accounts, and returns once it is. Undo puts it back, and returns once it
+// OpenL4 takes Calico out of the way between the pods that have the same label "app" (their account's, if none is their own), and returns once it is. Undo puts it back, and returns once it
 // is there.
 func (s *Stage) OpenL4(ctx context.Context, from, to Pod) (undo func() error, err error) {
 	tier, policies := []byte(ahead), fmt.Appendf(nil, aheadPolicies, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))
@@ -90,6 +91,17 @@ func (s *Stage) untilL4(ctx context.Context, from, to Pod, open bool) error {
 		}
 		return err
 	})
+}
+
+// Answer tries until somebody answers, whatever the answer: a computer that is busy lets a try time out as a filter that drops does.
+func (s *Stage) Answer(ctx context.Context, try func(context.Context) (said.Try, error)) (got said.Try, err error) {
+	err = s.Until(ctx, 30*time.Second, "an answer", func(ctx context.Context) (err error) {
+		if got, err = try(ctx); err == nil && got.Kind == said.Timeout {
+			err = errors.New(got.Error)
+		}
+		return err
+	})
+	return got, err
 }
 
 // DeniedByProxy tells whether Envoy itself has said no, by its rules.

@@ -216,12 +216,24 @@ func (s *Stage) firstEntries(ctx context.Context) error {
 			"-selector", "keelson:ns:" + Namespace, "-selector", "keelson:sa:keelson-policy-sync", "-selector", "keelson:signed-by:release-key",
 		},
 	} {
-		args = append([]string{"/opt/spire/bin/spire-server", "entry", "create", "-socketPath", "/run/spire/private/api.sock"}, args...)
-		if out, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", args...); err != nil || out.ExitCode != 0 {
-			return fmt.Errorf("stage: first entries: %w: %s%s", err, out.Stdout, out.Stderr)
+		if _, err := s.SPIREServer(ctx, append([]string{"entry", "create"}, args...)...); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// SPIREServer runs the SPIRE server's own program beside it, as its operator does ("entry", "show"), and returns what it printed.
+func (s *Stage) SPIREServer(ctx context.Context, args ...string) (string, error) {
+	command := append([]string{"/opt/spire/bin/spire-server"}, args...)
+	out, err := s.Exec(ctx, "spire", "spire-server-0", "spire-server", append(command, "-socketPath", "/run/spire/private/api.sock")...)
+	if err == nil && out.ExitCode != 0 {
+		err = fmt.Errorf("exit %d: %s%s", out.ExitCode, out.Stdout, out.Stderr)
+	}
+	if err != nil {
+		return "", fmt.Errorf("stage: spire-server %s: %w", strings.Join(args, " "), err)
+	}
+	return out.Stdout, nil
 }
 
 // UntilTrusted waits until policy-sync has labelled a node.

@@ -86,8 +86,14 @@ func Dropped(t said.Try) bool { return !t.OK && t.Kind == said.Timeout }
 
 // noIdentity: it is refused, by an agent that gives its twin one; or no agent serves, though its folder is there.
 func (s *Stage) noIdentity(ctx context.Context, t *script.Script, p Pod, c Controls) error {
-	svid, err := s.SVID(ctx, p)
-	if err != nil {
+	var svid said.SVID
+	// An agent that is slow to answer has said nothing.
+	if err := s.Until(ctx, 30*time.Second, "the agent answers "+p.String(), func(ctx context.Context) (err error) {
+		if svid, err = s.SVID(ctx, p); err == nil && svid.Code == codes.DeadlineExceeded.String() {
+			err = errors.New(svid.Error)
+		}
+		return err
+	}); err != nil {
 		return err
 	}
 	if c.Twin == nil {
@@ -100,8 +106,13 @@ func (s *Stage) noIdentity(ctx context.Context, t *script.Script, p Pod, c Contr
 		return nil
 	}
 	t.Expect(RefusedByAgent(svid), p.String()+" gets no identity: the agent refuses it", "%s%s: %s", svid.SPIFFEID, svid.Code, svid.Error)
-	twin, err := s.SVID(ctx, *c.Twin)
-	if err != nil {
+	var twin said.SVID
+	if err := s.Until(ctx, 30*time.Second, c.Twin.String()+" gets its identity", func(ctx context.Context) (err error) {
+		if twin, err = s.SVID(ctx, *c.Twin); err == nil && !twin.OK {
+			err = errors.New(twin.Error)
+		}
+		return err
+	}); err != nil {
 		return err
 	}
 	t.Expect(twin.OK && twin.SPIFFEID == c.Twin.ID(), "control: "+c.Twin.String()+", of the same account on the same node, gets its", "%s%s", twin.SPIFFEID, twin.Error)
@@ -136,20 +147,31 @@ func (s *Stage) waysAreOpen(ctx context.Context, t *script.Script, node string) 
 	if err != nil {
 		return err
 	}
-	try, err := s.Dial(ctx, from, address)
-	if err != nil {
+	return errors.Join(
+		s.Control(ctx, t, fmt.Sprintf("%s, which is not enrolled, reaches another on %s from there", from, to.Node), func(ctx context.Context) (said.Try, error) {
+			return s.Dial(ctx, from, address)
+		}),
+		s.Control(ctx, t, fmt.Sprintf("%s reaches %s", Teller, Ledger), func(ctx context.Context) (said.Try, error) {
+			return s.DialService(ctx, Teller, Ledger)
+		}),
+		s.Control(ctx, t, fmt.Sprintf("%s is served by %s", Frontend, API), func(ctx context.Context) (said.Try, error) {
+			return s.Get(ctx, Frontend, "POST", API.URL("/charge"))
+		}),
+	)
+}
+
+// Control expects that something succeeds: not at once where the computer is busy, but it is to succeed, or what is denied beside it shows
+// nothing.
+func (s *Stage) Control(ctx context.Context, t *script.Script, what string, try func(context.Context) (said.Try, error)) error {
+	var last said.Try
+	err := s.Until(ctx, 30*time.Second, what, func(ctx context.Context) (err error) {
+		if last, err = try(ctx); err == nil && !last.OK {
+			err = errors.New(last.Error)
+		}
 		return err
-	}
-	t.Expect(try.OK, fmt.Sprintf("control: %s, which is not enrolled, reaches another on %s from there", from, to.Node), "%s", try.Error)
-	if try, err = s.DialService(ctx, Teller, Ledger); err != nil {
-		return err
-	}
-	t.Expect(try.OK, fmt.Sprintf("control: %s reaches %s", Teller, Ledger), "%s", try.Error)
-	if try, err = s.Get(ctx, Frontend, "POST", API.URL("/charge")); err != nil {
-		return err
-	}
-	t.Expect(try.OK, fmt.Sprintf("control: %s is served by %s", Frontend, API), "%s", try.Error)
-	return nil
+	})
+	t.Expect(err == nil, "control: "+what, "%s", last.Error)
+	return ctx.Err() // that it did not succeed fails the scenario, which goes on
 }
 
 // Stranger is a pod of the namespace that is not enrolled, on a node, whatever the node's taints; it is made when it is first asked for.

@@ -12,6 +12,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
+	"github.com/keelson-project/keelson/test/e2e/workload/said"
 )
 
 // Proves is what the scenario shows.
@@ -116,12 +117,13 @@ func uncalled(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		return err
 	}
 	for _, from := range []stage.Pod{stage.Teller, stage.Mirror} {
-		try, err := s.Dial(ctx, from, other)
-		if err != nil {
+		if err := s.Control(ctx, t, fmt.Sprintf("%s reaches %s, which is not enrolled, there", from, stranger), func(ctx context.Context) (said.Try, error) {
+			return s.Dial(ctx, from, other)
+		}); err != nil {
 			return err
 		}
-		t.Expect(try.OK, fmt.Sprintf("control: %s reaches %s, which is not enrolled, there", from, stranger), "%s", try.Error)
-		if try, err = s.Dial(ctx, from, address); err != nil {
+		try, err := s.Dial(ctx, from, address)
+		if err != nil {
 			return err
 		}
 		t.Expect(stage.Dropped(try), fmt.Sprintf("%s does not call the bait, though it has the ledger's account", from), "%s: %s", try.Kind, try.Error)
