@@ -55,10 +55,10 @@ func impatient(config string) error {
 func short(ttl, valid string) error {
 	d, err := time.ParseDuration(ttl)
 	if err != nil || d <= 0 || d > maxAgentTTL {
-		return fmt.Errorf("agent_ttl %q is not above 0 and at most %s (%v)", ttl, maxAgentTTL, err)
+		return fmt.Errorf("agent_ttl %q is not above 0 and at most %s", ttl, maxAgentTTL)
 	}
 	if v, err := time.ParseDuration(valid); err != nil || v <= d/2 {
-		return fmt.Errorf("verdict_valid_for %q is not above half of agent_ttl %s (%v)", valid, d, err)
+		return fmt.Errorf("verdict_valid_for %q is not above half of agent_ttl %s", valid, d)
 	}
 	return nil
 }
