@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/test/e2e/stage"
@@ -19,7 +20,8 @@ import (
 
 // leftovers are the objects, of whatever kind the API serves, that bear a trace of Keelson's, and SPIRE's entries of its making.
 func leftovers(ctx context.Context, s *stage.Stage) ([]string, error) {
-	config := s.Cluster.RESTConfig()
+	config := rest.CopyConfig(s.Cluster.RESTConfig())
+	config.WarningHandler = rest.NoWarnings{} // that a kind is deprecated is no news here
 	discover, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("lifecycle: %w", err)
