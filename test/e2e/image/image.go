@@ -85,11 +85,11 @@ func atL7(ctx context.Context, s *stage.Stage, t *script.Script, unsigned, besid
 
 // alone: the pod has nothing to show.
 func alone(ctx context.Context, s *stage.Stage, t *script.Script, unsigned stage.Pod) (err error) {
-	undo, err := s.OpenL4(ctx, stage.Teller, stage.API)
+	opened, err := s.OpenL4(ctx, stage.Teller, stage.API)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo()) }()
+	defer func() { err = errors.Join(err, opened.Close(ctx)) }()
 	t.Say("an administrator's tier before Keelson's lets packets of the teller's account through to the API")
 	address, err := s.Address(ctx, stage.API, stage.HTTPPort)
 	if err != nil {
@@ -114,11 +114,12 @@ func alone(ctx context.Context, s *stage.Stage, t *script.Script, unsigned stage
 // withProxy: SPIRE's agent attests the container that asks, which is the proxy, and its image is signed. So the proxy has the identity that the
 // pod as a whole must not use, and the callee's proxy cannot tell: it is Calico alone that shuts such a pod out.
 func withProxy(ctx context.Context, s *stage.Stage, t *script.Script, beside stage.Pod) (err error) {
-	undo, err := s.OpenL4(ctx, beside, stage.API)
+	opened, err := s.OpenL4(ctx, beside, stage.API)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo()) }()
+	// Its proxy keeps its connection, which ends with the pod.
+	defer func() { err = errors.Join(err, opened.Remove(ctx), s.Delete(ctx, beside)) }()
 	var try said.Try
 	served := s.Until(ctx, 30*time.Second, beside.String()+" is served", func(ctx context.Context) (err error) {
 		if try, err = s.Get(ctx, beside, "POST", stage.API.URL("/charge")); err == nil && !try.OK {

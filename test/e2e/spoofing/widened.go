@@ -71,11 +71,11 @@ spec: {action: ALLOW, rules: [{}]}
 // allowAll: Istio takes the union of ALLOW policies, so anybody's "allow everything" would open the API, were it not for our DENY. Calico
 // is out of the way, or the API's proxy would not be asked.
 func allowAll(ctx context.Context, s *stage.Stage, t *script.Script, alice client.Client) (err error) {
-	undo, err := s.OpenL4(ctx, stage.Batch, stage.API)
+	opened, err := s.OpenL4(ctx, stage.Batch, stage.API)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo()) }()
+	defer func() { err = errors.Join(err, opened.Close(ctx)) }()
 	if err := written(ctx, alice, object(allow), func() error {
 		if err := inForce(ctx, s, "everybody"); err != nil {
 			return err
@@ -126,11 +126,11 @@ spec: {action: CUSTOM, provider: {name: nobody}, rules: [{}]}
 
 // custom: a decision that is left to somebody else, whom the mesh does not know.
 func custom(ctx context.Context, s *stage.Stage, t *script.Script, alice client.Client) (err error) {
-	undo, err := s.OpenL4(ctx, stage.Batch, stage.API)
+	opened, err := s.OpenL4(ctx, stage.Batch, stage.API)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo()) }()
+	defer func() { err = errors.Join(err, opened.Close(ctx)) }()
 	if err := written(ctx, alice, object(customPolicy), func() error {
 		if err := reported(ctx, s, t, "a CUSTOM policy of the team's own", "AuthorizationPolicy payments/custom"); err != nil {
 			return err
@@ -240,11 +240,11 @@ func excluded(ctx context.Context, s *stage.Stage, t *script.Script, _ client.Cl
 
 // otherAuthorities: a certificate for the frontend's SPIFFE ID from the authority that signs istiod's own, shown to the API's proxy.
 func otherAuthorities(ctx context.Context, s *stage.Stage, t *script.Script, _ client.Client) (err error) {
-	undo, err := s.OpenL4(ctx, stage.Teller, stage.API)
+	opened, err := s.OpenL4(ctx, stage.Teller, stage.API)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, undo()) }()
+	defer func() { err = errors.Join(err, opened.Close(ctx)) }()
 	address, err := s.Address(ctx, stage.API, stage.HTTPPort)
 	if err != nil {
 		return err

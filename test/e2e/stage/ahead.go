@@ -49,20 +49,34 @@ func calicoSelector(p Pod) string {
 	return fmt.Sprintf("projectcalico.org/namespace == '%s' && app == '%s'", p.Namespace, cmp.Or(p.Labels["app"], p.Account))
 }
 
-// OpenL4 takes Calico out of the way between the pods that have the same label "app" (their account's, if none is their own), and returns once it is. Undo puts it back, and returns once it
-// is there.
-func (s *Stage) OpenL4(ctx context.Context, from, to Pod) (undo func() error, err error) {
-	tier, policies := []byte(ahead), fmt.Appendf(nil, aheadPolicies, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))
-	undo = func() error { // the tier goes once it is empty
-		return errors.Join(s.Cluster.Remove(ctx, policies, tier), s.untilL4(ctx, from, to, false))
-	}
-	if err := s.Cluster.Apply(ctx, tier, policies); err != nil {
-		return nil, errors.Join(err, s.Cluster.Remove(ctx, policies, tier))
+// Opened is Calico out of the way between pods.
+type Opened struct {
+	s        *Stage
+	from, to Pod
+	policies []byte
+}
+
+// OpenL4 takes Calico out of the way between the pods that have the same label "app" (their account's, if none is their own), and
+// returns once it is.
+func (s *Stage) OpenL4(ctx context.Context, from, to Pod) (*Opened, error) {
+	o := &Opened{s, from, to, fmt.Appendf(nil, aheadPolicies, yamlText(calicoSelector(from)), yamlText(calicoSelector(to)))}
+	if err := s.Cluster.Apply(ctx, []byte(ahead), o.policies); err != nil {
+		return nil, errors.Join(err, o.Remove(ctx))
 	}
 	if err := s.untilL4(ctx, from, to, true); err != nil {
-		return nil, errors.Join(err, s.Cluster.Remove(ctx, policies, tier))
+		return nil, errors.Join(err, o.Remove(ctx))
 	}
-	return undo, nil
+	return o, nil
+}
+
+// Remove has Calico decide again about what is opened from now on. A connection between proxies that stands goes on.
+func (o *Opened) Remove(ctx context.Context) error {
+	return o.s.Cluster.Remove(ctx, o.policies, []byte(ahead)) // the tier goes once it is empty
+}
+
+// Close is Remove, and returns once it is seen to be shut.
+func (o *Opened) Close(ctx context.Context) error {
+	return errors.Join(o.Remove(ctx), o.s.untilL4(ctx, o.from, o.to, false))
 }
 
 func yamlText(s string) string { return `"` + s + `"` }

@@ -138,7 +138,7 @@ func (s *Stage) Attested(ctx context.Context, pods ...Pod) error {
 			}
 			return err
 		}); err != nil {
-			return err
+			return fmt.Errorf("%w; policy-sync's last words:\n%s", err, s.lastWords(ctx))
 		}
 	}
 	return nil
