@@ -115,6 +115,7 @@ spire: {socket: %s, timeout: 2s}
 calico: required
 istio: required
 resync: 1s
+taintExisting: true # the first Nodes may be there before the API server acts on the guard that taints new ones
 images:
   recheck: 1s
   ociLayouts: [%s]
