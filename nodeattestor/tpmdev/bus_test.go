@@ -13,6 +13,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,45 +117,56 @@ func TestThreat10_NobodyOnTheBusCanAskForAnAuthorisation(t *testing.T) {
 // somebody who changes that byte. Whatever comes out without an error must be right.
 func flips(t *testing.T, path string, code uint32, use func(ctx context.Context, dev *tpmdev.Device) error) {
 	t.Helper()
+	var mu sync.Mutex // an agent that waited in vain is done before the bus is
 	at, ofCommand, seen := -1, false, 0
+	set := func(byteAt int) {
+		mu.Lock()
+		defer mu.Unlock()
+		at = byteAt
+	}
+	change := func(b []byte) []byte {
+		mu.Lock()
+		defer mu.Unlock()
+		if seen = len(b); at >= 0 && at < len(b) {
+			b = bytes.Clone(b)
+			b[at] ^= 0x40
+		}
+		return b
+	}
 	bus := tpmtest.Between(t, path, func(command []byte, forward tpmtest.Forward) []byte {
 		if tpmtest.Code(command) != code {
 			return forward(command)
 		}
-		if ofCommand {
-			seen = len(command)
-			if at >= 0 {
-				command = bytes.Clone(command)
-				command[at] ^= 0x40
-			}
-			return forward(command)
+		mu.Lock()
+		here := ofCommand
+		mu.Unlock()
+		if here {
+			return forward(change(command))
 		}
-		out := forward(command)
-		seen = len(out)
-		if at >= 0 {
-			out[at] ^= 0x40
-		}
-		return out
+		return change(forward(command))
 	})
 	dev := open(t, bus, tpmdev.Options{})
-	for _, ofCommand = range []bool{false, true} {
-		if at = -1; use(t.Context(), dev) != nil {
+	for _, first := range []int{0, 10} { // a changed header of a command is another command, or none
+		mu.Lock()
+		ofCommand = first > 0
+		mu.Unlock()
+		if set(-1); use(t.Context(), dev) != nil {
 			t.Fatal("it does not even work with nobody on the bus")
 		}
-		first := 0
-		if ofCommand {
-			first = 10 // a changed header is another command, or none
-		}
+		mu.Lock()
+		end := seen
+		mu.Unlock()
 		failed := 0
-		for at = first; at < seen; at++ {
+		for i := first; i < end; i++ {
+			set(i)
 			ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond) // a changed size lets the agent wait
 			if use(ctx, dev) != nil {
 				failed++
 			}
 			cancel()
 		}
-		if failed < (seen-first)*8/10 {
-			t.Errorf("of %d changed bytes (command: %t), only %d were noticed", seen-first, ofCommand, failed)
+		if failed < (end-first)*8/10 {
+			t.Errorf("of %d changed bytes (command: %t), only %d were noticed", end-first, first > 0, failed)
 		}
 	}
 }
