@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -22,6 +23,7 @@ import (
 func leftovers(ctx context.Context, s *stage.Stage) ([]string, error) {
 	config := rest.CopyConfig(s.Cluster.RESTConfig())
 	config.WarningHandler = rest.NoWarnings{} // that a kind is deprecated is no news here
+	config.QPS, config.Burst = 500, 500       // it asks for every kind
 	discover, err := discovery.NewDiscoveryClientForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("lifecycle: %w", err)
@@ -84,13 +86,23 @@ func traces(ctx context.Context, client dynamic.Interface, groupVersion, resourc
 	return found, nil
 }
 
+// names are how those of policy-sync's and the chart's objects begin that bear no label: leases, Helm's own notes, what hooks made. (The
+// roles of SPIRE's plugins are the operator's, from examples/spire.)
+var names = []string{"keelson.", "keelson-policy-sync", "keelson-node", "keelson-cleanup", "sh.helm.release.v1." + stage.Release + "."}
+
 // trace says why an object is Keelson's or bears something of its; empty when it does not.
 func trace(o *unstructured.Unstructured) string {
-	if o.GetKind() == "CustomResourceDefinition" && strings.HasSuffix(o.GetName(), "."+v1alpha1.Group) {
-		return "" // Helm never deletes them
+	switch o.GetKind() {
+	case "CustomResourceDefinition", "APIService":
+		if strings.HasSuffix(o.GetName(), "."+v1alpha1.Group) {
+			return "" // Helm never deletes them
+		}
+	case "Profile":
+		return "" // Calico's view of namespaces and accounts
 	}
 	for k, v := range o.GetLabels() {
-		if k != v1alpha1.ModeLabel && strings.Contains(k, "keelson") || k == v1alpha1.OwnerLabel && v == v1alpha1.OwnerValue {
+		ours := strings.Contains(k, "keelson") || strings.HasPrefix(v, "keelson") && k != corev1.LabelMetadataName
+		if ours && k != v1alpha1.ModeLabel {
 			return "label " + k + "=" + v
 		}
 	}
@@ -101,8 +113,9 @@ func trace(o *unstructured.Unstructured) string {
 	if strings.Contains(fmt.Sprint(taints), "keelson") {
 		return "taint"
 	}
-	operators := o.GetNamespace() == "spire" || o.GetKind() == "Namespace" // the ConfigMaps of the SPIRE server's plugins, and where the chart was put
-	if strings.Contains(o.GetName(), "keelson") && !operators {
+	starts := func(prefix string) bool { return strings.HasPrefix(o.GetName(), prefix) }
+	operators := o.GetNamespace() == "spire" || o.GetKind() == "Namespace" || o.GetName() == "keelson-nodeattestor"
+	if slices.ContainsFunc(names, starts) && !operators {
 		return "its name"
 	}
 	return ""

@@ -218,11 +218,15 @@ func uninstall(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	t.Measure("helm uninstall", time.Since(begun))
 	t.Expect(ran != "", "the cleanup's pod ran to its end, with the chart's own rights and under its NetworkPolicy", "%s", ran)
 	var left []string
-	if err := s.Until(ctx, time.Minute, "nothing is left", func(ctx context.Context) error {
-		if left, err = leftovers(ctx, s); err == nil && len(left) > 0 {
-			err = errors.New(strings.Join(left, ", "))
+	if err := s.Until(ctx, time.Minute, "nothing is left", func(ctx context.Context) error { // what the release owned goes a little later
+		found, err := leftovers(ctx, s)
+		if err != nil {
+			return err
 		}
-		return err
+		if left = found; len(left) > 0 {
+			return errors.New(strings.Join(left, ", "))
+		}
+		return nil
 	}); err != nil && len(left) == 0 {
 		return err
 	}
