@@ -148,7 +148,7 @@ func (b *builder) foreignIstio(o *unstructured.Unstructured) {
 	name := o.GetKind() + " " + snapshot.Key(o)
 	switch {
 	case o.GetKind() == "AuthorizationPolicy" && action != "DENY" && action != "AUDIT":
-		b.report("%s is not Keelson's and may allow more; callers that no TrustPolicy names stay denied", name)
+		b.report("%s is not Keelson's; what no TrustPolicy lets in stays denied all the same", name)
 	case o.GetKind() == "EnvoyFilter":
 		b.report("%s can change what the proxies of enrolled pods enforce", name)
 	case o.GetKind() == "PeerAuthentication" && !root && (mode != "STRICT" || hasPorts && len(ports) > 0):
