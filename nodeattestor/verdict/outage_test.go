@@ -71,13 +71,17 @@ func TestThreat25_TenMinutesWithoutTheAPILoseNothingAndTakeNoMoreRoom(t *testing
 	defer q.Close()
 	var first int64
 	for round := range rounds { // every node attests each 30 s, for 10 minutes
+		var all sync.WaitGroup
 		for n := range nodes {
-			r := result((n+round)%2 == 0, clock.time())
-			r.Node = fmt.Sprintf("node-%02d", n)
-			if err := q.Submit(r); err != nil {
-				t.Fatal(err)
-			}
+			all.Go(func() {
+				r := result((n+round)%2 == 0, clock.time())
+				r.Node = fmt.Sprintf("node-%02d", n)
+				if err := q.Submit(r); err != nil {
+					t.Error(err)
+				}
+			})
 		}
+		all.Wait()
 		if round == 1 { // by then every node has had both verdicts
 			first = size(t, path)
 		}
