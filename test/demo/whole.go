@@ -149,7 +149,7 @@ func (w *whole) call(ctx context.Context, s *Step, c call) error {
 		return err
 	}
 	// What is to be open may take a moment until every node has it; what is to be shut is shut from the start.
-	limit := 20 * time.Second
+	limit := time.Minute // a proxy's first configuration may take half of that on two busy cores
 	if !c.open {
 		limit = 0
 	}

@@ -123,7 +123,7 @@ func (p *probes) finish(ctx context.Context, verdict time.Time) error {
 // Bounds on what is measured from the verdict, in every run, however busy the computer is. The goals are others.
 const (
 	l4Bound    = 5 * time.Second
-	proxyBound = 10 * time.Second
+	proxyBound = 30 * time.Second
 	// identityBound: a workload's last identity may have been issued just before its node's agent was deleted, and SPIRE dates it to
 	// the second.
 	identityBound = stage.SVIDTTL + 5*time.Second
