@@ -220,7 +220,7 @@ func (a *attempt) add(c *evidence.Chunk) error {
 // is not on record does not happen.
 func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if !a.redate() {
-		return a.refuse(fmt.Errorf("the server's clock is %s ahead of the Kubernetes API's, so that its verdict would carry a wrong date; set it right", a.clock.offset()))
+		return a.refuse(fmt.Errorf("the server's clock was set meanwhile, or is wrong (it is %s ahead of the Kubernetes API's), so that its verdict would carry a wrong date; set it right", a.clock.offset()))
 	}
 	selectors, err := claims.Selectors(a.pcrSelectors)
 	if err != nil {
