@@ -12,12 +12,6 @@ import (
 	"time"
 	"unicode/utf16"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
-	sdktest "github.com/spiffe/spire-plugin-sdk/plugintest"
-	serverv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
-	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
-
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -25,7 +19,6 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
-	"github.com/keelson-project/keelson/nodeattestor/serverplugin"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 	"github.com/keelson-project/keelson/test/tpmtest"
@@ -122,27 +115,6 @@ func captureIn(t testing.TB, m *machine, name string, selections ...nodeclaim.Se
 	return captureWith(t, m, name, ima.Options{}, selections...)
 }
 
-// newServerOf is newServer with other PCRs than everybody's; block is the content of pcrs {}.
-func newServerOf(t *testing.T, o serverOptions, block string) *server {
-	t.Helper()
-	s := &server{dir: t.TempDir(), client: new(serverv1.NodeAttestorPluginClient), conf: new(configv1.ConfigServiceClient)}
-	plugin := serverplugin.New(time.Now)
-	sdktest.ServeInBackground(t, sdktest.Config{
-		PluginServer: serverv1.NodeAttestorPluginServer(plugin), PluginClient: s.client,
-		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
-		ServiceClients: []pluginsdk.ServiceClient{s.conf},
-		Logger:         hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug}),
-	})
-	t.Cleanup(func() { check(t, plugin.Close()) })
-	text := s.config(t, o)
-	begin := strings.Index(text, "pcrs {")
-	end := begin + strings.Index(text[begin:], "}")
-	_, err := s.conf.Configure(t.Context(), &configv1.ConfigureRequest{CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: trustDomain},
-		HclConfiguration: text[:begin] + "pcrs {\n" + block + "\n" + text[end:]})
-	check(t, err)
-	return s
-}
-
 // pcrBlock is the line of a selection in the server plugin's pcrs {}.
 func pcrBlock(selections ...nodeclaim.Selection) string {
 	var lines []string
@@ -175,7 +147,8 @@ func TestBanksOfEverySizeFromBootToVerdict(t *testing.T) {
 			if !strings.Contains(string(o.reference), "bank: "+main.String()) {
 				t.Fatalf("the set is of another bank: %s", o.reference)
 			}
-			s := newServerOf(t, o, pcrBlock(selections...))
+			o.pcrs = pcrBlock(selections...)
+			s := newServer(t, o)
 			attrs, err := attest(t, m, s, nil)
 			check(t, err)
 			for _, want := range []string{"ref:good", "ima:clean", "secureboot:false"} {

@@ -212,6 +212,7 @@ type server struct {
 }
 
 type serverOptions struct {
+	pcrs      string // the content of pcrs {}; everybody's when empty
 	ca        *tpmtest.CA
 	reference []byte
 	inventory map[string][]string // node -> EK hashes
@@ -277,6 +278,10 @@ func (s *server) config(t testing.TB, o serverOptions) string {
 		check(t, os.WriteFile(s.file("signer.pem"), o.tagSigner, 0o600))
 		tag = fmt.Sprintf("tag {\n signers = [%q]\n%s}\n", s.file("signer.pem"), o.tagExtra)
 	}
+	pcrs := "sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]"
+	if o.pcrs != "" {
+		pcrs = o.pcrs
+	}
 	auditLog, stateDir := s.file("audit.jsonl"), s.dir
 	if o.auditLog != "" {
 		auditLog = o.auditLog
@@ -285,8 +290,8 @@ func (s *server) config(t testing.TB, o serverOptions) string {
 		stateDir = o.stateDir
 	}
 	return fmt.Sprintf("ek_mode = \"certificate\"\nek_roots = [%q]\ninventory = %q\nreferences = [%q]\naudit_log = %q\nstate_dir = %q\n"+
-		"pcrs { sha256 = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14] }\n%s%s%s",
-		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), auditLog, stateDir, api, tag, o.extra)
+		"pcrs {\n%s\n}\n%s%s%s",
+		s.file("roots.pem"), s.file("inventory.yaml"), s.file("reference.yaml"), auditLog, stateDir, pcrs, api, tag, o.extra)
 }
 
 // audit is the audit file's lines.
