@@ -68,25 +68,24 @@ func (s *Stage) lastWords(ctx context.Context) string {
 // UntilFound waits until policy-sync has reported something as a finding, and returns its line.
 func (s *Stage) UntilFound(ctx context.Context, words ...string) (line string, err error) {
 	err = s.Until(ctx, 30*time.Second, fmt.Sprintf("policy-sync reports %q", words), func(ctx context.Context) error {
-		all, err := s.Findings(ctx)
-		if err != nil {
-			return err
-		}
-		for _, one := range all {
-			missing := 0
-			for _, w := range words {
-				if !strings.Contains(one, w) {
-					missing++
-				}
-			}
-			if missing == 0 {
-				line = one
-				return nil
-			}
-		}
-		return fmt.Errorf("none of %d findings", len(all))
+		line, err = s.Found(ctx, words...)
+		return err
 	})
 	return line, err
+}
+
+// Found is the first finding of policy-sync that holds all words; without one it is an error.
+func (s *Stage) Found(ctx context.Context, words ...string) (string, error) {
+	all, err := s.Findings(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, line := range all {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			return line, nil
+		}
+	}
+	return "", fmt.Errorf("none of %d findings holds %q", len(all), words)
 }
 
 // UntilProgrammed waits until a TrustPolicy says that it is programmed, or that it is not, and returns why.
