@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
@@ -75,9 +74,11 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.conn, err = grpc.NewClient(target, grpc.WithTransportCredentials(creds),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second}))
+	options := []grpc.DialOption{grpc.WithTransportCredentials(creds), patient(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage))}
+	if o.Socket == "" {
+		options = append(options, overTCP())
+	}
+	c.conn, err = grpc.NewClient(target, options...)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("spireapi: %s: %w", target, err), c.closeSource())
 	}
