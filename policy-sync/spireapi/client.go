@@ -68,9 +68,11 @@ type Client struct {
 const maxMessage = 32 << 20
 
 // Dial makes a client. It connects lazily over the socket; over TCP it first waits for our own SVID.
-func Dial(ctx context.Context, o Options) (*Client, error) {
+func Dial(ctx context.Context, o Options) (*Client, error) { return dial(ctx, o, newComplaints()) }
+
+func dial(ctx context.Context, o Options, said *complaints) (*Client, error) {
 	c := &Client{trustDomain: o.TrustDomain}
-	target, creds, err := c.endpoint(ctx, o)
+	target, creds, err := c.endpoint(ctx, o, said)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +88,7 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
-func (c *Client) endpoint(ctx context.Context, o Options) (string, credentials.TransportCredentials, error) {
+func (c *Client) endpoint(ctx context.Context, o Options, said *complaints) (string, credentials.TransportCredentials, error) {
 	if err := o.validate(); err != nil {
 		return "", nil, err
 	}
@@ -94,9 +96,9 @@ func (c *Client) endpoint(ctx context.Context, o Options) (string, credentials.T
 		// The socket's own permissions authenticate us; the server checks the peer's credentials.
 		return "unix://" + o.Socket, insecure.NewCredentials(), nil
 	}
-	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr(o.WorkloadAPI)))
+	source, err := ownSVID(ctx, o.WorkloadAPI, said)
 	if err != nil {
-		return "", nil, fmt.Errorf("spireapi: our own SVID from %s: %w", o.WorkloadAPI, err)
+		return "", nil, err
 	}
 	c.source = source
 	server, err := spiffeid.FromPath(o.TrustDomain, "/spire/server")

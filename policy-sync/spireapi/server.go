@@ -11,13 +11,24 @@ import (
 
 // Server is a SPIRE server that need not be there yet. Over TCP a Client begins with our own SVID, and who can keep that from
 // us (the server is away, the agent of our own node was evicted) must not keep policy-sync from starting: without it no verdict
-// expires and no revocation acts. So each use tries to connect until one succeeds. It is safe for use by several goroutines.
+// expires and no revocation acts. So the connection is made beside the loop: a use waits for it as long as its own time lasts, and
+// the next one finds what has been achieved meanwhile; an agent that is slow to attest us is not asked anew each time. It is safe
+// for use by several goroutines.
 type Server struct {
 	options Options
+	life    context.Context //nolint:containedctx // the connection outlives the calls that wait for it
+	end     context.CancelFunc
 
 	mu     sync.Mutex
+	dialed *dialed // nil until the first use, and after a failure
+}
+
+// dialed is a client that is being made.
+type dialed struct {
+	done   chan struct{} // closed when client or err is there
 	client *Client
-	closed bool
+	err    error
+	said   *complaints
 }
 
 // Open checks the options and connects to nothing. Close it.
@@ -25,25 +36,51 @@ func Open(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	return &Server{options: o}, nil
+	s := &Server{options: o}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s, nil
 }
 
-// connected returns the client, made within ctx if there is none yet.
-func (s *Server) connected(ctx context.Context) (*Client, error) {
+// errClosed is what a use after Close gets.
+var errClosed = errors.New("spireapi: closed")
+
+// begun is the client, or the one that is being made.
+func (s *Server) begun() (*dialed, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return nil, errors.New("spireapi: closed")
+	if s.life.Err() != nil {
+		return nil, errClosed
 	}
-	if s.client != nil {
-		return s.client, nil
+	if s.dialed == nil {
+		d := &dialed{done: make(chan struct{}), said: newComplaints()}
+		s.dialed = d
+		go s.dial(d)
 	}
-	c, err := Dial(ctx, s.options)
+	return s.dialed, nil
+}
+
+func (s *Server) dial(d *dialed) {
+	d.client, d.err = dial(s.life, s.options, d.said)
+	if d.err != nil {
+		s.mu.Lock()
+		s.dialed = nil // the next use begins again
+		s.mu.Unlock()
+	}
+	close(d.done)
+}
+
+// connected returns the client, when there is one within ctx.
+func (s *Server) connected(ctx context.Context) (*Client, error) {
+	d, err := s.begun()
 	if err != nil {
 		return nil, err
 	}
-	s.client = c
-	return c, nil
+	select {
+	case <-d.done:
+		return d.client, d.err
+	case <-ctx.Done():
+		return nil, d.said.explain(s.options.WorkloadAPI, ctx.Err())
+	}
 }
 
 // Read is Client.Read.
@@ -67,10 +104,14 @@ func (s *Server) Apply(ctx context.Context, operations []plan.Operation) []error
 // Close ends the connection.
 func (s *Server) Close() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	if s.client == nil {
+	s.end()
+	d := s.dialed
+	s.mu.Unlock()
+	if d == nil {
 		return nil
 	}
-	return s.client.Close()
+	if <-d.done; d.client == nil {
+		return nil
+	}
+	return d.client.Close()
 }
