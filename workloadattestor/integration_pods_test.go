@@ -43,7 +43,12 @@ func (m *machine) start(ctx context.Context, number int, podName, uid, image str
 			m.t.Error(err)
 		}
 	})
+	lastWords, err := m.nodes[number].LastWords(uid, "main")
+	if err != nil {
+		m.t.Fatal(err)
+	}
 	container := &criv1.ContainerConfig{
+		Mounts:   []*criv1.Mount{lastWords},
 		Metadata: &criv1.ContainerMetadata{Name: "main"}, Image: &criv1.ImageSpec{Image: image},
 		Labels: map[string]string{"io.kubernetes.container.name": "main"},
 		Linux:  &criv1.LinuxContainerConfig{SecurityContext: &criv1.LinuxContainerSecurityContext{Privileged: privileged, NamespaceOptions: options}},

@@ -42,13 +42,15 @@ func TestRealSPIREGivesIdentitiesToSignedImagesAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	agent := m.startSPIRE(ctx, metrics)
-	container := func(pod, uid string, image node.Pushed) string {
+	container := func(pod, uid, folder string, image node.Pushed) string {
 		return m.run(ctx, 0, node.PodSpec{
 			Namespace: "payments", Name: pod, UID: uid, Container: "main", Image: image.Reference(),
-			Mounts: []node.Mount{{From: filepath.Dir(agent.Socket), To: "/spire"}},
+			Mounts: []node.Mount{{From: folder, To: "/spire"}},
 		}).ContainerID
 	}
-	signed, unsigned := container("api", uidOne, m.signed), container("other", uidTwo, m.unsigned)
+	folder := filepath.Dir(agent.Socket)
+	signed, unsigned := container("api", uidOne, folder, m.signed), container("other", uidTwo, folder, m.unsigned)
+	greedy := container("greedy", uidThree, filepath.Dir(folder), m.signed) // more of the node than it may mount
 	socket := "unix:///spire/" + filepath.Base(agent.Socket)
 
 	var got answer
@@ -60,6 +62,9 @@ func TestRealSPIREGivesIdentitiesToSignedImagesAlone(t *testing.T) {
 	}
 	if got := m.svid(ctx, unsigned, socket); got.OK || got.SPIFFEID != "" {
 		t.Errorf("unsigned image: got %+v", got)
+	}
+	if got := m.svid(ctx, greedy, "unix:///spire/"+filepath.Base(folder)+"/"+filepath.Base(agent.Socket)); got.OK || !strings.Contains(got.Error, "no identity issued") {
+		t.Errorf("signed image with a folder of the node: got %+v", got)
 	}
 	m.numbersArrive(ctx, metrics)
 }
@@ -128,7 +133,10 @@ func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.Spir
 	loose := &types.Entry{SpiffeId: &types.SPIFFEID{TrustDomain: "keelson.test", Path: "/loose"}, ParentId: entry.ParentId, Selectors: []*types.Selector{
 		{Type: "keelson", Value: "pod-uid:" + uidTwo}, {Type: "keelson", Value: "signed-by:release-key"},
 	}}
-	created, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{entry, loose}})
+	confined := &types.Entry{SpiffeId: &types.SPIFFEID{TrustDomain: "keelson.test", Path: "/confined"}, ParentId: entry.ParentId, Selectors: []*types.Selector{
+		{Type: "keelson", Value: "pod-uid:" + uidThree}, {Type: "keelson", Value: "runtime:restricted"},
+	}}
+	created, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{entry, loose, confined}})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -141,7 +149,7 @@ func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.Spir
 		Name: "agent", Dir: m.dir, Log: m.t.Output(), Server: server, JoinToken: token.GetValue(), MetricsPort: metricsPort,
 		Plugins: []cluster.Plugin{
 			{Type: "NodeAttestor", Name: "join_token"},
-			{Type: "WorkloadAttestor", Name: "keelson", Cmd: plugin, Data: m.config(0, "fra-1")},
+			{Type: "WorkloadAttestor", Name: "keelson", Cmd: plugin, Data: m.config(0, "fra-1") + fmt.Sprintf("allowed_host_paths = [%q]\n", filepath.Join(m.dir, "public"))},
 		},
 	})
 	if err != nil {

@@ -33,8 +33,9 @@ import (
 )
 
 const (
-	uidOne = "11111111-2222-3333-4444-555555555551"
-	uidTwo = "11111111-2222-3333-4444-555555555552"
+	uidOne   = "11111111-2222-3333-4444-555555555551"
+	uidTwo   = "11111111-2222-3333-4444-555555555552"
+	uidThree = "11111111-2222-3333-4444-555555555553"
 )
 
 // machine is one machine with a containerd for each of two nodes.
@@ -112,7 +113,7 @@ func TestRealContainerd(t *testing.T) {
 // ordinary lists what every unprivileged container of node fra-1 has.
 func ordinary(namespace, pod, uid, manifest, config string) []string {
 	return []string{
-		"container:main", "host-ipc:false", "host-net:false", "host-pid:false", "image-config:" + config, "image-manifest:" + manifest,
+		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false", "image-config:" + config, "image-manifest:" + manifest,
 		"node:fra-1", "ns:" + namespace, "pod-name:" + pod, "pod-uid:" + uid, "privileged:false", "runtime:restricted",
 	}
 }
@@ -278,11 +279,12 @@ func (m *machine) config(number int, nodeName string) string {
 	return fmt.Sprintf(`
 node_name = %q
 cri_socket = %q
+kubelet_root = %q
 kubeconfig = %q
 insecure_registries = [%q]
 oci_layouts = [%q]
 verifiers "release-key" { public_key_path = %q }
-`, nodeName, m.nodes[number].Socket, m.api, m.registry.Host, m.layout, filepath.Join(m.dir, "release.pub"))
+`, nodeName, m.nodes[number].Socket, m.nodes[number].KubeletRoot(), m.api, m.registry.Host, m.layout, filepath.Join(m.dir, "release.pub"))
 }
 
 func (m *machine) run(ctx context.Context, number int, spec node.PodSpec) *node.Pod {

@@ -74,6 +74,8 @@ type Config struct {
 	// RefuseSharedServiceAccounts withholds the trust label from pods whose service
 	// account is also used by a pod that no TrustPolicy selects.
 	RefuseSharedServiceAccounts bool
+	// AllowedHostPaths are folders or files of the node that a pod may mount and still meet "runtime: restricted".
+	AllowedHostPaths []string
 	// TierOrder is the order of the Calico tier; 0 means DefaultTierOrder.
 	TierOrder float64
 	// DNS and Istiod name the pods that every enrolled pod may call; zero values mean

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
 // Limits and defaults of Config.
@@ -58,6 +60,11 @@ func (c Config) Validate() error {
 	}
 	if c.MaxDeletePercent < 0 || c.MaxDeletePercent > 100 {
 		add("largest share of deletes %d%% is outside 0 to 100", c.MaxDeletePercent)
+	}
+	for _, p := range c.AllowedHostPaths {
+		if err := workloadclaim.CheckHostPath(p); err != nil {
+			add("allowed host path %v", err)
+		}
 	}
 	for name, s := range map[string]Service{"DNS": c.DNS, "istiod": c.Istiod} {
 		if s.Namespace == "" || s.Label == "" || s.Value == "" {

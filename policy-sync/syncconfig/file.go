@@ -32,6 +32,7 @@ type file struct {
 	Taint                       bool          `yaml:"taint"`
 	TaintExisting               bool          `yaml:"taintExisting"`
 	RefuseSharedServiceAccounts bool          `yaml:"refuseSharedServiceAccounts"`
+	AllowedHostPaths            []string      `yaml:"allowedHostPaths"`
 	DNS                         serviceFile   `yaml:"dns"`
 	Istiod                      serviceFile   `yaml:"istiod"`
 	Images                      imagesFile    `yaml:"images"`
@@ -98,7 +99,7 @@ func (f file) config(p *problems) Config {
 		Kubeconfig: f.Kubeconfig, Calico: f.Calico, Istio: f.Istio, Metrics: f.Listen.Metrics, Health: f.Listen.Health,
 		LeaderElection: LeaderElection(f.LeaderElection), Resync: f.Resync, Debounce: f.Debounce,
 		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint, TaintExisting: f.TaintExisting,
-			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder,
+			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder, AllowedHostPaths: f.AllowedHostPaths,
 			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), MaxDeletePercent: f.MaxDeletePercent},
 		SPIRE:  f.spire(p),
 		Images: f.Images.config(p),
@@ -135,6 +136,7 @@ func (f file) config(p *problems) Config {
 var keys = []struct{ start, key string }{
 	{"trust domain", "trustDomain"}, {"X.509-SVID", "x509SVIDTTL"}, {"brake", "maxHold"}, {"tier order", "tierOrder"},
 	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"service istiod", "istiod"},
+	{"allowed host path", "allowedHostPaths"},
 }
 
 // snapshot reports what the pure part has against its share of the configuration, at the line of the key it means.

@@ -3,6 +3,7 @@ package trustgraph
 import (
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
 func (b *builder) buildPods() {
@@ -151,7 +153,7 @@ func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) []string {
 		why = append(why, b.unmetImages(pod, p)...)
 	}
 	if p.Spec.Require.Runtime == v1alpha1.RuntimeRestricted {
-		why = append(why, unrestricted(pod)...)
+		why = append(why, unrestricted(pod, b.s.Config.AllowedHostPaths)...)
 	} else if p.Spec.Require.Runtime != "" && p.Spec.Require.Runtime != v1alpha1.RuntimeAny {
 		why = append(why, fmt.Sprintf("policy %s asks for runtime %q, which is unknown", p.Name, p.Spec.Require.Runtime))
 	}
@@ -181,7 +183,7 @@ func unmetNode(node Node, p *Policy) []string {
 }
 
 // unrestricted lists what a pod's spec asks for that a restricted runtime refuses.
-func unrestricted(pod *corev1.Pod) []string {
+func unrestricted(pod *corev1.Pod, allowedPaths []string) []string {
 	var why []string
 	spec := &pod.Spec
 	for _, ns := range []struct {
@@ -190,6 +192,13 @@ func unrestricted(pod *corev1.Pod) []string {
 	}{{"PID", spec.HostPID}, {"IPC", spec.HostIPC}, {"network", spec.HostNetwork}} {
 		if ns.set {
 			why = append(why, fmt.Sprintf("the pod shares its node's %s namespace", ns.name))
+		}
+	}
+	for i := range spec.Volumes {
+		v := &spec.Volumes[i]
+		// The API server lets no ".." into such a path.
+		if v.HostPath != nil && !workloadclaim.Within(path.Clean(v.HostPath.Path), allowedPaths) {
+			why = append(why, fmt.Sprintf("volume %s is %s of the node, which is not among allowedHostPaths", v.Name, v.HostPath.Path))
 		}
 	}
 	for _, c := range containers(pod) {

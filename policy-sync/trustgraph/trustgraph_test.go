@@ -1,6 +1,7 @@
 package trustgraph_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,7 +94,11 @@ func TestRefusals(t *testing.T) {
 		"the pod uses its node's network":        {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostNetwork = true }, "uses its node's network"},
 		"the pod shares its node's processes":    {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostPID = true }, "shares its node's PID namespace"},
 		"the pod shares its node's IPC":          {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostIPC = true }, "shares its node's IPC namespace"},
-		"a container is privileged":              {func(s *snapshot.Snapshot) { secure(s).Privileged = ptr(true) }, "container main is privileged"},
+		"the pod mounts a path of its node": {func(s *snapshot.Snapshot) {
+			s.Config.AllowedHostPaths = []string{"/run/spire/agent"}
+			mount(s, "/run/spire/agent-sockets")
+		}, "volume host is /run/spire/agent-sockets of the node, which is not among allowedHostPaths"},
+		"a container is privileged": {func(s *snapshot.Snapshot) { secure(s).Privileged = ptr(true) }, "container main is privileged"},
 		"a container adds a capability": {func(s *snapshot.Snapshot) {
 			secure(s).Capabilities = &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}
 		}, "adds capabilities [NET_ADMIN]"},
@@ -185,6 +190,24 @@ func ptr[T any](v T) *T { return &v }
 
 func badSelector() *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Like", Values: []string{"x"}}}}
+}
+
+func TestAPodMayMountWhatTheAdministratorAllows(t *testing.T) {
+	s := snapshottest.Demo()
+	s.Config.AllowedHostPaths = []string{"/run/spire/agent"}
+	mount(&s, "/run/spire/agent/public/")
+	g, err := trustgraph.Build(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := s.Pods[apiFra].Name
+	if i := slices.IndexFunc(g.Pods, func(p trustgraph.Pod) bool { return p.Name == name }); i < 0 || !g.Pods[i].Attested {
+		t.Errorf("pod %s is not attested: %+v", name, g.Pods)
+	}
+}
+
+func mount(s *snapshot.Snapshot, path string) {
+	s.Pods[apiFra].Spec.Volumes = []corev1.Volume{{Name: "host", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: path}}}}
 }
 
 func secure(s *snapshot.Snapshot) *corev1.SecurityContext {

@@ -180,10 +180,12 @@ func (d *demo) startNode(ctx context.Context, m *machine) error {
       node_name = %q
       cri_socket = %q
       proc_root = %q
+      kubelet_root = %q
+      allowed_host_paths = [%q, %q]
       kubeconfig = %q
       insecure_registries = [%q]
       verifiers "release-key" { public_key_path = %q }`,
-					m.name, m.runtime.Socket, procRoot, kubeconfig, d.registry.Host, d.path("release.pub")),
+					m.name, m.runtime.Socket, procRoot, m.runtime.KubeletRoot(), m.path("agent", "public"), d.path("allow"), kubeconfig, d.registry.Host, d.path("release.pub")),
 			},
 		},
 	})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -124,6 +125,15 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, e
 		ImageRef:  s.GetImageRef(),
 		ImageName: s.GetImage().GetImage(),
 	}}
+	for _, m := range s.GetMounts() {
+		switch source := m.GetHostPath(); {
+		case source == "" && m.GetImage() != nil: // a volume that is an image
+		case !filepath.IsAbs(source):
+			return parsed{}, fmt.Errorf("runtime: container %s has a mount from %.63q, which is no absolute path", id, source)
+		default:
+			p.facts.Mounts = append(p.facts.Mounts, filepath.Clean(source))
+		}
+	}
 	if hint := s.GetImage().GetUserSpecifiedImage(); hint != "" {
 		p.facts.ImageHints = append(p.facts.ImageHints, hint)
 	}

@@ -47,6 +47,10 @@ type Container struct {
 	HostNetwork       workloadclaim.Fact
 	HostIPC           workloadclaim.Fact
 	AddedCapabilities workloadclaim.Fact
+
+	// Mounts are the paths of the node that the kubelet had mounted into the container: the pod's volumes, its hosts file, and
+	// whatever of the node the pod asked for. Clean and absolute, in no order.
+	Mounts []string
 }
 
 // Client talks to one runtime. It is safe for concurrent use; Close it.

@@ -60,13 +60,16 @@ type Claims struct {
 
 	// AddedCapabilities tells whether any capability set of the container holds more than the runtimes' default.
 	AddedCapabilities Fact
+
+	// HostPath tells whether a folder or file of the node, other than the pod's own volumes, is mounted into the container.
+	HostPath Fact
 }
 
 // Restricted tells whether the container is proved to be confined: not privileged, no host namespace, no capability
-// beyond the default set. It is Unproven as soon as one part is, unless another part already says No.
+// beyond the default set, no path of the node. It is Unproven as soon as one part is, unless another part already says No.
 func (c Claims) Restricted() Fact {
 	result := Yes
-	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.AddedCapabilities} {
+	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.AddedCapabilities, c.HostPath} {
 		switch f {
 		case Yes:
 			return No
@@ -122,6 +125,7 @@ func (c Claims) Selectors() ([]Selector, error) {
 	addFact(KindHostPID, c.HostPID)
 	addFact(KindHostNetwork, c.HostNetwork)
 	addFact(KindHostIPC, c.HostIPC)
+	addFact(KindHostPath, c.HostPath)
 	if c.Restricted() == Yes {
 		add(KindRuntime, RuntimeRestricted)
 	}

@@ -28,6 +28,7 @@ const (
 	KindHostPID        Kind = "host-pid"       // host-pid:true or host-pid:false
 	KindHostNetwork    Kind = "host-net"       // host-net:true or host-net:false
 	KindHostIPC        Kind = "host-ipc"       // host-ipc:true or host-ipc:false
+	KindHostPath       Kind = "host-path"      // host-path:true or host-path:false
 	KindRuntime        Kind = "runtime"        // runtime:restricted
 )
 
@@ -99,6 +100,7 @@ var kinds = map[Kind]func(string) error{
 	KindHostPID:        boolean,
 	KindHostNetwork:    boolean,
 	KindHostIPC:        boolean,
+	KindHostPath:       boolean,
 	KindRuntime:        runtimeValue,
 }
 

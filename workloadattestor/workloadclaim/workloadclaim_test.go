@@ -87,7 +87,7 @@ func full(t *testing.T) workloadclaim.Claims {
 		Container: "main", ServiceAccount: "api",
 		Config: config, Manifests: []workloadclaim.ManifestDigest{manifest, manifest}, SignedBy: []string{"release-key", "audit-key"},
 		Privileged: workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
-		AddedCapabilities: workloadclaim.No,
+		AddedCapabilities: workloadclaim.No, HostPath: workloadclaim.No,
 	}
 }
 
@@ -105,7 +105,7 @@ func TestSelectorsAreSortedAndWithoutDoubles(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"container:main", "host-ipc:false", "host-net:false", "host-pid:false",
+		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
 		"image-config:" + hexA, "image-manifest:" + hexB,
 		"node:fra-1", "ns:payments", "pod-name:api-0", "pod-uid:11111111-2222-3333-4444-555555555555",
 		"privileged:false", "runtime:restricted", "sa:api", "signed-by:audit-key", "signed-by:release-key",
@@ -129,6 +129,7 @@ func TestRestrictedNeedsEveryFact(t *testing.T) {
 		"host network":       func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostNetwork },
 		"host IPC":           func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostIPC },
 		"added capabilities": func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.AddedCapabilities },
+		"path of the node":   func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPath },
 	}
 	for name, at := range facts {
 		t.Run(name, func(t *testing.T) {

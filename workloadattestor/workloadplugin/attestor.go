@@ -24,6 +24,7 @@ type attestor struct {
 	runtime *runtime.Client
 	pods    *pod.Lookup // nil when no API is configured
 	images  *image.Checker
+	own     ownPaths
 	closers []func() error
 
 	socket string // of the runtime
@@ -70,6 +71,7 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 		return out, refused(err)
 	}
 	out.claims = claimsOf(a.node, container)
+	out.addHostPath(a.own, container)
 	out.addServiceAccount(ctx, a.pods)
 	out.addImage(ctx, a.images, container)
 	if err := process.Recheck(); err != nil {
@@ -108,6 +110,17 @@ func claimsOf(node string, c runtime.Container) workloadclaim.Claims {
 		HostNetwork:       c.HostNetwork,
 		HostIPC:           c.HostIPC,
 		AddedCapabilities: c.AddedCapabilities,
+	}
+}
+
+func (o *outcome) addHostPath(own ownPaths, c runtime.Container) {
+	path, fact := own.foreign(c)
+	switch o.claims.HostPath = fact; fact {
+	case workloadclaim.Yes:
+		o.absent = append(o.absent, fmt.Sprintf("runtime: %q of the node is mounted, which is not among allowed_host_paths", path))
+	case workloadclaim.Unproven:
+		o.absent = append(o.absent, "runtime: the container runtime names no mounts, though every kubelet asks for some")
+	case workloadclaim.No:
 	}
 }
 

@@ -34,6 +34,10 @@ type Config struct {
 	CRISocket string `hcl:"cri_socket"`
 	// CRITimeout bounds the questions about one container; default 5s.
 	CRITimeout string `hcl:"cri_timeout"`
+	// KubeletRoot is the kubelet's folder (its --root-dir), in which pods' own volumes are; default /var/lib/kubelet.
+	KubeletRoot string `hcl:"kubelet_root"`
+	// AllowedHostPaths are folders or files of the node that a pod may mount and still be restricted.
+	AllowedHostPaths []string `hcl:"allowed_host_paths"`
 	// ProcRoot is the proc file system whose process IDs SPIRE gives; default /proc.
 	ProcRoot string `hcl:"proc_root"`
 	// Kubeconfig is a file with access to the API (get pods), or InCluster the pod's own service account. With
@@ -73,8 +77,11 @@ type VerifierConfig struct {
 const (
 	defaultCRITimeout = 5 * time.Second
 	defaultProcRoot   = "/proc"
-	maxKeyFile        = 64 << 10
-	maxAuthFile       = 1 << 20
+
+	defaultKubeletRoot = "/var/lib/kubelet"
+
+	maxKeyFile  = 64 << 10
+	maxAuthFile = 1 << 20
 
 	podFresh   = 30 * time.Second
 	podTimeout = 5 * time.Second
@@ -92,6 +99,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	node := c.node(p)
 	a := &attestor{node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
 	a.proc = procinfo.New(c.procRoot(p))
+	a.own = c.ownPaths(p)
 	a.dialRuntime(c, p)
 	pods, err := c.pods()
 	switch {

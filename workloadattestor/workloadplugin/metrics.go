@@ -34,7 +34,7 @@ func newMetrics(p *Plugin) *metrics {
 		Set: s,
 		attestations: s.Counter("attestations", "Attestations of processes by result: attested, none (in no container of this node's runtime), "+
 			"refused (evidence that contradicts itself) or unavailable (something could not be asked).", "result"),
-		absent: s.Counter("absent", "Proofs that were missing from attested processes: sa, image, or signed-by:<verifier>.", "proof"),
+		absent: s.Counter("absent", "Proofs that were missing from attested processes: sa, image, runtime (a path of the node is mounted), or signed-by:<verifier>.", "proof"),
 		took:   s.Seconds("attestation_seconds", "How long attestations took, by result.", "result"),
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -122,11 +123,13 @@ func TestPrivilegesAreFlagged(t *testing.T) {
 		change       func(*runtimetest.Pod)
 		add, missing string
 	}{
-		"privileged":   {func(p *runtimetest.Pod) { p.Privileged = true }, "privileged:true", "privileged:false"},
-		"host PID":     {func(p *runtimetest.Pod) { p.HostPID = true }, "host-pid:true", "host-pid:false"},
-		"host network": {func(p *runtimetest.Pod) { p.HostNetwork = true }, "host-net:true", "host-net:false"},
-		"host IPC":     {func(p *runtimetest.Pod) { p.HostIPC = true }, "host-ipc:true", "host-ipc:false"},
-		"capability":   {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_BPF"} }, "privileged:false", "runtime:restricted"},
+		"privileged":           {func(p *runtimetest.Pod) { p.Privileged = true }, "privileged:true", "privileged:false"},
+		"host PID":             {func(p *runtimetest.Pod) { p.HostPID = true }, "host-pid:true", "host-pid:false"},
+		"host network":         {func(p *runtimetest.Pod) { p.HostNetwork = true }, "host-net:true", "host-net:false"},
+		"host IPC":             {func(p *runtimetest.Pod) { p.HostIPC = true }, "host-ipc:true", "host-ipc:false"},
+		"host path":            {func(p *runtimetest.Pod) { p.HostPaths = []string{"/run/containerd/containerd.sock"} }, "host-path:true", "host-path:false"},
+		"another pod's volume": {func(p *runtimetest.Pod) { p.HostPaths = []string{"/var/lib/kubelet/pods/" + p.UID + "0/volumes/x"} }, "host-path:true", "host-path:false"},
+		"capability":           {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_BPF"} }, "privileged:false", "runtime:restricted"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -143,6 +146,50 @@ func TestPrivilegesAreFlagged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestPathsOfTheNode: which mounts leave a pod restricted, and what of the configuration decides it.
+func TestPathsOfTheNode(t *testing.T) {
+	cases := map[string]struct {
+		mounts []string
+		config string
+		want   string // the selector of kind host-path, none when empty
+	}{
+		"the pod's own":                        {nil, "", "host-path:false"},
+		"one that is allowed":                  {[]string{"/run/spire/agent", "/run/spire/agent/public/api.sock"}, `allowed_host_paths = ["/etc/x", "/run/spire/agent"]`, "host-path:false"},
+		"the neighbour of one that is allowed": {[]string{"/run/spire/agent-admin"}, `allowed_host_paths = ["/run/spire/agent"]`, "host-path:true"},
+		"the root of the node":                 {[]string{"/"}, `allowed_host_paths = ["/run/spire/agent"]`, "host-path:true"},
+		"the folder of all pods":               {[]string{"/var/lib/kubelet/pods"}, "", "host-path:true"},
+		"another kubelet's folder":             {nil, `kubelet_root = "/data/kubelet"`, "host-path:true"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.pod.HostPaths = tc.mounts
+			if err := w.runtime.Add(w.pod); err != nil {
+				t.Fatal(err)
+			}
+			w.configure(w.hcl() + tc.config + "\n")
+			got, err := w.attest(42)
+			if restricted := slices.Contains(got, "runtime:restricted"); err != nil || !slices.Contains(got, tc.want) || restricted != (tc.want == "host-path:false") {
+				t.Errorf("got %v, %v; want %s", got, err, tc.want)
+			}
+		})
+	}
+	t.Run("a runtime that tells no mounts", func(t *testing.T) {
+		w := newWorld(t)
+		container, sandbox, err := w.pod.Answers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		container.Status.Mounts = nil
+		w.runtime.Put(container, sandbox)
+		w.configure(w.hcl())
+		got, err := w.attest(42)
+		if err != nil || strings.Contains(strings.Join(got, " "), "host-path:") || slices.Contains(got, "runtime:restricted") {
+			t.Errorf("got %v, %v", got, err)
+		}
+	})
 }
 
 func TestProcessesThatAreNotThisNodesHaveNoSelectors(t *testing.T) {

@@ -225,7 +225,7 @@ func (w *world) attest(pid int32) ([]string, error) {
 
 func (w *world) selectors() []string {
 	return []string{
-		"container:main", "host-ipc:false", "host-net:false", "host-pid:false",
+		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
 		"image-config:" + w.pod.ImageID, "image-manifest:" + w.manifest, "node:fra-1", "ns:payments", "pod-name:api-0",
 		"pod-uid:" + podUID, "privileged:false", "runtime:restricted", "sa:api", "signed-by:release-key",
 	}

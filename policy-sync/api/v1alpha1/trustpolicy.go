@@ -39,8 +39,8 @@ type Requirements struct {
 	Node NodeRequirement `json:"node,omitempty"`
 	// +optional
 	Image ImageRequirement `json:"image,omitempty"`
-	// Runtime "restricted" refuses privileged containers, host namespaces and added
-	// capabilities; "any" (the default) asks nothing.
+	// Runtime "restricted" refuses privileged containers, host namespaces, added
+	// capabilities and hostPath volumes that the administrator does not allow; "any" (the default) asks nothing.
 	// +optional
 	// +kubebuilder:validation:Enum=restricted;any
 	Runtime RuntimeRequirement `json:"runtime,omitempty"`

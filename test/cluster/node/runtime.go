@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -104,6 +105,10 @@ func (r *Runtime) run(ctx context.Context, s PodSpec) (*Pod, error) {
 	if _, err := r.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: s.Image}}); err != nil {
 		return nil, fmt.Errorf("pull: %w", err)
 	}
+	lastWords, err := r.LastWords(s.UID, s.Container)
+	if err != nil {
+		return nil, err
+	}
 	sandbox := s.sandbox(r.cgroup, filepath.Join(r.dir, "logs"))
 	ran, err := r.runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox})
 	if err != nil {
@@ -111,7 +116,7 @@ func (r *Runtime) run(ctx context.Context, s PodSpec) (*Pod, error) {
 	}
 	r.pods = append(r.pods, ran.PodSandboxId)
 	created, err := r.runtime.CreateContainer(ctx, &cri.CreateContainerRequest{
-		PodSandboxId: ran.PodSandboxId, Config: s.container(), SandboxConfig: sandbox,
+		PodSandboxId: ran.PodSandboxId, Config: s.container(lastWords), SandboxConfig: sandbox,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create: %w", err)
@@ -167,8 +172,23 @@ func (s PodSpec) sandbox(cgroup, logs string) *cri.PodSandboxConfig {
 	}
 }
 
-func (s PodSpec) container() *cri.ContainerConfig {
-	var mounts []*cri.Mount
+// KubeletRoot is the folder in which a pod's own files are, as a kubelet has one.
+func (r *Runtime) KubeletRoot() string { return filepath.Join(r.dir, "kubelet") }
+
+// LastWords is the mount that every kubelet gives a container, for what it has to say when it ends.
+func (r *Runtime) LastWords(podUID, container string) (*cri.Mount, error) {
+	file := filepath.Join(r.KubeletRoot(), "pods", podUID, "containers", container, "last-words")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil { // #nosec G301 -- as a kubelet makes them; workloads of other users write below
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	if err := os.WriteFile(file, nil, 0o666); err != nil { // #nosec G306 -- the container may run as anybody
+		return nil, fmt.Errorf("node: %w", err)
+	}
+	return &cri.Mount{HostPath: file, ContainerPath: "/dev/termination-log"}, nil
+}
+
+func (s PodSpec) container(lastWords *cri.Mount) *cri.ContainerConfig {
+	mounts := []*cri.Mount{lastWords}
 	for _, m := range s.Mounts {
 		mounts = append(mounts, &cri.Mount{HostPath: m.From, ContainerPath: m.To, Readonly: true})
 	}

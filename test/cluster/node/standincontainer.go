@@ -202,7 +202,7 @@ func (s *Standin) ContainerStatus(_ context.Context, r *cri.ContainerStatusReque
 	}
 	answer := &cri.ContainerStatusResponse{Status: &cri.ContainerStatus{
 		Id: c.id, Metadata: c.config.Metadata, Labels: c.config.Labels, Annotations: c.config.Annotations,
-		State: state, StartedAt: c.started.UnixNano(), Image: c.config.Image,
+		State: state, StartedAt: c.started.UnixNano(), Image: c.config.Image, Mounts: c.config.Mounts,
 		ImageId: c.image.config.String(), ImageRef: c.image.repository + "@" + c.image.manifest.String(),
 	}}
 	if r.GetVerbose() {

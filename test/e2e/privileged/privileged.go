@@ -12,15 +12,16 @@ import (
 )
 
 // Proves is what the scenario shows.
-const Proves = "a privileged container and one that shares the node's process IDs, where the policy says `runtime: restricted`: no identity, no trust label, no way in"
+const Proves = "a privileged container, one that shares the node's process IDs and one that mounts the container runtime's socket, where the policy says `runtime: restricted`: no identity, no trust label, no way in"
 
 var pods = []stage.Pod{
 	{Namespace: "bank", Name: "privileged", Account: "teller", Node: "fra-2", Privileged: true},
 	{Namespace: "bank", Name: "host-pid", Account: "teller", Node: "fra-2", HostPID: true},
+	{Namespace: "bank", Name: "host-path", Account: "teller", Node: "fra-2", HostPath: "/run/containerd"},
 }
 
 // whys are words of the reason for each.
-var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace"}
+var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace", "host-path": "is /run/containerd of the node"}
 
 // Play plays it.
 func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {

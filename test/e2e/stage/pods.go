@@ -35,6 +35,8 @@ type Pod struct {
 	Mesh bool
 	// What a restricted workload must not have.
 	Privileged, HostPID, HostNetwork bool
+	// HostPath is a path of the node, mounted at /host.
+	HostPath string
 	// Labels beyond app=<Account>.
 	Labels map[string]string
 	// Annotations are the author's.
@@ -98,6 +100,12 @@ func (s *Stage) object(p Pod) (*corev1.Pod, error) {
 				CSI: &corev1.CSIVolumeSource{Driver: mesh.CSIDriver, ReadOnly: &yes},
 			}}},
 		},
+	}
+	if p.HostPath != "" {
+		template.Spec.Volumes = append(template.Spec.Volumes, corev1.Volume{Name: "host",
+			VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: p.HostPath}}})
+		main := &template.Spec.Containers[0]
+		main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "host", MountPath: "/host"})
 	}
 	if p.Force {
 		template.Spec.NodeName = p.Node

@@ -32,6 +32,7 @@ type Pod struct {
 	HostNetwork          bool
 	HostIPC              bool
 	Capabilities         []string // beyond the default
+	HostPaths            []string // mounted besides the pod's own
 }
 
 // Server is the runtime.
@@ -175,10 +176,15 @@ func (p Pod) Answers() (*criv1.ContainerStatusResponse, *criv1.PodSandboxStatusR
 	for k, v := range labels {
 		containerLabels[k] = v
 	}
+	// The kubelet always mounts the file for the container's last words.
+	mounts := []*criv1.Mount{{HostPath: "/var/lib/kubelet/pods/" + p.UID + "/containers/" + p.Container + "/0a1b2c3d", ContainerPath: "/dev/termination-log"}}
+	for _, path := range p.HostPaths {
+		mounts = append(mounts, &criv1.Mount{HostPath: path, ContainerPath: path})
+	}
 	container := &criv1.ContainerStatusResponse{
 		Status: &criv1.ContainerStatus{
 			Id: p.ContainerID, Metadata: &criv1.ContainerMetadata{Name: p.Container}, State: criv1.ContainerState_CONTAINER_RUNNING,
-			Image: &criv1.ImageSpec{Image: p.Image}, ImageRef: p.ImageRef, ImageId: p.ImageID, Labels: containerLabels,
+			Image: &criv1.ImageSpec{Image: p.Image}, ImageRef: p.ImageRef, ImageId: p.ImageID, Labels: containerLabels, Mounts: mounts,
 		},
 		Info: map[string]string{"info": string(containerInfo)},
 	}
