@@ -44,6 +44,7 @@ func TestTheWholeLoop(t *testing.T) {
 		{"TestThreat17_AForgedPodLabelIsRemoved", stepForgedLabel},
 		{"what others change in our objects is put back", stepDrift},
 		{"a proved-bad verdict closes everything within a second", stepBad},
+		{"TestThreat25_ItsOwnReplicasLeaveAMachineThatIsProvedBad", stepMoved},
 		{"TestThreat33_WithSPIREAwayAVerdictStillCloses", stepSilence},
 		{"a verdict that nobody renews closes on time", stepStale},
 		{"TestThreat16_ARecreatedNodeInheritsNothing", stepRecreated},

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/discovery/fake"
@@ -56,7 +57,7 @@ func TestDataPlanes(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || c.Snapshot != tc.want {
+			if err != nil || !cmp.Equal(c.Snapshot, tc.want) {
 				t.Errorf("got %+v, %v; want %+v", c.Snapshot, err, tc.want)
 			}
 		})

@@ -19,6 +19,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/replicas"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 	"github.com/keelson-project/keelson/policy-sync/syncer"
@@ -78,6 +79,11 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 		return err
 	}
 	ready := func(*http.Request) error { return nil }
+	if c.LeaderElection.Enabled { // one that has no replicas has no namespace either
+		if err := mgr.Add(&replicas.Mover{Reader: mgr.GetCache(), Client: mgr.GetClient(), Namespace: c.LeaderElection.Namespace, Log: log, Now: time.Now}); err != nil {
+			return err
+		}
+	}
 	return errors.Join(mgr.Add(images), mgr.Add(loop), mgr.AddHealthzCheck("ping", ready),
 		mgr.AddReadyzCheck("caches", func(r *http.Request) error {
 			if !mgr.GetCache().WaitForCacheSync(r.Context()) {

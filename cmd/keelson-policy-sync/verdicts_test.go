@@ -37,6 +37,47 @@ func stepBad(t *testing.T, w *world) {
 	w.eventually("no address is cut off any more", func() error { return w.revoked() })
 }
 
+// stepMoved: no kubelet runs here, as none answers on a machine that is proved bad, so nobody confirms that the replica has ended.
+func stepMoved(t *testing.T, w *world) {
+	grace := int64(1)
+	replica := func(name, node string) *corev1.Pod {
+		p := w.pod("keelson-system", name, "default", node, "10.9.0.9")
+		p.Labels = map[string]string{"app.kubernetes.io/name": "keelson-policy-sync"}
+		p.Spec.TerminationGracePeriodSeconds = &grace
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		return p
+	}
+	bystander := w.pod("keelson-system", "bystander", "default", "fra-1", "10.1.0.77")
+	w.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "keelson-system", Name: "default"}},
+		replica("replica-fra", "fra-1"), replica("replica-par", "par-1"), bystander)
+	w.verdict("fra-1", bad)
+	var asked time.Time
+	w.eventually("the replica on fra-1 is gone", func() error {
+		p := &corev1.Pod{}
+		err := w.api.Get(t.Context(), client.ObjectKey{Namespace: "keelson-system", Name: "replica-fra"}, p)
+		if err == nil {
+			if p.DeletionTimestamp != nil {
+				asked = p.DeletionTimestamp.Time
+			}
+			return fmt.Errorf("it is there, deleted %v", p.DeletionTimestamp)
+		}
+		return client.IgnoreNotFound(err)
+	})
+	if asked.IsZero() {
+		t.Error("it had no time to hand its lease over")
+	}
+	for _, name := range []string{"replica-par", "bystander"} {
+		p := &corev1.Pod{}
+		if err := w.api.Get(t.Context(), client.ObjectKey{Namespace: "keelson-system", Name: name}, p); err != nil || p.DeletionTimestamp != nil {
+			t.Errorf("%s: %v, deleted %v", name, err, p.DeletionTimestamp)
+		}
+		w.must(w.api.Delete(t.Context(), p, client.GracePeriodSeconds(0)))
+	}
+	w.verdict("fra-1", good)
+	w.eventually("fra-1 is trusted again", w.bears("fra-1", true))
+	w.eventually("its pod is attested again", w.attested("payments", "api-fra", true))
+}
+
 // revoked checks the addresses of the set of revoked ones.
 func (w *world) revoked(want ...string) error {
 	list := &unstructured.UnstructuredList{}

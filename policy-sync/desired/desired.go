@@ -205,7 +205,8 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // node: a trusted node bears its verdict and its tags and no taint, any other node the
-// taint alone. That includes a node on hold: the brake keeps what runs there as it is,
+// taint alone, and one that is proved bad that verdict too, by which policy-sync and SPIRE's
+// server, who tolerate the taint, are kept away (design/2026-11-26-policy-sync-off-bad-nodes.md). That includes a node on hold: the brake keeps what runs there as it is,
 // but nothing new should be placed there. A node that was there before Keelson and has
 // never proved itself keeps its pods until somebody asks for the taint: it has no label, so
 // nothing on it is let in anyway, and a cluster would stand still while its nodes attest
@@ -221,6 +222,9 @@ func node(g trustgraph.Graph, n trustgraph.Node) Node {
 		for k, v := range n.Tags {
 			putTag(out.Labels, v1alpha1.NodeTagPrefix, k, v)
 		}
+	}
+	if n.Verdict == v1alpha1.VerdictUntrusted {
+		out.Labels[v1alpha1.NodeVerdictLabel] = string(v1alpha1.VerdictUntrusted)
 	}
 	if g.Config.Taint && (!n.Untouched || g.Config.TaintExisting) {
 		taint := !trusted

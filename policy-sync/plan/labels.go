@@ -71,6 +71,10 @@ func (d *differ) nodes(want []desired.Node) error {
 
 func (d *differ) node(n *corev1.Node, w desired.Node) error {
 	gone, come := labelDiff(n.Labels, w.Labels, func(k string) bool { return strings.HasPrefix(k, v1alpha1.NodeLabelPrefix) })
+	if v, ok := come[v1alpha1.NodeVerdictLabel]; ok && v == string(v1alpha1.VerdictUntrusted) {
+		gone[v1alpha1.NodeVerdictLabel] = v // it opens nothing: it stands in the place of what goes
+		delete(come, v1alpha1.NodeVerdictLabel)
+	}
 	tainted := slices.ContainsFunc(n.Spec.Taints, ours)
 	var on, off *[]corev1.Taint
 	if w.Taint != nil && *w.Taint && !tainted {

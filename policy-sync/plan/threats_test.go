@@ -83,7 +83,7 @@ func TestThreat17_ForgedNodeLabelsAreFoundAndRemoved(t *testing.T) {
 	n.Labels = map[string]string{v1alpha1.NodeVerdictLabel: "trusted", v1alpha1.NodeTagPrefix + "country": "DE"}
 	n.Spec.Taints = nil
 	w.settle(t, nil)
-	if n = w.nodeNamed("evil-1"); len(n.Labels) > 0 || len(n.Spec.Taints) != 1 {
+	if n = w.nodeNamed("evil-1"); len(n.Labels) != 1 || n.Labels[v1alpha1.NodeVerdictLabel] != string(v1alpha1.VerdictUntrusted) || len(n.Spec.Taints) != 1 {
 		t.Errorf("labels %v, taints %v", n.Labels, n.Spec.Taints)
 	}
 }

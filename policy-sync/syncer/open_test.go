@@ -42,7 +42,7 @@ func TestOpeningDoesNotKeepARevocationWaiting(t *testing.T) {
 	if _, err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != "" {
+	if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != string(v1alpha1.VerdictUntrusted) {
 		t.Error("fra-1 was opened after it was proved bad")
 	}
 	if !slices.ContainsFunc(w.ops, func(o plan.Operation) bool { return o.Phase == plan.Revoke && o.AgentID != "" }) {

@@ -139,7 +139,7 @@ func TestThreat33_SPIREAwayClosesAndOpensNothing(t *testing.T) {
 			if took := time.Since(begun); took > s.o.Timeout/2 {
 				t.Errorf("the pass took %s: it waited for SPIRE", took)
 			}
-			if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != "" || len(n.Spec.Taints) == 0 {
+			if n := w.node("fra-1"); n.Labels[v1alpha1.NodeVerdictLabel] != string(v1alpha1.VerdictUntrusted) || len(n.Spec.Taints) == 0 {
 				t.Errorf("fra-1 is not closed: labels %v, taints %v", n.Labels, n.Spec.Taints)
 			}
 			if i := slices.IndexFunc(w.attestedPods(), func(p string) bool { return strings.HasSuffix(p, "fra-1") }); i >= 0 {
@@ -185,7 +185,9 @@ func TestADataPlaneThatHangsKeepsNoLabelOn(t *testing.T) {
 		_, err := s.Sync(t.Context())
 		done <- err
 	}()
-	within(t, "fra-1 is closed", func() bool { return w.node("fra-1").Labels[v1alpha1.NodeVerdictLabel] == "" })
+	within(t, "fra-1 is closed", func() bool {
+		return w.node("fra-1").Labels[v1alpha1.NodeVerdictLabel] == string(v1alpha1.VerdictUntrusted)
+	})
 	select {
 	case err := <-done:
 		t.Errorf("the label went only with the end of the pass (%v)", err)

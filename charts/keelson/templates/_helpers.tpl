@@ -121,6 +121,20 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{- define "keelson.affinity" -}}
+{{- /* The operator's own, with one more expression in each of its terms, for terms are ORed: no machine that is proved bad. */ -}}
+{{- $good := dict "key" "keelson.node-restriction.kubernetes.io/verdict" "operator" "NotIn" "values" (list "untrusted") -}}
+{{- $affinity := deepCopy (.Values.policySync.affinity | default dict) -}}
+{{- $node := get $affinity "nodeAffinity" | default dict -}}
+{{- $required := get $node "requiredDuringSchedulingIgnoredDuringExecution" | default dict -}}
+{{- $terms := list -}}
+{{- range get $required "nodeSelectorTerms" | default (list dict) -}}
+{{- $terms = append $terms (set . "matchExpressions" (append (get . "matchExpressions" | default list) $good)) -}}
+{{- end -}}
+{{- $_ := set $node "requiredDuringSchedulingIgnoredDuringExecution" (set $required "nodeSelectorTerms" $terms) -}}
+{{- toYaml (set $affinity "nodeAffinity" $node) -}}
+{{- end }}
+
 {{- define "keelson.tolerations" -}}
 - {key: trust.keelson.io/untrusted, operator: Exists}
 {{- with .Values.policySync.tolerations }}

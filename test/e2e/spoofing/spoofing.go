@@ -83,6 +83,9 @@ func try(ctx context.Context, s *stage.Stage, t *script.Script, config *rest.Con
 	}
 	for _, a := range attempts {
 		err := a.do(ctx, c)
+		for tries := 0; apierrors.IsConflict(err) && tries < 10; tries++ {
+			err = a.do(ctx, c) // somebody else wrote the object meanwhile, which refuses nothing
+		}
 		refused := apierrors.IsForbidden(err)
 		if a.want != "" {
 			refused = err != nil && contains(err, a.want)

@@ -45,6 +45,9 @@ var goals = map[string]float64{toClosed: 500, toClosedIn: 500, toCutOut: 500, to
 // Play returns a scenario that tampers as many times as runs says; between two runs the machine is booted anew.
 func Play(runs int) func(context.Context, *stage.Stage, *script.Script) error {
 	return func(ctx context.Context, s *stage.Stage, t *script.Script) error {
+		if err := host(ctx, s); err != nil {
+			return err
+		}
 		for i := range runs {
 			if err := once(ctx, s, t, i+1); err != nil {
 				return fmt.Errorf("run %d: %w", i+1, err)
@@ -124,7 +127,7 @@ func once(ctx context.Context, s *stage.Stage, t *script.Script, run int) error 
 		within(t, m.what, m.at, seen.verdict, l4Bound, "as the API tells")
 	}
 	p.judge(t, seen.verdict)
-	return nil
+	return left(ctx, s, t, seen.verdict)
 }
 
 // heal boots the machine anew, as an operator would, and waits until all is as before.

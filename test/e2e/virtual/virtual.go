@@ -232,10 +232,10 @@ func (r *rig) refused(ctx context.Context, name, check string, changes vmboot.Ch
 		if err != nil {
 			return err
 		}
-		if !stage.Tainted(n) || n.Labels[v1alpha1.NodeVerdictLabel] != "" {
+		if !stage.Tainted(n) || n.Labels[v1alpha1.NodeVerdictLabel] != string(v1alpha1.VerdictUntrusted) {
 			return fmt.Errorf("taints %v, labels %v", n.Spec.Taints, n.Labels)
 		}
-		r.t.Expect(true, "the node bears the taint and no label", "")
+		r.t.Expect(true, "the node bears the taint and the verdict untrusted", "")
 		return nil
 	})
 }
