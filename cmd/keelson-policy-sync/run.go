@@ -9,7 +9,10 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/discovery"
+	authenticationv1client "k8s.io/client-go/kubernetes/typed/authentication/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -80,7 +83,7 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 	}
 	ready := func(*http.Request) error { return nil }
 	if c.LeaderElection.Enabled { // one that has no replicas has no namespace either
-		if err := mgr.Add(&replicas.Mover{Reader: mgr.GetCache(), Client: mgr.GetClient(), Namespace: c.LeaderElection.Namespace, Log: log, Now: time.Now}); err != nil {
+		if err := mgr.Add(&replicas.Mover{Reader: mgr.GetCache(), Client: mgr.GetClient(), Whoami: whoami(mgr.GetConfig()), Log: log, Now: time.Now}); err != nil {
 			return err
 		}
 	}
@@ -91,6 +94,21 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 			}
 			return nil
 		}))
+}
+
+// whoami asks the API server by which name it knows this program.
+func whoami(config *rest.Config) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		api, err := authenticationv1client.NewForConfig(config)
+		if err != nil {
+			return "", err
+		}
+		review, err := api.SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+		if err != nil {
+			return "", err
+		}
+		return review.Status.UserInfo.Username, nil
+	}
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

@@ -41,14 +41,14 @@ func stepBad(t *testing.T, w *world) {
 func stepMoved(t *testing.T, w *world) {
 	grace := int64(1)
 	replica := func(name, node string) *corev1.Pod {
-		p := w.pod("keelson-system", name, "default", node, "10.9.0.9")
-		p.Labels = map[string]string{"app.kubernetes.io/name": "keelson-policy-sync"}
+		p := w.pod("keelson-system", name, "keelson-policy-sync", node, "10.9.0.9")
 		p.Spec.TerminationGracePeriodSeconds = &grace
 		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 		return p
 	}
 	bystander := w.pod("keelson-system", "bystander", "default", "fra-1", "10.1.0.77")
 	w.create(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "keelson-system", Name: "default"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "keelson-system", Name: "keelson-policy-sync"}},
 		replica("replica-fra", "fra-1"), replica("replica-par", "par-1"), bystander)
 	w.verdict("fra-1", bad)
 	var asked time.Time

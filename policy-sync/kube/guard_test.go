@@ -141,10 +141,11 @@ func TestThreat16_NobodyButPolicySyncLiftsANodesTaint(t *testing.T) {
 	mustBeTainted(t, name)
 	label := `{"metadata":{"labels":{"` + v1alpha1.NodeVerdictLabel + `":"trusted"}}}`
 	testAttempts(t, map[string]attempt{
-		"if somebody with all rights labels a Node, refuse":    {do: patchOf(someone, own, label)},
-		"if somebody with all rights lifts a taint, refuse":    {do: patchOf(someone, own, untaint)},
-		"if somebody cordons the Node, let it be":              {do: patchOf(someone, own, `{"spec":{"unschedulable":true}}`), allowed: true},
-		"if somebody with all rights writes a verdict, refuse": {do: createOf(someone, nodeTrust(name))},
+		"if somebody with all rights labels a Node, refuse":                  {do: patchOf(someone, own, label)},
+		"if somebody with all rights lifts a taint, refuse":                  {do: patchOf(someone, own, untaint)},
+		"if somebody with all rights takes off what is not there, let it be": {do: patchOf(someone, own, `{"metadata":{"labels":{"`+v1alpha1.NodeVerdictLabel+`":null}}}`), allowed: true},
+		"if somebody cordons the Node, let it be":                            {do: patchOf(someone, own, `{"spec":{"unschedulable":true}}`), allowed: true},
+		"if somebody with all rights writes a verdict, refuse":               {do: createOf(someone, nodeTrust(name))},
 	})
 	// Deleted and made again, as the one with the rights to do that may: the taint is back.
 	if err := ours.Patch(t.Context(), own.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(untaint))); err != nil {
@@ -160,6 +161,39 @@ func TestThreat16_NobodyButPolicySyncLiftsANodesTaint(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBeTainted(t, name)
+}
+
+// TestAdministratorsMayLetPolicySyncBackOnANode: by taking "untrusted" off, and nothing else.
+func TestAdministratorsMayLetPolicySyncBackOnANode(t *testing.T) {
+	name := objectName(t)
+	someone, ours, root := as(t, alice), as(t, policySync), admin(t)
+	own := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	inForce(t)
+	if err := someone.Create(t.Context(), own.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	verdict := func(value string) string {
+		return `{"metadata":{"labels":{"` + v1alpha1.NodeVerdictLabel + `":` + value + `}}}`
+	}
+	for _, step := range []struct {
+		name    string
+		who     client.Client
+		body    string
+		allowed bool
+	}{
+		{"policy-sync says untrusted", ours, verdict(`"untrusted"`), true},
+		{"somebody with all rights takes it off", someone, verdict("null"), false},
+		{"an administrator makes it trusted", root, verdict(`"trusted"`), false},
+		{"an administrator adds a tag beside", root, `{"metadata":{"labels":{"` + v1alpha1.NodeVerdictLabel + `":null,"` + v1alpha1.NodeTagPrefix + `country":"DE"}}}`, false},
+		{"an administrator takes it off", root, verdict("null"), true},
+		{"policy-sync says trusted", ours, verdict(`"trusted"`), true},
+		{"an administrator takes that off", root, verdict("null"), false},
+	} {
+		err := step.who.Patch(t.Context(), own.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(step.body)))
+		if (err == nil) != step.allowed || err != nil && !apierrors.IsForbidden(err) {
+			t.Errorf("%s: %v, want allowed %t", step.name, err, step.allowed)
+		}
+	}
 }
 
 func mustBeTainted(t *testing.T, name string) {

@@ -7,6 +7,9 @@
 //	proved bad ------> a moment in which a leader that is still itself closes what its machine loses
 //	    | delete, with the grace period: it hands the lease over
 //	still there -----> delete without: the API server takes no token of a pod that is gone, so its lease ends
+//
+// It is no defence against a machine that uses the account's rights against this very mechanism (it may delete the other replicas as
+// well); it is what an honest replica on a machine that turned bad needs, and what ends a careless thief's.
 package replicas
 
 import (
@@ -14,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,9 +27,6 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 )
-
-// Selector is the label of policy-sync's pods in its own namespace; the chart sets it.
-const Selector, Name = "app.kubernetes.io/name", "keelson-policy-sync"
 
 // Times between steps; the grace period is the pod's own.
 const (
@@ -41,13 +43,19 @@ type Mover struct {
 	// Reader may be a cache; Client deletes.
 	Reader client.Reader
 	Client client.Client
-	// Namespace is policy-sync's own.
-	Namespace string
-	Log       *slog.Logger
-	Now       func() time.Time
+	// Whoami is the user name that the API server knows policy-sync by. Replicas are the pods of its service account: that of a pod never
+	// changes, where its labels do.
+	Whoami func(ctx context.Context) (string, error)
+	Log    *slog.Logger
+	Now    func() time.Time
 
-	bad map[string]time.Time // when a node was first seen as proved bad
+	namespace, account string
+	bad                map[string]time.Time // when a node was first seen as proved bad
+	said               map[string]bool      // what was logged
 }
+
+// accounts is how the user name of a service account begins (kubernetes, apiserver/pkg/authentication/serviceaccount).
+const accounts = "system:serviceaccount:"
 
 // NeedLeaderElection is false: see the package.
 func (m *Mover) NeedLeaderElection() bool { return false }
@@ -58,7 +66,7 @@ func (m *Mover) Start(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := m.Look(ctx); err != nil && ctx.Err() == nil {
-			m.Log.Warn("replicas on machines that are proved bad", "err", err)
+			m.once(err.Error(), "replicas on machines that are proved bad", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -71,21 +79,62 @@ func (m *Mover) Start(ctx context.Context) error {
 // Look looks once, and takes the steps that are due.
 func (m *Mover) Look(ctx context.Context) error {
 	var trusts v1alpha1.NodeTrustList
-	var pods corev1.PodList
-	var nodes corev1.NodeList
-	if err := errors.Join(m.Reader.List(ctx, &trusts),
-		m.Reader.List(ctx, &pods, client.InNamespace(m.Namespace), client.MatchingLabels{Selector: Name}), m.Reader.List(ctx, &nodes)); err != nil {
+	if err := m.Reader.List(ctx, &trusts); err != nil {
 		return fmt.Errorf("replicas: %w", err)
 	}
-	m.note(trusts.Items)
-	if !m.refuge(pods.Items, nodes.Items) {
-		return nil // there is nowhere else to run, and a policy-sync that runs nowhere closes nothing
+	if m.note(trusts.Items); len(m.bad) == 0 {
+		return nil
 	}
+	if err := m.who(ctx); err != nil || m.namespace == "" {
+		return err
+	}
+	var pods corev1.PodList
+	if err := m.Reader.List(ctx, &pods, client.InNamespace(m.namespace)); err != nil {
+		return fmt.Errorf("replicas: %w", err)
+	}
+	replicas := slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.ServiceAccountName != m.account })
+	refuge := m.refuge(replicas)
 	var problems []error
-	for i := range pods.Items {
-		problems = append(problems, m.move(ctx, &pods.Items[i]))
+	for i := range replicas {
+		p := &replicas[i]
+		since, bad := m.bad[p.Spec.NodeName]
+		switch {
+		case !bad:
+		case refuge:
+			problems = append(problems, m.move(ctx, p, since))
+		default:
+			m.once(string(p.UID), "a replica of policy-sync is on a machine that is proved bad and stays, for none is ready elsewhere", "pod", p.Name, "node", p.Spec.NodeName)
+		}
 	}
 	return errors.Join(problems...)
+}
+
+// who finds out whose replicas to look for. Whoever runs policy-sync under another kind of user moves it as well.
+func (m *Mover) who(ctx context.Context) error {
+	if m.namespace != "" {
+		return nil
+	}
+	name, err := m.Whoami(ctx)
+	if err != nil {
+		return fmt.Errorf("replicas: who policy-sync is: %w", err)
+	}
+	if rest, ok := strings.CutPrefix(name, accounts); ok {
+		m.namespace, m.account, _ = strings.Cut(rest, ":")
+		return nil
+	}
+	m.once(name, "policy-sync is no service account: its replicas are for its operator to move off machines that are proved bad", "user", name)
+	return nil
+}
+
+// once logs a thing once.
+func (m *Mover) once(key, text string, args ...any) {
+	if m.said == nil {
+		m.said = map[string]bool{}
+	}
+	if !m.said[key] {
+		m.Log.Warn(text, args...)
+	}
+	m.said[key] = true
 }
 
 // note keeps since when each node is proved bad, by this replica's own clock.
@@ -102,21 +151,13 @@ func (m *Mover) note(trusts []v1alpha1.NodeTrust) {
 	m.bad = bad
 }
 
-// refuge tells whether there is a replica on a machine that is not proved bad, or a trusted machine for one. That a replica is ready
-// is its own kubelet's word, which is not one of a bad machine.
-func (m *Mover) refuge(pods []corev1.Pod, nodes []corev1.Node) bool {
-	for i := range pods {
-		if _, bad := m.bad[pods[i].Spec.NodeName]; !bad && pods[i].DeletionTimestamp == nil && ready(&pods[i]) {
-			return true
-		}
-	}
-	for i := range nodes {
-		n := &nodes[i]
-		if _, bad := m.bad[n.Name]; !bad && !n.Spec.Unschedulable && n.Labels[v1alpha1.NodeVerdictLabel] == string(v1alpha1.VerdictTrusted) {
-			return true
-		}
-	}
-	return false
+// refuge tells whether there is a replica on a machine that is not proved bad, without which nothing would be closed any more. That it is
+// ready is its own kubelet's word, which is not one of a bad machine.
+func (m *Mover) refuge(replicas []corev1.Pod) bool {
+	return slices.ContainsFunc(replicas, func(p corev1.Pod) bool {
+		_, bad := m.bad[p.Spec.NodeName]
+		return !bad && p.DeletionTimestamp == nil && ready(&p)
+	})
 }
 
 func ready(p *corev1.Pod) bool {
@@ -128,12 +169,8 @@ func ready(p *corev1.Pod) bool {
 	return false
 }
 
-// move takes the step that is due for one replica, if any.
-func (m *Mover) move(ctx context.Context, p *corev1.Pod) error {
-	since, bad := m.bad[p.Spec.NodeName]
-	if !bad {
-		return nil
-	}
+// move takes the step that is due for one replica on a machine that is proved bad since then, if any.
+func (m *Mover) move(ctx context.Context, p *corev1.Pod, since time.Time) error {
 	options := []client.DeleteOption{client.Preconditions{UID: &p.UID}}
 	step := "deleted"
 	switch {
@@ -153,6 +190,6 @@ func (m *Mover) move(ctx context.Context, p *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("replicas: pod %s on node %s, which is proved bad: %w", p.Name, p.Spec.NodeName, err)
 	}
-	m.Log.Warn("a replica of policy-sync on a machine that is proved bad is moved away", "pod", p.Name, "node", p.Spec.NodeName, "step", step)
+	m.once(string(p.UID)+step, "a replica of policy-sync on a machine that is proved bad is moved away", "pod", p.Name, "node", p.Spec.NodeName, "step", step)
 	return nil
 }

@@ -74,7 +74,7 @@ type Config struct {
 	// RefuseSharedServiceAccounts withholds the trust label from pods whose service
 	// account is also used by a pod that no TrustPolicy selects.
 	RefuseSharedServiceAccounts bool
-	// AllowedHostPaths are folders or files of the node that a pod may mount and still meet "runtime: restricted".
+	// AllowedHostPaths are folders or files of the node that a pod may mount read-only and still meet "runtime: restricted".
 	AllowedHostPaths []string
 	// TierOrder is the order of the Calico tier; 0 means DefaultTierOrder.
 	TierOrder float64

@@ -12,20 +12,19 @@ import (
 // container is what the three kinds of containers in a pod's spec have in common.
 type container struct {
 	kind, name string
-	security   *corev1.SecurityContext
 }
 
 // containers lists every container that a pod's spec has, of all three kinds.
 func containers(pod *corev1.Pod) []container {
 	var out []container
 	for i := range pod.Spec.InitContainers {
-		out = append(out, container{"init", pod.Spec.InitContainers[i].Name, pod.Spec.InitContainers[i].SecurityContext})
+		out = append(out, container{"init", pod.Spec.InitContainers[i].Name})
 	}
 	for i := range pod.Spec.Containers {
-		out = append(out, container{"app", pod.Spec.Containers[i].Name, pod.Spec.Containers[i].SecurityContext})
+		out = append(out, container{"app", pod.Spec.Containers[i].Name})
 	}
 	for i := range pod.Spec.EphemeralContainers {
-		out = append(out, container{"ephemeral", pod.Spec.EphemeralContainers[i].Name, pod.Spec.EphemeralContainers[i].SecurityContext})
+		out = append(out, container{"ephemeral", pod.Spec.EphemeralContainers[i].Name})
 	}
 	return out
 }

@@ -3,7 +3,6 @@ package trustgraph
 import (
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strings"
 
@@ -11,7 +10,7 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
-	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
+	"github.com/keelson-project/keelson/workloadattestor/confined"
 )
 
 func (b *builder) buildPods() {
@@ -153,7 +152,7 @@ func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) []string {
 		why = append(why, b.unmetImages(pod, p)...)
 	}
 	if p.Spec.Require.Runtime == v1alpha1.RuntimeRestricted {
-		why = append(why, unrestricted(pod, b.s.Config.AllowedHostPaths)...)
+		why = append(why, confined.Unmet(pod, b.s.Config.AllowedHostPaths)...)
 	} else if p.Spec.Require.Runtime != "" && p.Spec.Require.Runtime != v1alpha1.RuntimeAny {
 		why = append(why, fmt.Sprintf("policy %s asks for runtime %q, which is unknown", p.Name, p.Spec.Require.Runtime))
 	}
@@ -178,46 +177,6 @@ func unmetNode(node Node, p *Policy) []string {
 		case !slices.Contains(req.Tags[key], have):
 			why = append(why, fmt.Sprintf("node %s has tag %s=%s, policy %s asks for %s", node.Name, key, have, p.Name, want))
 		}
-	}
-	return why
-}
-
-// unrestricted lists what a pod's spec asks for that a restricted runtime refuses.
-func unrestricted(pod *corev1.Pod, allowedPaths []string) []string {
-	var why []string
-	spec := &pod.Spec
-	for _, ns := range []struct {
-		name string
-		set  bool
-	}{{"PID", spec.HostPID}, {"IPC", spec.HostIPC}, {"network", spec.HostNetwork}} {
-		if ns.set {
-			why = append(why, fmt.Sprintf("the pod shares its node's %s namespace", ns.name))
-		}
-	}
-	for i := range spec.Volumes {
-		v := &spec.Volumes[i]
-		// The API server lets no ".." into such a path.
-		if v.HostPath != nil && !workloadclaim.Within(path.Clean(v.HostPath.Path), allowedPaths) {
-			why = append(why, fmt.Sprintf("volume %s is %s of the node, which is not among allowedHostPaths", v.Name, v.HostPath.Path))
-		}
-	}
-	for _, c := range containers(pod) {
-		sc := c.security
-		switch {
-		case sc == nil:
-			continue
-		case sc.Privileged != nil && *sc.Privileged:
-			why = append(why, fmt.Sprintf("container %s is privileged", c.name))
-		}
-		if sc.Capabilities != nil && len(sc.Capabilities.Add) > 0 {
-			why = append(why, fmt.Sprintf("container %s adds capabilities %v", c.name, sc.Capabilities.Add))
-		}
-		if sc.WindowsOptions != nil && sc.WindowsOptions.HostProcess != nil && *sc.WindowsOptions.HostProcess {
-			why = append(why, fmt.Sprintf("container %s is a Windows host process", c.name))
-		}
-	}
-	if w := spec.SecurityContext; w != nil && w.WindowsOptions != nil && w.WindowsOptions.HostProcess != nil && *w.WindowsOptions.HostProcess {
-		why = append(why, "the pod is a Windows host process")
 	}
 	return why
 }

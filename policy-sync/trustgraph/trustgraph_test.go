@@ -97,7 +97,7 @@ func TestRefusals(t *testing.T) {
 		"the pod mounts a path of its node": {func(s *snapshot.Snapshot) {
 			s.Config.AllowedHostPaths = []string{"/run/spire/agent"}
 			mount(s, "/run/spire/agent-sockets")
-		}, "volume host is /run/spire/agent-sockets of the node, which is not among allowedHostPaths"},
+		}, "volume host is /run/spire/agent-sockets of the node, which is not among the allowed host paths"},
 		"a container is privileged": {func(s *snapshot.Snapshot) { secure(s).Privileged = ptr(true) }, "container main is privileged"},
 		"a container adds a capability": {func(s *snapshot.Snapshot) {
 			secure(s).Capabilities = &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}

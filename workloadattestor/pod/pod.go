@@ -1,9 +1,10 @@
-// Package pod reads the service account of a pod from the Kubernetes API; the container runtime does not know it.
+// Package pod reads from the Kubernetes API what the container runtime does not know of a pod: its service account, and what its
+// spec asks for in all of its containers.
 //
 // A pod is asked for by name, and what the runtime says about it is held against the API's object: the same UID, on this
-// node. A pod's service account and node never change (Kubernetes validates both as immutable), so an answer may be
-// kept; it is asked again after a short time all the same, because a pod that was deleted has no service account
-// any more.
+// node. A pod's service account, node, volumes and containers never change (Kubernetes validates them as immutable, but for ephemeral
+// containers, which come and stay), so an answer may be kept; it is asked again after a short time all the same, because a pod that was deleted
+// has no service account any more, and because of those that come.
 package pod
 
 import (
@@ -16,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/keelson-project/keelson/workloadattestor/confined"
 )
 
 // ErrNotFound means that the API has no such pod on this node.
@@ -34,9 +37,18 @@ type Config struct {
 	Keep    time.Duration    // how long it is used while the API cannot be asked
 	Timeout time.Duration    // of one request
 	Now     func() time.Time // the clock
+	// AllowedHostPaths are folders and files of the node that a restricted pod may mount read-only.
+	AllowedHostPaths []string
 }
 
-// Lookup finds service accounts. It is safe for concurrent use.
+// Facts is what the API says of a pod.
+type Facts struct {
+	Account string
+	// Unmet and Paths are what confined.Unmet and confined.Paths say of its spec.
+	Unmet, Paths []string
+}
+
+// Lookup finds pods. It is safe for concurrent use.
 type Lookup struct {
 	config Config
 	mu     sync.Mutex
@@ -45,7 +57,7 @@ type Lookup struct {
 
 type answer struct {
 	namespace, name string
-	account         string
+	facts           Facts
 	at              time.Time
 }
 
@@ -55,13 +67,13 @@ const maxKnown = 4096
 // New makes a Lookup.
 func New(c Config) *Lookup { return &Lookup{config: c, known: map[types.UID]answer{}} }
 
-// ServiceAccount returns the service account of the pod with this namespace, name and UID. ErrNotFound when the API says
+// Facts are the facts about the pod with this namespace, name and UID. ErrNotFound when the API says
 // that there is none like that on this node; any other error means that nothing is known.
-func (l *Lookup) ServiceAccount(ctx context.Context, namespace, name, uid string) (string, error) {
+func (l *Lookup) Facts(ctx context.Context, namespace, name, uid string) (Facts, error) {
 	now := l.config.Now()
 	have, ok := l.get(namespace, name, types.UID(uid))
 	if ok && now.Sub(have.at) < l.config.Fresh {
-		return have.account, nil
+		return have.facts, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
@@ -69,19 +81,20 @@ func (l *Lookup) ServiceAccount(ctx context.Context, namespace, name, uid string
 	switch {
 	case apierrors.IsNotFound(err):
 		l.forget(types.UID(uid))
-		return "", fmt.Errorf("pod: %s/%s: the API has no such pod: %w", namespace, name, ErrNotFound)
+		return Facts{}, fmt.Errorf("pod: %s/%s: the API has no such pod: %w", namespace, name, ErrNotFound)
 	case err != nil && ok && now.Sub(have.at) < l.config.Keep:
-		return have.account, nil
+		return have.facts, nil
 	case err != nil:
-		return "", fmt.Errorf("pod: %s/%s: %w", namespace, name, err)
+		return Facts{}, fmt.Errorf("pod: %s/%s: %w", namespace, name, err)
 	}
 	account, err := accountOf(p, l.config.Node, namespace, name, types.UID(uid))
 	if err != nil {
 		l.forget(types.UID(uid))
-		return "", err
+		return Facts{}, err
 	}
-	l.put(types.UID(uid), answer{namespace: namespace, name: name, account: account, at: now})
-	return account, nil
+	facts := Facts{Account: account, Unmet: confined.Unmet(p, l.config.AllowedHostPaths), Paths: confined.Paths(p, l.config.AllowedHostPaths)}
+	l.put(types.UID(uid), answer{namespace: namespace, name: name, facts: facts, at: now})
+	return facts, nil
 }
 
 // accountOf holds the API's object against what the runtime says: a pod of the same name that was made anew, or that runs on

@@ -78,12 +78,12 @@ func TestServiceAccount(t *testing.T) {
 			p := apiPod()
 			tc.change(p)
 			l, _ := lookup(&api{pod: p})
-			got, err := l.ServiceAccount(t.Context(), "payments", "api-0", tc.uid)
-			if tc.want == "" && (err != nil || got != "api") {
-				t.Errorf("got %q, %v", got, err)
+			got, err := l.Facts(t.Context(), "payments", "api-0", tc.uid)
+			if tc.want == "" && (err != nil || got.Account != "api") {
+				t.Errorf("got %+v, %v", got, err)
 			}
-			if tc.want != "" && (err == nil || !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), tc.want) || got != "") {
-				t.Errorf("got %q, error %v, want one with %q", got, err, tc.want)
+			if tc.want != "" && (err == nil || !errors.Is(err, pod.ErrNotFound) || !strings.Contains(err.Error(), tc.want) || got.Account != "") {
+				t.Errorf("got %+v, error %v, want one with %q", got, err, tc.want)
 			}
 		})
 	}
@@ -91,12 +91,12 @@ func TestServiceAccount(t *testing.T) {
 
 func TestThreat22_NoPodAndNoAPIMeanNoServiceAccount(t *testing.T) {
 	l, _ := lookup(&api{})
-	if got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); !errors.Is(err, pod.ErrNotFound) || got != "" {
-		t.Errorf("no pod: got %q, %v", got, err)
+	if got, err := l.Facts(t.Context(), "payments", "api-0", "u1"); !errors.Is(err, pod.ErrNotFound) || got.Account != "" {
+		t.Errorf("no pod: got %+v, %v", got, err)
 	}
 	l, _ = lookup(&api{err: errors.New("connection refused")})
-	if got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); err == nil || errors.Is(err, pod.ErrNotFound) || got != "" {
-		t.Errorf("no API: got %q, %v", got, err)
+	if got, err := l.Facts(t.Context(), "payments", "api-0", "u1"); err == nil || errors.Is(err, pod.ErrNotFound) || got.Account != "" {
+		t.Errorf("no API: got %+v, %v", got, err)
 	}
 }
 
@@ -105,9 +105,9 @@ func TestAnAnswerIsKeptForItsTimeAndNotLonger(t *testing.T) {
 	l, c := lookup(a)
 	ask := func(want string) {
 		t.Helper()
-		got, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1")
-		if got != want || (err == nil) != (want != "") {
-			t.Errorf("got %q, %v, want %q", got, err, want)
+		got, err := l.Facts(t.Context(), "payments", "api-0", "u1")
+		if got.Account != want || (err == nil) != (want != "") {
+			t.Errorf("got %+v, %v, want %q", got, err, want)
 		}
 	}
 	ask("api")
@@ -132,10 +132,10 @@ func TestAnAnswerIsKeptForItsTimeAndNotLonger(t *testing.T) {
 func TestKnownUIDOfAnotherPodIsNotUsed(t *testing.T) {
 	a := &api{pod: apiPod()}
 	l, _ := lookup(a)
-	if _, err := l.ServiceAccount(t.Context(), "payments", "api-0", "u1"); err != nil {
+	if _, err := l.Facts(t.Context(), "payments", "api-0", "u1"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := l.ServiceAccount(t.Context(), "shop", "api-0", "u1"); err == nil {
+	if got, err := l.Facts(t.Context(), "shop", "api-0", "u1"); err == nil {
 		t.Errorf("another namespace got %q", got)
 	}
 }
@@ -154,7 +154,7 @@ func TestManyPodsStayBounded(t *testing.T) {
 	l := pod.New(pod.Config{Node: "fra-1", Pods: anyPod{}, Fresh: time.Minute, Keep: time.Hour, Timeout: time.Second, Now: c.Now})
 	for i := range 10000 {
 		name := fmt.Sprint("p", i)
-		if got, err := l.ServiceAccount(t.Context(), "payments", name, name); err != nil || got != "api" {
+		if got, err := l.Facts(t.Context(), "payments", name, name); err != nil || got.Account != "api" {
 			t.Fatalf("pod %d: %q, %v", i, got, err)
 		}
 	}

@@ -127,11 +127,11 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, e
 	}}
 	for _, m := range s.GetMounts() {
 		switch source := m.GetHostPath(); {
-		case source == "" && m.GetImage() != nil: // a volume that is an image
+		case m.GetImage() != nil: // a volume that is an image; its path is the runtime's own
 		case !filepath.IsAbs(source):
 			return parsed{}, fmt.Errorf("runtime: container %s has a mount from %.63q, which is no absolute path", id, source)
 		default:
-			p.facts.Mounts = append(p.facts.Mounts, filepath.Clean(source))
+			p.facts.Mounts = append(p.facts.Mounts, Mount{Path: filepath.Clean(source), ReadOnly: m.GetReadonly()})
 		}
 	}
 	if hint := s.GetImage().GetUserSpecifiedImage(); hint != "" {

@@ -48,9 +48,15 @@ type Container struct {
 	HostIPC           workloadclaim.Fact
 	AddedCapabilities workloadclaim.Fact
 
-	// Mounts are the paths of the node that the kubelet had mounted into the container: the pod's volumes, its hosts file, and
-	// whatever of the node the pod asked for. Clean and absolute, in no order.
-	Mounts []string
+	// Mounts is what of the node the kubelet had mounted into the container: the pod's volumes, its hosts file, and
+	// whatever of the node the pod asked for, in no order.
+	Mounts []Mount
+}
+
+// Mount is a folder or file of the node in the container.
+type Mount struct {
+	Path     string // clean and absolute
+	ReadOnly bool
 }
 
 // Client talks to one runtime. It is safe for concurrent use; Close it.

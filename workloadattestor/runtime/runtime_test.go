@@ -62,7 +62,7 @@ func TestContainer(t *testing.T) {
 		CgroupsPath: "/kubepods/pod1/" + idA,
 		Privileged:  workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
 		AddedCapabilities: workloadclaim.No,
-		Mounts:            []string{"/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555/containers/main/0a1b2c3d"},
+		Mounts:            []runtime.Mount{{Path: "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555/containers/main/0a1b2c3d"}},
 	}
 	cases := map[string]struct {
 		pod    func(*runtimetest.Pod)
@@ -76,7 +76,7 @@ func TestContainer(t *testing.T) {
 		"host network": {func(p *runtimetest.Pod) { p.HostNetwork = true }, func(c *runtime.Container) { c.HostNetwork = workloadclaim.Yes }},
 		"host IPC":     {func(p *runtimetest.Pod) { p.HostIPC = true }, func(c *runtime.Container) { c.HostIPC = workloadclaim.Yes }},
 		"a path of the node": {func(p *runtimetest.Pod) { p.HostPaths = []string{"/run/containerd/../cri.sock"} }, func(c *runtime.Container) {
-			c.Mounts = append(slices.Clone(c.Mounts), "/run/cri.sock")
+			c.Mounts = append(slices.Clone(c.Mounts), runtime.Mount{Path: "/run/cri.sock", ReadOnly: true})
 		}},
 		"one capability more": {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_NET_ADMIN"} }, func(c *runtime.Container) { c.AddedCapabilities = workloadclaim.Yes }},
 	}

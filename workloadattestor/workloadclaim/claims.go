@@ -61,15 +61,18 @@ type Claims struct {
 	// AddedCapabilities tells whether any capability set of the container holds more than the runtimes' default.
 	AddedCapabilities Fact
 
-	// HostPath tells whether a folder or file of the node, other than the pod's own volumes, is mounted into the container.
+	// HostPath tells whether a folder or file of the node is mounted that is neither the pod's own nor allowed: into the container, as the
+	// runtime tells, or into any of the pod's, by the pod's spec.
 	HostPath Fact
+	// Unconfined tells whether any container of the pod has, by the pod's spec, what a restricted one may not (package confined).
+	Unconfined Fact
 }
 
 // Restricted tells whether the container is proved to be confined: not privileged, no host namespace, no capability
-// beyond the default set, no path of the node. It is Unproven as soon as one part is, unless another part already says No.
+// beyond the default set, no path of the node, and no other container of its pod that is more. It is Unproven as soon as one part is, unless another part already says No.
 func (c Claims) Restricted() Fact {
 	result := Yes
-	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.AddedCapabilities, c.HostPath} {
+	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.AddedCapabilities, c.HostPath, c.Unconfined} {
 		switch f {
 		case Yes:
 			return No

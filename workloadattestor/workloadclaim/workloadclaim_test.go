@@ -87,7 +87,7 @@ func full(t *testing.T) workloadclaim.Claims {
 		Container: "main", ServiceAccount: "api",
 		Config: config, Manifests: []workloadclaim.ManifestDigest{manifest, manifest}, SignedBy: []string{"release-key", "audit-key"},
 		Privileged: workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
-		AddedCapabilities: workloadclaim.No, HostPath: workloadclaim.No,
+		AddedCapabilities: workloadclaim.No, HostPath: workloadclaim.No, Unconfined: workloadclaim.No,
 	}
 }
 
@@ -130,6 +130,7 @@ func TestRestrictedNeedsEveryFact(t *testing.T) {
 		"host IPC":           func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostIPC },
 		"added capabilities": func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.AddedCapabilities },
 		"path of the node":   func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPath },
+		"another container":  func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.Unconfined },
 	}
 	for name, at := range facts {
 		t.Run(name, func(t *testing.T) {

@@ -71,8 +71,7 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 		return out, refused(err)
 	}
 	out.claims = claimsOf(a.node, container)
-	out.addHostPath(a.own, container)
-	out.addServiceAccount(ctx, a.pods)
+	out.addPod(ctx, a.pods, a.own.foreign(container))
 	out.addImage(ctx, a.images, container)
 	if err := process.Recheck(); err != nil {
 		return out, refused(err)
@@ -113,27 +112,35 @@ func claimsOf(node string, c runtime.Container) workloadclaim.Claims {
 	}
 }
 
-func (o *outcome) addHostPath(own ownPaths, c runtime.Container) {
-	path, fact := own.foreign(c)
-	switch o.claims.HostPath = fact; fact {
-	case workloadclaim.Yes:
-		o.absent = append(o.absent, fmt.Sprintf("runtime: %q of the node is mounted, which is not among allowed_host_paths", path))
-	case workloadclaim.Unproven:
-		o.absent = append(o.absent, "runtime: the container runtime names no mounts, though every kubelet asks for some")
-	case workloadclaim.No:
+// addPod adds what the API says of the pod: its service account, and what all of its containers may. mounted is what of the
+// node the runtime has in this one. Without the API nothing is known of the others, and of a part of a volume not what it is a part of.
+func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) {
+	if mounted.foreign != "" {
+		o.claims.HostPath = workloadclaim.Yes
+		o.absent = append(o.absent, fmt.Sprintf("runtime: %q of the node is mounted, which is not allowed (read-only, and among allowed_host_paths)", mounted.foreign))
 	}
-}
-
-func (o *outcome) addServiceAccount(ctx context.Context, pods *pod.Lookup) {
 	if pods == nil {
 		return
 	}
-	account, err := pods.ServiceAccount(ctx, o.claims.Namespace, o.claims.PodName, o.claims.PodUID)
+	facts, err := pods.Facts(ctx, o.claims.Namespace, o.claims.PodName, o.claims.PodUID)
 	if err != nil {
 		o.absent = append(o.absent, "sa: "+err.Error())
 		return
 	}
-	o.claims.ServiceAccount = account
+	o.claims.ServiceAccount = facts.Account
+	o.claims.Unconfined = workloadclaim.FactOf(len(facts.Unmet) > 0)
+	for _, why := range facts.Unmet {
+		o.absent = append(o.absent, "runtime: "+why)
+	}
+	switch {
+	case len(facts.Paths) > 0:
+		o.claims.HostPath = workloadclaim.Yes
+	case mounted.foreign != "":
+	case mounted.told:
+		o.claims.HostPath = workloadclaim.No
+	default:
+		o.absent = append(o.absent, "runtime: the container runtime names no mounts, though every kubelet asks for some")
+	}
 }
 
 // addImage adds what is proved about the image. A failure takes away only the selectors that it would have proved.

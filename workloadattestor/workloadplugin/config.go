@@ -36,7 +36,7 @@ type Config struct {
 	CRITimeout string `hcl:"cri_timeout"`
 	// KubeletRoot is the kubelet's folder (its --root-dir), in which pods' own volumes are; default /var/lib/kubelet.
 	KubeletRoot string `hcl:"kubelet_root"`
-	// AllowedHostPaths are folders or files of the node that a pod may mount and still be restricted.
+	// AllowedHostPaths are folders or files of the node that a pod may mount read-only and still be restricted.
 	AllowedHostPaths []string `hcl:"allowed_host_paths"`
 	// ProcRoot is the proc file system whose process IDs SPIRE gives; default /proc.
 	ProcRoot string `hcl:"proc_root"`
@@ -106,11 +106,11 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	case err != nil:
 		p.Add("kubeconfig", "%v", err)
 	case pods == nil:
-		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa will be emitted")
+		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa and no runtime:restricted will be emitted")
 	}
 	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
 	if pods != nil {
-		a.pods = pod.New(pod.Config{Node: node, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now})
+		a.pods = pod.New(pod.Config{Node: node, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
 	}
 	keychain, err := c.keychain()
 	if err != nil {

@@ -55,17 +55,17 @@ func TestThreat22_WhatIsNotProvedIsAbsent(t *testing.T) {
 			change: func(w *world) { _, public, _ := imagetest.NewKey(); w.write("release.pub", string(public)) },
 			absent: []string{"signed-by:"}, reason: "signed-by:release-key: none of 1 signatures"},
 		"the API has no such pod": {
-			change: func(w *world) { empty := ""; w.api.Store(&empty) }, absent: []string{"sa:"}, reason: "the API has no such pod"},
+			change: func(w *world) { empty := ""; w.api.Store(&empty) }, absent: []string{"sa:", "runtime:", "host-path:"}, reason: "the API has no such pod"},
 		"the API has another pod of that name": {
 			change: func(w *world) { other := strings.Replace(apiPod, podUID, "other", 1); w.api.Store(&other) },
-			absent: []string{"sa:"}, reason: "has UID other"},
+			absent: []string{"sa:", "runtime:", "host-path:"}, reason: "has UID other"},
 		"the API has the pod on another node": {
 			change: func(w *world) { other := strings.Replace(apiPod, "fra-1", "par-1", 1); w.api.Store(&other) },
-			absent: []string{"sa:"}, reason: "is on node"},
+			absent: []string{"sa:", "runtime:", "host-path:"}, reason: "is on node"},
 		"the API answers garbage": {
-			change: func(w *world) { other := "{"; w.api.Store(&other) }, absent: []string{"sa:"}, reason: "sa: pod: payments/api-0"},
+			change: func(w *world) { other := "{"; w.api.Store(&other) }, absent: []string{"sa:", "runtime:", "host-path:"}, reason: "sa: pod: payments/api-0"},
 		"no API is configured": {
-			change: func(*world) {}, config: func(hcl string) string { return without1(hcl, "kubeconfig") }, absent: []string{"sa:"}},
+			change: func(*world) {}, config: func(hcl string) string { return without1(hcl, "kubeconfig") }, absent: []string{"sa:", "runtime:", "host-path:"}},
 		"no registry is configured": {
 			change: func(*world) {}, config: func(hcl string) string { return without1(hcl, "insecure_registries") },
 			absent: []string{"image-", "signed-by:"}, reason: "no source"},
@@ -148,19 +148,31 @@ func TestPrivilegesAreFlagged(t *testing.T) {
 	}
 }
 
-// TestPathsOfTheNode: which mounts leave a pod restricted, and what of the configuration decides it.
+// TestPathsOfTheNode: which mounts leave a pod restricted, and what of the configuration and of the pod's spec decides it.
 func TestPathsOfTheNode(t *testing.T) {
+	const own = "/var/lib/kubelet/pods/" + podUID
+	const claim = `"volumes":[{"name":"d","persistentVolumeClaim":{"claimName":"d"}}]`
+	const allowed = `allowed_host_paths = ["/etc/x", "/run/spire/agent"]`
 	cases := map[string]struct {
-		mounts []string
+		mounts []string // "rw " before those that may be written
+		spec   string   // of the pod, beside its node and its account
 		config string
-		want   string // the selector of kind host-path, none when empty
+		want   string // the selector of kind host-path
 	}{
-		"the pod's own":                        {nil, "", "host-path:false"},
-		"one that is allowed":                  {[]string{"/run/spire/agent", "/run/spire/agent/public/api.sock"}, `allowed_host_paths = ["/etc/x", "/run/spire/agent"]`, "host-path:false"},
-		"the neighbour of one that is allowed": {[]string{"/run/spire/agent-admin"}, `allowed_host_paths = ["/run/spire/agent"]`, "host-path:true"},
-		"the root of the node":                 {[]string{"/"}, `allowed_host_paths = ["/run/spire/agent"]`, "host-path:true"},
-		"the folder of all pods":               {[]string{"/var/lib/kubelet/pods"}, "", "host-path:true"},
-		"another kubelet's folder":             {nil, `kubelet_root = "/data/kubelet"`, "host-path:true"},
+		"the pod's own":                        {nil, "", "", "host-path:false"},
+		"a volume of its own":                  {[]string{"rw " + own + "/volumes/kubernetes.io~csi/pvc-1/mount"}, claim, "", "host-path:false"},
+		"a claim that is a folder of the node": {[]string{own + "/volumes/kubernetes.io~local-volume/pv-1"}, claim, "", "host-path:true"},
+		"one that is allowed":                  {[]string{"/run/spire/agent", "/run/spire/agent/public/api.sock"}, "", allowed, "host-path:false"},
+		"one that is allowed, for writing":     {[]string{"rw /run/spire/agent"}, "", allowed, "host-path:true"},
+		"the neighbour of one that is allowed": {[]string{"/run/spire/agent-admin"}, "", allowed, "host-path:true"},
+		"the root of the node":                 {[]string{"/"}, "", allowed, "host-path:true"},
+		"the folder of all pods":               {[]string{"/var/lib/kubelet/pods"}, "", "", "host-path:true"},
+		"another pod's volume":                 {[]string{own + "0/volumes/x"}, "", "", "host-path:true"},
+		"another kubelet's folder":             {nil, "", `kubelet_root = "/data/kubelet"`, "host-path:true"},
+		"a part of a volume of its own":        {[]string{"rw " + own + "/volume-subpaths/e/main/0"}, `"volumes":[{"name":"e","emptyDir":{}}]`, "", "host-path:false"},
+		"a part of a path of the node":         {[]string{own + "/volume-subpaths/h/main/0"}, `"volumes":[{"name":"h","hostPath":{"path":"/run"}}],"containers":[{"name":"main","volumeMounts":[{"name":"h","subPath":"containerd","readOnly":true}]}]`, "", "host-path:true"},
+		"a part of a claim":                    {[]string{own + "/volume-subpaths/pv-1/main/0"}, claim + `,"containers":[{"name":"main","volumeMounts":[{"name":"d","subPath":"x"}]}]`, "", "host-path:true"},
+		"one in another container of the pod":  {nil, `"volumes":[{"name":"h","hostPath":{"path":"/run/containerd"}}],"containers":[{"name":"main"},{"name":"other","volumeMounts":[{"name":"h"}]}]`, "", "host-path:true"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -169,6 +181,7 @@ func TestPathsOfTheNode(t *testing.T) {
 			if err := w.runtime.Add(w.pod); err != nil {
 				t.Fatal(err)
 			}
+			w.spec(tc.spec)
 			w.configure(w.hcl() + tc.config + "\n")
 			got, err := w.attest(42)
 			if restricted := slices.Contains(got, "runtime:restricted"); err != nil || !slices.Contains(got, tc.want) || restricted != (tc.want == "host-path:false") {
@@ -190,6 +203,35 @@ func TestPathsOfTheNode(t *testing.T) {
 			t.Errorf("got %v, %v", got, err)
 		}
 	})
+}
+
+// spec adds to the spec of the API's pod.
+func (w *world) spec(more string) {
+	if more != "" {
+		changed := strings.Replace(apiPod, `"spec":{`, `"spec":{`+more+",", 1)
+		w.api.Store(&changed)
+	}
+}
+
+// TestOneContainerOfAPodSpeaksForAll: whoever may do more than a restricted container, in the same pod, has its network and its volumes.
+func TestOneContainerOfAPodSpeaksForAll(t *testing.T) {
+	for name, spec := range map[string]string{
+		"privileged":        `"containers":[{"name":"main"},{"name":"other","securityContext":{"privileged":true}}]`,
+		"a capability":      `"initContainers":[{"name":"other","securityContext":{"capabilities":{"add":["NET_ADMIN"]}}}],"containers":[{"name":"main"}]`,
+		"a debug container": `"containers":[{"name":"main"}],"ephemeralContainers":[{"name":"other","securityContext":{"privileged":true}}]`,
+		"host PID":          `"hostPID":true,"containers":[{"name":"main"}]`,
+		"a block device":    `"containers":[{"name":"main"},{"name":"other","volumeDevices":[{"name":"d","devicePath":"/dev/x"}]}]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.spec(spec)
+			w.configure(w.hcl())
+			got, err := w.attest(42)
+			if err != nil || slices.Contains(got, "runtime:restricted") || !slices.Contains(got, "sa:api") {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
 }
 
 func TestProcessesThatAreNotThisNodesHaveNoSelectors(t *testing.T) {

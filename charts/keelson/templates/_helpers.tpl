@@ -128,8 +128,12 @@ imagePullSecrets:
 {{- $node := get $affinity "nodeAffinity" | default dict -}}
 {{- $required := get $node "requiredDuringSchedulingIgnoredDuringExecution" | default dict -}}
 {{- $terms := list -}}
-{{- range get $required "nodeSelectorTerms" | default (list dict) -}}
+{{- range get $required "nodeSelectorTerms" | default (list (dict "matchExpressions" list)) -}}
+{{- if . -}}{{- /* an empty one matches no node, and stays so */ -}}
 {{- $terms = append $terms (set . "matchExpressions" (append (get . "matchExpressions" | default list) $good)) -}}
+{{- else -}}
+{{- $terms = append $terms . -}}
+{{- end -}}
 {{- end -}}
 {{- $_ := set $node "requiredDuringSchedulingIgnoredDuringExecution" (set $required "nodeSelectorTerms" $terms) -}}
 {{- toYaml (set $affinity "nodeAffinity" $node) -}}

@@ -18,10 +18,11 @@ var pods = []stage.Pod{
 	{Namespace: "bank", Name: "privileged", Account: "teller", Node: "fra-2", Privileged: true},
 	{Namespace: "bank", Name: "host-pid", Account: "teller", Node: "fra-2", HostPID: true},
 	{Namespace: "bank", Name: "host-path", Account: "teller", Node: "fra-2", HostPath: "/run/containerd"},
+	{Namespace: "bank", Name: "sub-path", Account: "teller", Node: "fra-2", HostPath: "/run", SubPath: "containerd"},
 }
 
 // whys are words of the reason for each.
-var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace", "host-path": "is /run/containerd of the node"}
+var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace", "host-path": "is /run/containerd of the node", "sub-path": "is /run of the node"}
 
 // Play plays it.
 func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {

@@ -35,8 +35,8 @@ type Pod struct {
 	Mesh bool
 	// What a restricted workload must not have.
 	Privileged, HostPID, HostNetwork bool
-	// HostPath is a path of the node, mounted at /host.
-	HostPath string
+	// HostPath is a path of the node, of which SubPath (all of it when empty) is mounted at /host.
+	HostPath, SubPath string
 	// Labels beyond app=<Account>.
 	Labels map[string]string
 	// Annotations are the author's.
@@ -105,7 +105,7 @@ func (s *Stage) object(p Pod) (*corev1.Pod, error) {
 		template.Spec.Volumes = append(template.Spec.Volumes, corev1.Volume{Name: "host",
 			VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: p.HostPath}}})
 		main := &template.Spec.Containers[0]
-		main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "host", MountPath: "/host"})
+		main.VolumeMounts = append(main.VolumeMounts, corev1.VolumeMount{Name: "host", MountPath: "/host", SubPath: p.SubPath})
 	}
 	if p.Force {
 		template.Spec.NodeName = p.Node

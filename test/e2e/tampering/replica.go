@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/keelson-project/keelson/policy-sync/replicas"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 )
@@ -19,7 +18,7 @@ import (
 // policySync is the Deployment that the chart makes, and selector its pods.
 const (
 	policySync = "keelson-policy-sync"
-	selector   = replicas.Selector + "=" + replicas.Name
+	selector   = "app.kubernetes.io/name=" + policySync
 )
 
 // leaves is the time within which policy-sync has left a machine that is proved bad: a moment to close, its grace period, and a kubelet
@@ -36,9 +35,12 @@ func host(ctx context.Context, s *stage.Stage) (err error) {
 	if err != nil {
 		return fmt.Errorf("tampering: %w", err)
 	}
-	cordon := func(unschedulable bool) (err error) {
+	if len(pods) == 0 {
+		return errors.New("tampering: policy-sync has no pods")
+	}
+	cordon := func(ctx context.Context, unschedulable bool) (err error) {
 		for _, n := range nodes.Items {
-			if n.Name == node {
+			if n.Name == node || n.Spec.Unschedulable {
 				continue
 			}
 			_, e := s.Kubernetes.CoreV1().Nodes().Patch(ctx, n.Name, types.StrategicMergePatchType, fmt.Appendf(nil, `{"spec":{"unschedulable":%t}}`, unschedulable), metav1.PatchOptions{})
@@ -46,8 +48,8 @@ func host(ctx context.Context, s *stage.Stage) (err error) {
 		}
 		return err
 	}
-	defer func() { err = errors.Join(err, cordon(false)) }()
-	if err := cordon(true); err != nil {
+	defer func() { err = errors.Join(err, cordon(context.WithoutCancel(ctx), false)) }()
+	if err := cordon(ctx, true); err != nil {
 		return fmt.Errorf("tampering: %w", err)
 	}
 	if err := s.Kubernetes.CoreV1().Pods(stage.Namespace).Delete(ctx, pods[0].Name, metav1.DeleteOptions{}); err != nil {

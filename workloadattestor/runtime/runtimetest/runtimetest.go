@@ -32,7 +32,7 @@ type Pod struct {
 	HostNetwork          bool
 	HostIPC              bool
 	Capabilities         []string // beyond the default
-	HostPaths            []string // mounted besides the pod's own
+	HostPaths            []string // mounted besides the pod's own, read-only but for those with "rw " in front
 }
 
 // Server is the runtime.
@@ -179,7 +179,8 @@ func (p Pod) Answers() (*criv1.ContainerStatusResponse, *criv1.PodSandboxStatusR
 	// The kubelet always mounts the file for the container's last words.
 	mounts := []*criv1.Mount{{HostPath: "/var/lib/kubelet/pods/" + p.UID + "/containers/" + p.Container + "/0a1b2c3d", ContainerPath: "/dev/termination-log"}}
 	for _, path := range p.HostPaths {
-		mounts = append(mounts, &criv1.Mount{HostPath: path, ContainerPath: path})
+		path, writable := strings.CutPrefix(path, "rw ")
+		mounts = append(mounts, &criv1.Mount{HostPath: path, ContainerPath: path, Readonly: !writable})
 	}
 	container := &criv1.ContainerStatusResponse{
 		Status: &criv1.ContainerStatus{
