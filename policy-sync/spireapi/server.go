@@ -3,6 +3,7 @@ package spireapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/keelson-project/keelson/policy-sync/plan"
@@ -79,6 +80,9 @@ func (s *Server) connected(ctx context.Context) (*Client, error) {
 	case <-d.done:
 		return d.client, d.err
 	case <-ctx.Done():
+		if s.options.Socket != "" {
+			return nil, fmt.Errorf("spireapi: %s: %w", s.options.Socket, ctx.Err())
+		}
 		return nil, d.said.explain(s.options.WorkloadAPI, ctx.Err())
 	}
 }
