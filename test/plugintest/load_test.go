@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"strings"
 	"sync"
@@ -140,7 +142,7 @@ func (m *softMachine) begin(ctx context.Context, s *server) (serverv1.NodeAttest
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := stream.Send(&serverv1.AttestRequest{Request: &serverv1.AttestRequest_Payload{Payload: payload}}); err != nil {
+	if err := stream.Send(&serverv1.AttestRequest{Request: &serverv1.AttestRequest_Payload{Payload: payload}}); err != nil && !errors.Is(err, io.EOF) { // then Recv says more
 		return nil, nil, err
 	}
 	resp, err := stream.Recv()
@@ -150,9 +152,15 @@ func (m *softMachine) begin(ctx context.Context, s *server) (serverv1.NodeAttest
 	return stream, resp.GetChallenge(), nil
 }
 
-// say sends an answer to a challenge.
+// say sends an answer to a challenge. To a stream that the server has ended, Send says io.EOF and Recv how it was ended.
 func say(stream serverv1.NodeAttestor_AttestClient, data []byte) error {
-	return stream.Send(&serverv1.AttestRequest{Request: &serverv1.AttestRequest_ChallengeResponse{ChallengeResponse: data}})
+	err := stream.Send(&serverv1.AttestRequest{Request: &serverv1.AttestRequest_ChallengeResponse{ChallengeResponse: data}})
+	for errors.Is(err, io.EOF) {
+		if _, end := stream.Recv(); end != nil {
+			return end
+		}
+	}
+	return err
 }
 
 // attest is an honest and quick attestation.
