@@ -139,6 +139,16 @@ imagePullSecrets:
 {{- toYaml (set $affinity "nodeAffinity" $node) -}}
 {{- end }}
 
+{{- define "keelson.uninstallAffinity" -}}
+{{- /* As that of policy-sync, but a preference: where all machines are proved bad, an operator still wants to get out. */ -}}
+{{- $good := dict "key" "keelson.node-restriction.kubernetes.io/verdict" "operator" "NotIn" "values" (list "untrusted") -}}
+{{- $affinity := deepCopy (.Values.policySync.affinity | default dict) -}}
+{{- $node := get $affinity "nodeAffinity" | default dict -}}
+{{- $preferred := get $node "preferredDuringSchedulingIgnoredDuringExecution" | default list -}}
+{{- $preferred = append $preferred (dict "weight" 100 "preference" (dict "matchExpressions" (list $good))) -}}
+{{- toYaml (set $affinity "nodeAffinity" (set $node "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
+{{- end }}
+
 {{- define "keelson.tolerations" -}}
 - {key: trust.keelson.io/untrusted, operator: Exists}
 {{- with .Values.policySync.tolerations }}
