@@ -38,6 +38,9 @@ const (
 	often = time.Second
 )
 
+// maxSaid bounds what is remembered as logged; beyond it things are said again.
+const maxSaid = 256
+
 // Mover looks after the replicas. One goroutine runs it.
 type Mover struct {
 	// Reader may be a cache; Client deletes.
@@ -83,6 +86,7 @@ func (m *Mover) Look(ctx context.Context) error {
 		return fmt.Errorf("replicas: %w", err)
 	}
 	if m.note(trusts.Items); len(m.bad) == 0 {
+		m.said = nil // a next time is told anew
 		return nil
 	}
 	if err := m.who(ctx); err != nil || m.namespace == "" {
@@ -128,7 +132,7 @@ func (m *Mover) who(ctx context.Context) error {
 
 // once logs a thing once.
 func (m *Mover) once(key, text string, args ...any) {
-	if m.said == nil {
+	if len(m.said) >= maxSaid || m.said == nil {
 		m.said = map[string]bool{}
 	}
 	if !m.said[key] {

@@ -16,7 +16,7 @@ import (
 // waiting behind it. gRPC's own keepalive is no way: servers take pings that come oftener than every five minutes for abuse.
 const unheard = 10 * time.Second
 
-// overTCP are the options of a connection over TCP.
+// overTCP are the options of a connection over TCP: a direct one, past any proxy that the environment names for registries.
 func overTCP() grpc.DialOption {
 	d := dialer()
 	return grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {

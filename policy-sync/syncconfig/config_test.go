@@ -102,6 +102,9 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 		"if durations are out of range, name them all": {
 			good + "x509SVIDTTL: 1s\nmaxHold: 48h\nresync: 1ms\n",
 			[]string{"line 3: x509SVIDTTL: X.509-SVID lifetime 1s", "line 4: maxHold: brake 48h", "line 5: resync: 1ms is outside"}},
+		"if an allowed host path is relative, the root or unclean, name each": {
+			good + "allowedHostPaths: [run, /, /run/x/, /run/../etc]\n",
+			[]string{`line 3: allowedHostPaths: allowed host path "run"`, `allowed host path "/":`, `allowed host path "/run/x/"`, `allowed host path "/run/../etc"`}},
 		"if a data plane's presence is unknown, refuse": {good + "calico: maybe\n", []string{`line 3: calico: "maybe" is neither`}},
 		"if the kubeconfig is missing, refuse":          {good + "kubeconfig: /does/not/exist\n", []string{"line 3: kubeconfig: stat /does/not/exist"}},
 		"if a key file is missing and another verifier has no rule, name both": {

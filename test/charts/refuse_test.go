@@ -27,6 +27,7 @@ func TestBadValuesAreRefused(t *testing.T) {
 		"if a duration is a number, refuse":                     {"policySync: {config: {resync: 30}}", []string{"/policySync/config/resync", "got number, want string"}},
 		"if no replica is wanted, refuse":                       {"policySync: {replicas: 0}", []string{"/policySync/replicas", "minimum: got 0, want 1"}},
 		"if Calico's presence is a word of its own, refuse":     {"policySync: {config: {calico: maybe}}", []string{"/policySync/config/calico", "must be one of 'required', 'optional', 'off'"}},
+		"if an allowed host path is the node's root, refuse":    {"policySync: {config: {allowedHostPaths: [/]}}", []string{"/policySync/config/allowedHostPaths/0", "does not match pattern"}},
 		"if a presence is YAML's true, refuse":                  {"policySync: {config: {istio: on}}", []string{"/policySync/config/istio", "must be one of"}},
 		"if a digest is a tag, refuse":                          {"policySync: {image: {digest: latest}}", []string{"/policySync/image/digest", "does not match pattern"}},
 		"if an accepted image is named by tag, refuse":          {verifier("manifests: [latest]"), []string{"/policySync/config/images/verifiers/0/manifests/0", "does not match pattern"}},

@@ -127,7 +127,7 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, e
 	}}
 	for _, m := range s.GetMounts() {
 		switch source := m.GetHostPath(); {
-		case m.GetImage() != nil: // a volume that is an image; its path is the runtime's own
+		case m.GetImage().GetImage() != "": // a volume that is an image; its path is the runtime's own
 		case !filepath.IsAbs(source):
 			return parsed{}, fmt.Errorf("runtime: container %s has a mount from %.63q, which is no absolute path", id, source)
 		default:

@@ -170,12 +170,14 @@ func TestAnswersThatAreRefused(t *testing.T) {
 		change func(*answers)
 		want   string
 	}{
-		"not running":                 {func(a *answers) { a.container.Status.State = criv1.ContainerState_CONTAINER_EXITED }, "not running"},
-		"sandbox not ready":           {func(a *answers) { a.sandbox.Status.State = criv1.PodSandboxState_SANDBOX_NOTREADY }, "not ready"},
-		"no namespace label":          {func(a *answers) { delete(a.container.Status.Labels, "io.kubernetes.pod.namespace") }, "no label io.kubernetes.pod.namespace"},
-		"no labels at all":            {func(a *answers) { a.container.Status.Labels = nil }, "not started by a kubelet"},
-		"labels of another container": {func(a *answers) { a.container.Status.Labels["io.kubernetes.container.name"] = "x" }, `"x" in its labels`},
-		"sandbox of another pod":      {func(a *answers) { a.sandbox.Status.Metadata.Name = "x" }, "its sandbox says"},
+		"a mount from a relative path": {func(a *answers) { a.container.Status.Mounts[0].HostPath = "run/x" }, "is no absolute path"},
+		"a mount from nowhere":         {func(a *answers) { a.container.Status.Mounts[0].HostPath = "" }, "is no absolute path"},
+		"not running":                  {func(a *answers) { a.container.Status.State = criv1.ContainerState_CONTAINER_EXITED }, "not running"},
+		"sandbox not ready":            {func(a *answers) { a.sandbox.Status.State = criv1.PodSandboxState_SANDBOX_NOTREADY }, "not ready"},
+		"no namespace label":           {func(a *answers) { delete(a.container.Status.Labels, "io.kubernetes.pod.namespace") }, "no label io.kubernetes.pod.namespace"},
+		"no labels at all":             {func(a *answers) { a.container.Status.Labels = nil }, "not started by a kubelet"},
+		"labels of another container":  {func(a *answers) { a.container.Status.Labels["io.kubernetes.container.name"] = "x" }, `"x" in its labels`},
+		"sandbox of another pod":       {func(a *answers) { a.sandbox.Status.Metadata.Name = "x" }, "its sandbox says"},
 		"sandbox of another namespace": {func(a *answers) { a.sandbox.Status.Metadata.Namespace = "x" },
 			"its sandbox says"},
 		"sandbox of an older pod of the name": {func(a *answers) { a.sandbox.Status.Metadata.Uid = "x" }, "its sandbox says"},
@@ -277,6 +279,27 @@ func TestFactsThatTheRuntimeDoesNotTellStayUnproven(t *testing.T) {
 			}
 			if d := cmp.Diff(tc.want, unproven); d != "" {
 				t.Errorf("unproven (-want +got)\n%s", d)
+			}
+		})
+	}
+}
+
+// TestVolumesThatAreImages are no paths of the node, wherever the runtime keeps them; what only looks like one is.
+func TestVolumesThatAreImages(t *testing.T) {
+	for name, tc := range map[string]struct {
+		image *criv1.ImageSpec
+		want  int
+	}{
+		"an image":           {&criv1.ImageSpec{Image: "r.example/data:v1"}, 1},
+		"an image's absence": {&criv1.ImageSpec{}, 2},
+		"none":               {nil, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := ask(t, frontend(), func(a *answers) {
+				a.container.Status.Mounts = append(a.container.Status.Mounts, &criv1.Mount{HostPath: "/var/lib/containerd/x", Image: tc.image})
+			})
+			if err != nil || len(got.Mounts) != tc.want {
+				t.Errorf("got %+v, %v; want %d mounts", got.Mounts, err, tc.want)
 			}
 		})
 	}
