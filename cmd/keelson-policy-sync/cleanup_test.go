@@ -276,7 +276,8 @@ func TestWhatLetsInGoesFirst(t *testing.T) {
 	s := snapshot.Snapshot{At: time.Unix(1, 0), Config: snapshot.Config{TrustDomain: trustDomain, Calico: true, Istio: true, Taint: true}, SPIRE: &snapshot.SPIRE{
 		Entries: []snapshot.Entry{{ID: v1alpha1.EntryIDPrefix + "1", SPIFFEID: "spiffe://" + trustDomain + "/a"}, {ID: "other.1", SPIFFEID: "spiffe://" + trustDomain + "/b"}}}}
 	s.Nodes = []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "good", UID: "1", Labels: map[string]string{v1alpha1.NodeVerdictLabel: "trusted"}}},
-		{ObjectMeta: metav1.ObjectMeta{Name: "bad", UID: "2"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.UntrustedTaint, Effect: corev1.TaintEffectNoSchedule}}}}}
+		{ObjectMeta: metav1.ObjectMeta{Name: "bad", UID: "2"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.UntrustedTaint, Effect: corev1.TaintEffectNoSchedule}}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "proved-bad", UID: "4", Labels: map[string]string{v1alpha1.NodeVerdictLabel: "untrusted"}}}}
 	s.Pods = []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p", UID: "3", Labels: map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True, "app": "x"}}}}
 	object := func(version, kind, namespace, name string, spec map[string]any) {
 		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": version, "kind": kind, "spec": spec}}
@@ -306,7 +307,7 @@ func TestWhatLetsInGoesFirst(t *testing.T) {
 		got = append(got, fmt.Sprintf("%s %s", o.Phase, subject))
 	}
 	want := []string{
-		"tighten Node good", "tighten Pod a/p", "tighten entry keelson.1", "tighten NetworkPolicy a/keelson.pass", "tighten AuthorizationPolicy a/allow",
+		"tighten Node good", "tighten Node proved-bad", "tighten Pod a/p", "tighten entry keelson.1", "tighten NetworkPolicy a/keelson.pass", "tighten AuthorizationPolicy a/allow",
 		"trust Node bad",
 		"retire GlobalNetworkPolicy keelson.deny", "retire AuthorizationPolicy a/deny", "retire PeerAuthentication a/strict", "retire GlobalNetworkSet keelson.revoked", "retire Tier keelson",
 	}

@@ -88,6 +88,21 @@ func TestThreat17_ForgedNodeLabelsAreFoundAndRemoved(t *testing.T) {
 	}
 }
 
+// TestANodeThatIsProvedBadSaysSoAndRecovers: each change settles, and afterwards there is nothing more to write.
+func TestANodeThatIsProvedBadSaysSoAndRecovers(t *testing.T) {
+	w := settled(t)
+	for _, verdict := range []v1alpha1.Verdict{v1alpha1.VerdictUntrusted, v1alpha1.VerdictTrusted, v1alpha1.VerdictUntrusted} {
+		w.NodeTrusts[0].Spec.Verdict = verdict
+		w.settle(t, nil)
+		if got := w.nodeNamed("fra-1").Labels[v1alpha1.NodeVerdictLabel]; got != string(verdict) {
+			t.Errorf("the node says %q, want %q", got, verdict)
+		}
+		if left := mustMake(t, w.Snapshot).Plan; len(left.Closing())+len(left.Opening()) > 0 {
+			t.Errorf("%s: not settled:\n%s", verdict, left)
+		}
+	}
+}
+
 // TestThreat18_TrustIsGivenOnlyAfterDefaultDenyAndPolicy: within one plan, and no label
 // when a closing operation could still fail.
 func TestThreat18_TrustIsGivenOnlyAfterDefaultDenyAndPolicy(t *testing.T) {
