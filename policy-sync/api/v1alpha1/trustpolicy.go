@@ -40,7 +40,8 @@ type Requirements struct {
 	// +optional
 	Image ImageRequirement `json:"image,omitempty"`
 	// Runtime "restricted" refuses privileged containers, host namespaces, added
-	// capabilities and hostPath volumes that the administrator does not allow; "any" (the default) asks nothing.
+	// capabilities, hostPath volumes that the administrator does not allow, and subPaths of
+	// claims and block devices, which might be one, in any of a pod's containers; "any" (the default) asks nothing.
 	// +optional
 	// +kubebuilder:validation:Enum=restricted;any
 	Runtime RuntimeRequirement `json:"runtime,omitempty"`
