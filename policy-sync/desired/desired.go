@@ -102,12 +102,18 @@ type Pod struct {
 
 // From turns a graph into intents.
 func From(g trustgraph.Graph) Intents {
-	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities}
+	out := Urgent(g)
 	for _, p := range g.Policies {
 		if p.Accepted && p.Mode != "" {
 			out.Workloads = append(out.Workloads, workload(g, p))
 		}
 	}
+	return out
+}
+
+// Urgent is From without what policies allow: what closes needs none of it, and it costs no more than the graph has nodes and pods.
+func Urgent(g trustgraph.Graph) Intents {
+	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities}
 	for _, n := range g.Nodes {
 		out.Nodes = append(out.Nodes, node(g, n))
 	}

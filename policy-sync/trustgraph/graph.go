@@ -129,6 +129,8 @@ func (p Policy) Key() string { return p.Namespace + "/" + p.Name }
 type Revoked struct {
 	Address string
 	Reason  string
+	// Node is the machine that had the address: while the address could not be written, no pod there gets a label.
+	Node string
 }
 
 // Eviction is a SPIRE agent to delete.

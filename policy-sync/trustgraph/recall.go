@@ -93,7 +93,7 @@ func (b *builder) recallRevocations(causes map[string]string) {
 		}
 		for _, addr := range a.Addresses {
 			if user, ok := b.claims.used[addr]; !ok || user.uid == a.UID {
-				b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause})
+				b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: a.Node})
 			}
 		}
 	}

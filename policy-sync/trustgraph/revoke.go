@@ -64,7 +64,7 @@ func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr, cause string) {
 		b.report("%s; it says that its pod %s has address %s, which is not its own to give (%s): not revoked", cause, snapshot.Key(pod), addr, why)
 		return
 	}
-	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause})
+	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: pod.Spec.NodeName})
 }
 
 // notItsOwn says why the address of a machine that is not trusted is not believed, or nothing.
