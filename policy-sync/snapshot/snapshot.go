@@ -34,9 +34,14 @@ type Snapshot struct {
 	Objects []*unstructured.Unstructured
 	// Images are the verifiers' results, by what a container's status says of its image.
 	Images map[ImageKey]Image
-	// Blocks are the address blocks of each node, beyond Node.spec.podCIDRs (Calico's
-	// block affinities), by node name. They bound which addresses a revocation may name.
+	// Blocks are Calico's confirmed block affinities by node name. They, or Node.spec.podCIDRs where Calico's IPAM is not
+	// in use, bound which addresses a revocation may name.
 	Blocks map[string][]netip.Prefix
+	// Pools are Calico's IP pools for workloads: an affinity outside of them is not believed. Nil means that pools were not
+	// read; empty, that there are none.
+	Pools []netip.Prefix
+	// ServiceCIDRs are the ranges of Services' addresses, which no node has.
+	ServiceCIDRs []netip.Prefix
 	// Attested are the pods that were attested lately, as the graph before told (trustgraph.Graph.Attested). A machine
 	// that turns bad can take its pods and their addresses out of the API first; what it had stays known from here.
 	Attested []Attested
@@ -81,6 +86,10 @@ type Config struct {
 	// DNS and Istiod name the pods that every enrolled pod may call; zero values mean
 	// the defaults (kube-system k8s-app=kube-dns, istio-system app=istiod).
 	DNS, Istiod Service
+	// WidestPodCIDR4 and WidestPodCIDR6 are the shortest prefixes of Node.spec.podCIDRs, in bits, that bound a node's
+	// addresses; 0 means DefaultWidestPodCIDR4 and DefaultWidestPodCIDR6. A kubelet may set its Node's pod CIDR where the
+	// cluster's controller sets none.
+	WidestPodCIDR4, WidestPodCIDR6 int
 	// MaxDeletePercent is a rail: a plan that would delete more than this share of our
 	// policies or entries (and more than a handful) is refused; 0 means no rail.
 	MaxDeletePercent int

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,6 +17,10 @@ import (
 const (
 	// DefaultTierOrder comes before every tier that Calico makes itself (the first has 1000).
 	DefaultTierOrder = 50
+	// DefaultWidestPodCIDR4 and DefaultWidestPodCIDR6 leave room around what kube-controller-manager gives a node (/24 and /64,
+	// --node-cidr-mask-size-ipv4 and -ipv6).
+	DefaultWidestPodCIDR4 = 20
+	DefaultWidestPodCIDR6 = 56
 	// MinX509SVIDTTL keeps agents from renewing without end.
 	MinX509SVIDTTL = 10 * time.Second
 	// MaxX509SVIDTTL bounds how long an SVID outlives a lost verdict.
@@ -39,6 +44,11 @@ func (c Config) WithDefaults() Config {
 	return c
 }
 
+// PodCIDRWidths are the shortest prefixes of Node.spec.podCIDRs that are believed, of IPv4 and of IPv6.
+func (c Config) PodCIDRWidths() (v4, v6 int) {
+	return cmp.Or(c.WidestPodCIDR4, DefaultWidestPodCIDR4), cmp.Or(c.WidestPodCIDR6, DefaultWidestPodCIDR6)
+}
+
 // Validate reports every problem of the configuration at once.
 func (c Config) Validate() error {
 	var problems []error
@@ -57,6 +67,9 @@ func (c Config) Validate() error {
 	}
 	if c.TierOrder < 0 {
 		add("tier order %v is negative", c.TierOrder)
+	}
+	if w4, w6 := c.PodCIDRWidths(); w4 < 8 || w4 > 32 || w6 < 32 || w6 > 128 {
+		add("widest pod CIDRs /%d and /%d are outside /8 to /32 and /32 to /128", w4, w6)
 	}
 	if c.MaxDeletePercent < 0 || c.MaxDeletePercent > 100 {
 		add("largest share of deletes %d%% is outside 0 to 100", c.MaxDeletePercent)

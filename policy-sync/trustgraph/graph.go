@@ -8,6 +8,7 @@ package trustgraph
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -66,6 +67,8 @@ type Node struct {
 	// that is created, and only policy-sync takes it off, when the node is trusted. Nothing of a node that was ever trusted or
 	// proved bad is untouched.
 	Untouched bool
+	// created is when the Node object was made.
+	created time.Time
 }
 
 // Pod is a pod and what was proved of it.
@@ -150,8 +153,10 @@ type builder struct {
 	// shared are service accounts that pods outside of every policy use too, with the
 	// sentence that says so, by namespace/name.
 	shared map[string]string
-	// claims are who says which addresses are whose; see revoke.go.
-	claims *claims
+	// blocks are which addresses are whose, made by blockTable; see blocks.go.
+	blocks *blocks
+	// used are the addresses that somebody trusted has, made by shields; see revoke.go.
+	used map[netip.Addr]user
 	// platforms are the nodes' own, by name.
 	platforms map[string]string
 }

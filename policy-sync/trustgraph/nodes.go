@@ -28,10 +28,10 @@ func (b *builder) buildNodes() {
 	b.nodes = map[string]Node{}
 	for i := range b.s.Nodes {
 		n := &b.s.Nodes[i]
-		node := Node{Name: n.Name, UID: string(n.UID), Verdict: v1alpha1.VerdictUnknown}
+		node := Node{Name: n.Name, UID: string(n.UID), Verdict: v1alpha1.VerdictUnknown, created: n.CreationTimestamp.Time}
 		trust, ok := trusts[n.Name]
 		if !ok {
-			node.Why = []string{fmt.Sprintf("node %s has never proved itself: it has no NodeTrust", n.Name)}
+			node.Why = []string{fmt.Sprintf("node %s has no NodeTrust: it never proved itself, or an administrator deleted it", n.Name)}
 			node.Untouched = untouched(n)
 		} else {
 			b.judge(&node, n, trust.Spec)

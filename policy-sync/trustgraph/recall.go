@@ -55,21 +55,39 @@ func (b *builder) remember() {
 	}
 }
 
-// addressesOf are the addresses of a pod on a trusted node: those it had, and those it has now that lie in the node's blocks.
+// addressesOf are the addresses of a pod on a trusted node: those it had, and those it has now that may be its own. Where the
+// node's blocks are known, these are the addresses in them. Where they are not (Calico for policy only, on another IPAM), the
+// node's word is taken, because it is trusted, unless another node's block holds the address or someone trusted has it too.
 func (b *builder) addressesOf(pod *corev1.Pod, had []netip.Addr) []netip.Addr {
 	now := podAddresses(pod)
 	if !slices.ContainsFunc(now, func(a netip.Addr) bool { return !slices.Contains(had, a) }) {
 		return had
 	}
-	b.collectClaims()
 	out := slices.Clone(had)
 	for _, addr := range now {
-		within := func(p netip.Prefix) bool { return p.Contains(addr) }
-		if !slices.Contains(out, addr) && slices.ContainsFunc(b.claims.blocks[pod.Spec.NodeName], within) {
+		if !slices.Contains(out, addr) && b.itsOwn(pod, addr) {
 			out = append(out, addr)
 		}
 	}
 	return out[max(0, len(out)-maxAddresses):]
+}
+
+// itsOwn reports whether an address that a trusted node reports may be remembered as the pod's.
+func (b *builder) itsOwn(pod *corev1.Pod, addr netip.Addr) bool {
+	node := pod.Spec.NodeName
+	if b.misplaced(node, addr) != "" {
+		return false
+	}
+	if b.blockTable().known(node) {
+		return true
+	}
+	user, used := b.shields()[addr]
+	return (!used || user.uid == string(pod.UID)) && !b.inServices(addr)
+}
+
+// inServices reports whether the address lies in a range of Services' addresses.
+func (b *builder) inServices(addr netip.Addr) bool {
+	return slices.ContainsFunc(b.s.ServiceCIDRs, func(p netip.Prefix) bool { return canonical(p).Contains(addr) })
 }
 
 // recallRevocations revokes what attested pods had, unless somebody that is trusted has it now:
@@ -81,7 +99,6 @@ func (b *builder) recallRevocations(causes map[string]string) {
 	if len(b.g.Attested) == 0 {
 		return
 	}
-	b.collectClaims()
 	fallen := b.fallen()
 	for _, a := range b.g.Attested {
 		cause := causes[a.Node]
@@ -92,7 +109,7 @@ func (b *builder) recallRevocations(causes map[string]string) {
 			continue
 		}
 		for _, addr := range a.Addresses {
-			if user, ok := b.claims.used[addr]; !ok || user.uid == a.UID {
+			if user, ok := b.shields()[addr]; !ok || user.uid == a.UID {
 				b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: a.Node})
 			}
 		}

@@ -12,16 +12,18 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// buildRevocations collects the addresses of enrolled pods on machines that are proved bad or have stopped proving
-// themselves, and the agents of the former. A machine that turns bad and then keeps silent must not keep its open flows, so
-// the end of a proof cuts as well, unless the brake holds it.
+// buildRevocations collects the addresses of enrolled pods on machines that are untrusted or have stopped proving themselves,
+// and the agents of the former. A machine that turns bad and then keeps silent must not keep its open flows, so the end of a
+// proof cuts as well, unless the grace period holds it.
 //
 // All that says which addresses those are comes from that machine: its kubelet reports the pods' addresses (and whether
 // they have ended, so that is not asked), may have registered the Node with a range of its choice, and its CNI plugin claims
-// blocks. So an address is believed only if it lies in the node's own blocks, in no other node's, and nobody that is
-// trusted has it: a bad machine cannot cut off others. What it had while it was trusted is remembered; see recallRevocations.
+// blocks. So an address is believed only if it lies in the node's own blocks (see blocks.go), in no block of a node that is
+// trusted or has had it longer, and if no one who is trusted has it: a bad machine cannot cut off others. What it had while it
+// was trusted is remembered; see recallRevocations.
 func (b *builder) buildRevocations() {
 	causes := b.lost()
+	refused := map[string][]string{}
 	for i := range b.s.Pods {
 		pod := &b.s.Pods[i]
 		cause := causes[pod.Spec.NodeName]
@@ -31,11 +33,34 @@ func (b *builder) buildRevocations() {
 			continue
 		}
 		for _, addr := range podAddresses(pod) {
-			b.revoke(pod, addr, cause)
+			if why := b.notItsOwn(pod.Spec.NodeName, addr); why != "" {
+				refused[pod.Spec.NodeName] = append(refused[pod.Spec.NodeName],
+					fmt.Sprintf("its pod %s has address %s, which is not its own to give (%s): not revoked", snapshot.Key(pod), addr, why))
+				continue
+			}
+			b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: pod.Spec.NodeName})
 		}
 	}
+	b.reportRefused(causes, refused)
 	b.recallRevocations(causes)
+	b.reportBlocks()
 	b.evictions()
+}
+
+// maxDisbelieved bounds what is reported of one node's claims: its kubelet chooses how many there are.
+const maxDisbelieved = 8
+
+// reportRefused reports which addresses of lost nodes are not believed, by node.
+func (b *builder) reportRefused(causes map[string]string, refused map[string][]string) {
+	for node, texts := range refused {
+		slices.Sort(texts)
+		for _, text := range texts[:min(len(texts), maxDisbelieved)] {
+			b.report("%s; it says that %s", causes[node], text)
+		}
+		if more := len(texts) - maxDisbelieved; more > 0 {
+			b.report("%s; %d more addresses of its pods are not its own to give: not revoked", causes[node], more)
+		}
+	}
 }
 
 // lost are the nodes whose pods are cut off, with the reason: those that are proved bad, those that are proved bad and
@@ -59,83 +84,65 @@ func (b *builder) lost() map[string]string {
 	return out
 }
 
-func (b *builder) revoke(pod *corev1.Pod, addr netip.Addr, cause string) {
-	if why := b.notItsOwn(pod.Spec.NodeName, addr); why != "" {
-		b.report("%s; it says that its pod %s has address %s, which is not its own to give (%s): not revoked", cause, snapshot.Key(pod), addr, why)
-		return
-	}
-	b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: pod.Spec.NodeName})
-}
-
 // notItsOwn says why the address of a machine that is not trusted is not believed, or nothing.
 func (b *builder) notItsOwn(node string, addr netip.Addr) string {
-	b.collectClaims()
-	within := func(p netip.Prefix) bool { return p.Contains(addr) }
-	if !slices.ContainsFunc(b.claims.blocks[node], within) {
+	t := b.blockTable()
+	if !t.has(node, addr) {
 		return "it is in none of the node's address blocks"
 	}
-	if user, ok := b.claims.used[addr]; ok {
+	if user, ok := b.shields()[addr]; ok {
 		return user.owner + " has it"
 	}
-	for _, other := range sortedKeys(b.claims.blocks) {
-		if b.nodes[other].Verdict != v1alpha1.VerdictUntrusted && other != node && slices.ContainsFunc(b.claims.blocks[other], within) {
-			return "it is in a block of node " + other
-		}
+	if other := t.trusted(node, addr); other != "" {
+		return "it is in a block of node " + other
+	}
+	if other := t.older(node, b.nodes[node].created, addr); other != "" {
+		return "it is in a block of node " + other + ", which had it first"
 	}
 	return ""
-}
-
-// claims are the address blocks of each node, and who that is trusted has an address.
-type claims struct {
-	blocks map[string][]netip.Prefix
-	used   map[netip.Addr]user
 }
 
 // user is who has an address: words for a person, and a pod's UID.
 type user struct{ owner, uid string }
 
-// use notes who has an address; of several, always the same one is named.
-func (c *claims) use(addr netip.Addr, u user) {
-	if have, ok := c.used[addr]; !ok || u.owner < have.owner || u.owner == have.owner && u.uid < have.uid {
-		c.used[addr] = u
+// shields returns who that is trusted has an address now. Only the word of a trusted or held node counts: any other could spare
+// a bad node's addresses, or its own. Nor does a trusted node's word count for an address in the blocks of another such node, or
+// for an address of its own blocks that it says is the machine's own: it would spare pods that are no longer attested.
+func (b *builder) shields() map[netip.Addr]user {
+	if b.used != nil {
+		return b.used
 	}
-}
-
-func (b *builder) collectClaims() {
-	if b.claims != nil {
-		return
+	b.used = map[netip.Addr]user{}
+	t := b.blockTable()
+	// Of several users always the same one is named.
+	use := func(addr netip.Addr, u user) {
+		if have, ok := b.used[addr]; !ok || u.owner < have.owner || u.owner == have.owner && u.uid < have.uid {
+			b.used[addr] = u
+		}
 	}
-	c := &claims{blocks: map[string][]netip.Prefix{}, used: map[netip.Addr]user{}}
-	for name, blocks := range b.s.Blocks {
-		c.blocks[name] = slices.Clone(blocks)
-	}
+	trusted := b.trustedNames()
 	for i := range b.s.Nodes {
 		n := &b.s.Nodes[i]
-		for _, text := range append(slices.Clone(n.Spec.PodCIDRs), n.Spec.PodCIDR) {
-			if p, err := netip.ParsePrefix(text); err == nil {
-				c.blocks[n.Name] = append(c.blocks[n.Name], p)
-			}
-		}
-		if b.nodes[n.Name].Verdict == v1alpha1.VerdictUntrusted {
-			continue
-		}
 		for _, a := range n.Status.Addresses {
-			if addr, err := netip.ParseAddr(a.Address); err == nil {
-				c.use(addr.Unmap(), user{owner: "node " + n.Name})
+			if addr, err := netip.ParseAddr(a.Address); err == nil && trusted[n.Name] && t.trusted("", addr) == "" {
+				use(addr.Unmap(), user{owner: "node " + n.Name})
 			}
 		}
 	}
 	for i := range b.s.Pods {
 		pod := &b.s.Pods[i]
-		// Only a trusted node's word shields an address: any other could spare a bad one's.
-		if n := b.nodes[pod.Spec.NodeName]; n.Verdict != v1alpha1.VerdictTrusted && !n.Held || snapshot.Ended(pod) {
+		node := pod.Spec.NodeName
+		if !trusted[node] || snapshot.Ended(pod) {
 			continue
 		}
 		for _, addr := range podAddresses(pod) {
-			c.use(addr, user{"a pod of node " + pod.Spec.NodeName, string(pod.UID)})
+			owned := !pod.Spec.HostNetwork && t.has(node, addr)
+			if owned || t.trusted("", addr) == "" {
+				use(addr, user{"a pod of node " + node, string(pod.UID)})
+			}
 		}
 	}
-	b.claims = c
+	return b.used
 }
 
 // podAddresses are the addresses that the pod's status reports, as far as they can be read.

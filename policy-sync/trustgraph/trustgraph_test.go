@@ -64,7 +64,7 @@ func TestRefusals(t *testing.T) {
 		change func(s *snapshot.Snapshot)
 		why    string
 	}{
-		"the node has no NodeTrust":                           {func(s *snapshot.Snapshot) { s.NodeTrusts = s.NodeTrusts[1:] }, "has never proved itself"},
+		"the node has no NodeTrust":                           {func(s *snapshot.Snapshot) { s.NodeTrusts = s.NodeTrusts[1:] }, "has no NodeTrust: it never proved itself, or an administrator deleted it"},
 		"the proof is about an earlier Node of the same name": {func(s *snapshot.Snapshot) { s.Nodes[0].UID = "new" }, "about an earlier Node"},
 		"the proof names no UID":                              {func(s *snapshot.Snapshot) { s.NodeTrusts[0].Spec.NodeUID = "" }, "names no Node UID"},
 		"the proof has expired":                               {func(s *snapshot.Snapshot) { s.At = s.At.Add(time.Minute) }, "its proof ended at"},
