@@ -21,6 +21,13 @@
 // namespaced one binds by projectcalico.org/namespace, which Calico always sets itself.
 // For the same reason peers are named by that label, not by a namespaceSelector.
 //
+// # What selectors match
+//
+// A selector of a rule matches every workload endpoint, host endpoint and network set with
+// fitting labels, and a namespaceSelector matches a NetworkSet of the namespace. Rules that
+// are meant for pods ask for projectcalico.org/orchestrator == 'k8s' besides, which Calico
+// sets on endpoints of pods.
+//
 // # What keeps working
 //
 // Felix does not police traffic from a node to its own pods, so kubelet probes pass.
@@ -87,8 +94,11 @@ func (r *renderer) add(o desired.Object, err error) *desired.Object {
 	return &r.out[len(r.out)-1]
 }
 
+// meta names a policy of the tier and labels it with the tier, by which policies are listed.
+// Calico's API server sets the label itself. With Calico's kinds as plain definitions (CRDs)
+// it is an admission policy that may be missing.
 func meta(namespace, name string) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: namespace, Name: name}
+	return metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{tierLabel: v1alpha1.CalicoTier}}
 }
 
 func order(n float64) *float64 { return &n }
@@ -113,7 +123,7 @@ func (r *renderer) revoked() {
 	o.Closes = [][]string{{"spec", "nets"}}
 
 	p := v3.NewGlobalNetworkPolicy()
-	p.Name = Name("revoked")
+	p.ObjectMeta = meta("", Name("revoked"))
 	entity := v3.EntityRule{Selector: eq(v1alpha1.RevokedLabel, v1alpha1.True), NamespaceSelector: "global()"}
 	p.Spec = v3.GlobalNetworkPolicySpec{
 		Tier: v1alpha1.CalicoTier, Order: order(orderRevoked), Selector: "all()", NamespaceSelector: mode(v1alpha1.ModeEnforce), Types: bothWays(),
@@ -144,25 +154,27 @@ func (r *renderer) infrastructure() []v3.Rule {
 	return rules
 }
 
-func in(s snapshot.Service) string { return and(namespaceIs(s.Namespace), eq(s.Label, s.Value)) }
+func in(s snapshot.Service) string {
+	return and(namespaceIs(s.Namespace), eq(s.Label, s.Value), pods())
+}
 
 // attestedEgress: a trusted pod does not call a pod of an enrolled namespace unless a
 // policy names it (the far end may be on a bad node, whose own enforcement counts for
 // nothing). Where else it may call is for other tiers to say.
 func (r *renderer) attestedEgress() {
 	rules := append(r.infrastructure(),
-		v3.Rule{Action: v3.Deny, Destination: v3.EntityRule{NamespaceSelector: mode(v1alpha1.ModeEnforce)}},
+		v3.Rule{Action: v3.Deny, Destination: v3.EntityRule{NamespaceSelector: mode(v1alpha1.ModeEnforce), Selector: pods()}},
 		v3.Rule{Action: v3.Pass})
 	spec := v3.GlobalNetworkPolicySpec{
 		Tier: v1alpha1.CalicoTier, Order: order(orderAttestedEgress), Selector: attested(), NamespaceSelector: mode(v1alpha1.ModeEnforce),
 		Types: []v3.PolicyType{v3.PolicyTypeEgress}, Egress: rules,
 	}
 	p := v3.NewGlobalNetworkPolicy()
-	p.Name, p.Spec = Name("attested-egress"), spec
+	p.ObjectMeta, p.Spec = meta("", Name("attested-egress")), spec
 	r.add(desired.Make(p, desired.Barrier, "", "attested pods call enrolled pods only as policies say"))
 
 	s := v3.NewStagedGlobalNetworkPolicy()
-	s.Name, s.Spec = Name("audit-attested-egress"), staged(spec)
+	s.ObjectMeta, s.Spec = meta("", Name("audit-attested-egress")), staged(spec)
 	s.Spec.NamespaceSelector = mode(v1alpha1.ModeAudit)
 	r.add(desired.Make(s, desired.Gate, "", "shows what attested-egress would deny in audit mode"))
 }
@@ -175,11 +187,11 @@ func (r *renderer) globalDeny() {
 		Egress:  append(r.infrastructure(), v3.Rule{Action: v3.Deny}),
 	}
 	p := v3.NewGlobalNetworkPolicy()
-	p.Name, p.Spec = Name(trustgraph.ReservedPolicy), spec
+	p.ObjectMeta, p.Spec = meta("", Name(trustgraph.ReservedPolicy)), spec
 	r.add(desired.Make(p, desired.Barrier, "", "enrolled namespaces are closed unless a policy opens them"))
 
 	s := v3.NewStagedGlobalNetworkPolicy()
-	s.Name, s.Spec = Name("audit-"+trustgraph.ReservedPolicy), staged(spec)
+	s.ObjectMeta, s.Spec = meta("", Name("audit-"+trustgraph.ReservedPolicy)), staged(spec)
 	s.Spec.NamespaceSelector = mode(v1alpha1.ModeAudit)
 	r.add(desired.Make(s, desired.Gate, "", "shows what default-deny would deny in audit mode"))
 }
@@ -214,12 +226,12 @@ func (r *renderer) workload(w desired.Workload) {
 		Selector: and(attested(), eq(v1alpha1.PolicyLabel(w.Policy), v1alpha1.True)),
 	}
 	for _, f := range w.Ingress {
-		rule := v3.Rule{Action: v3.Pass, Source: v3.EntityRule{NamespaceSelector: "all()", Selector: peer(f)}}
+		rule := v3.Rule{Action: v3.Pass, Source: v3.EntityRule{NamespaceSelector: "all()", Selector: and(peer(f), pods())}}
 		setPorts(&rule, f)
 		spec.Ingress = append(spec.Ingress, rule)
 	}
 	for _, f := range w.Egress {
-		rule := v3.Rule{Action: v3.Pass, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: peer(f)}}
+		rule := v3.Rule{Action: v3.Pass, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: and(peer(f), pods())}}
 		setPorts(&rule, f)
 		spec.Egress = append(spec.Egress, rule)
 	}

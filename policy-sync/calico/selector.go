@@ -19,7 +19,11 @@ import (
 const (
 	namespaceLabel      = "projectcalico.org/namespace"
 	serviceAccountLabel = "projectcalico.org/serviceaccount"
+	orchestratorLabel   = "projectcalico.org/orchestrator"
 )
+
+// tierLabel is the label of a policy that names its tier.
+const tierLabel = "projectcalico.org/tier"
 
 // Keys and values reach these functions only after trustgraph has checked that they can
 // be label keys and values, which hold no quote; a quote would still be caught here,
@@ -49,6 +53,9 @@ func oneOf(key string, values []string, not bool) string {
 }
 
 func attested() string { return eq(v1alpha1.PodAttestedLabel, v1alpha1.True) }
+
+// pods selects endpoints of pods, and no network set or host endpoint.
+func pods() string { return eq(orchestratorLabel, "k8s") }
 
 func namespaceIs(name string) string { return eq(namespaceLabel, name) }
 
