@@ -31,6 +31,8 @@ type Intents struct {
 	Identities []trustgraph.Identity
 	Revoked    []trustgraph.Revoked
 	Evict      []trustgraph.Eviction
+	// OwnEntries are the IDs of the live SPIRE entries that this cluster's policy-sync made, sorted.
+	OwnEntries []string
 }
 
 // WhyRevoked joins the reasons of all revoked addresses.
@@ -113,7 +115,7 @@ func From(g trustgraph.Graph) Intents {
 
 // Urgent is From without what policies allow: what closes needs none of it, and it costs no more than the graph has nodes and pods.
 func Urgent(g trustgraph.Graph) Intents {
-	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities}
+	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities, OwnEntries: g.OwnEntries}
 	for _, n := range g.Nodes {
 		out.Nodes = append(out.Nodes, node(g, n))
 	}

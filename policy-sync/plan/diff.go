@@ -61,7 +61,7 @@ func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, ent
 	if err := d.pods(in.Pods); err != nil {
 		return Plan{}, err
 	}
-	d.entries(entries)
+	d.entries(in, entries)
 	for _, e := range in.Evict {
 		d.add(Operation{Phase: Revoke, Action: DeleteAgent, AgentID: e.AgentID, Proved: true, Reason: e.Reason})
 	}
@@ -81,6 +81,9 @@ type differ struct {
 	owned, deletes int
 	// sure are pods that a policy selects and that do not meet it, by subject: no list that came back empty says so.
 	sure map[string]bool
+	// own are the IDs of the live SPIRE entries that are this cluster's, foreign the others by SPIFFE ID.
+	own     map[string]bool
+	foreign map[string][]snapshot.Entry
 }
 
 func (d *differ) add(o Operation) { d.p.Operations = append(d.p.Operations, o) }

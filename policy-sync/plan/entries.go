@@ -2,61 +2,156 @@ package plan
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/desired"
+	"github.com/keelson-project/keelson/policy-sync/registration"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
-// entries compares SPIRE entries by ID. An ID is a hash of what the entry grants, so a
-// live entry of a wanted ID that grants something else was changed by hand and is put
-// right at once; otherwise only lifetimes can differ.
-func (d *differ) entries(want []snapshot.Entry) {
+// entries compares SPIRE entries. An entry's ID says what it is for, so a live one that grants something else than it should is
+// changed in place: at once where it grants too much, after what closes where it grants too little.
+//
+// What is not wanted any more goes in one of two ways. Where another entry that is wanted gives an agent the same or more, the old
+// one is only superseded, and goes when the new one stands, so that no identity is taken away in between. Everything else closes,
+// and goes at once.
+func (d *differ) entries(in desired.Intents, want []snapshot.Entry) {
 	if d.s.SPIRE == nil {
 		return
 	}
 	live := map[string]snapshot.Entry{}
+	d.own = map[string]bool{}
+	for _, id := range in.OwnEntries {
+		d.own[id] = true
+	}
+	for _, e := range want {
+		d.own[e.ID] = true // whatever somebody has made of it
+	}
 	for _, e := range d.s.SPIRE.Entries {
-		if snapshot.OwnedEntry(e) {
+		if d.own[e.ID] {
 			live[e.ID] = e
 			d.owned++
 		}
 	}
 	wanted := map[string]bool{}
+	instead := map[string][]snapshot.Entry{} // by SPIFFE ID
 	for _, w := range want {
 		wanted[w.ID] = true
+		instead[w.SPIFFEID] = append(instead[w.SPIFFEID], w)
 		d.entry(live, w)
 	}
+	for _, k := range registration.Keep(in) {
+		if _, ok := live[k.ID]; ok {
+			wanted[k.ID] = true
+			instead[k.SPIFFEID] = append(instead[k.SPIFFEID], k)
+			d.entry(live, k)
+		}
+	}
+	d.surplus(in, wanted, instead)
+}
+
+// surplus deletes this cluster's live entries that are not wanted.
+func (d *differ) surplus(in desired.Intents, wanted map[string]bool, instead map[string][]snapshot.Entry) {
+	why := newEntryReasons(d.s, in)
 	for _, e := range d.s.SPIRE.Entries {
-		if !snapshot.OwnedEntry(e) || wanted[e.ID] {
+		if !d.own[e.ID] || wanted[e.ID] {
 			continue
 		}
 		d.deletes++
-		d.add(Operation{Phase: Tighten, Action: DeleteEntry, Entry: &e, Reason: "no policy asks for it any more"})
+		if registration.IsClass(e) || slices.ContainsFunc(instead[e.SPIFFEID], func(w snapshot.Entry) bool { return supersedes(w, e) }) {
+			d.add(Operation{Phase: Retire, Action: DeleteEntry, Entry: &e, Reason: "entries of the nodes that run the workload stand in its place"})
+			continue
+		}
+		reason, proved := why.of(e)
+		d.add(Operation{Phase: Tighten, Action: DeleteEntry, Entry: &e, Proved: proved, Reason: reason})
 	}
+}
+
+// supersedes reports whether all that the old entry gave to the new one's agent the new one gives as well, so that the old one may
+// stay until the new one stands. SPIRE holds one entry for a SPIFFE ID, a parent and selectors, so of two equal ones the old one has
+// to go first. An entry under no single agent is one of an earlier version.
+func supersedes(w, old snapshot.Entry) bool {
+	have := sortedSelectors(old)
+	if slices.ContainsFunc(w.Selectors, func(s snapshot.Selector) bool { return !slices.Contains(have, s) }) {
+		return false
+	}
+	if w.ParentID == old.ParentID {
+		return len(sortedSelectors(w)) < len(have)
+	}
+	return !strings.Contains(old.ParentID, "/spire/agent/")
+}
+
+// entryReasons says why an entry closes.
+type entryReasons struct {
+	bad        map[string]string // agent -> the node that is proved bad
+	identities map[string]bool   // SPIFFE IDs that policies ask for
+}
+
+func newEntryReasons(s snapshot.Snapshot, in desired.Intents) entryReasons {
+	out := entryReasons{map[string]string{}, map[string]bool{}}
+	for i := range s.NodeTrusts {
+		if t := &s.NodeTrusts[i]; t.Spec.Verdict == v1alpha1.VerdictUntrusted {
+			out.bad[t.Spec.AgentID] = t.Name
+		}
+	}
+	for _, id := range in.Identities {
+		if id.Problem == "" {
+			out.identities[trustgraph.SPIFFEID(in.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+		}
+	}
+	return out
+}
+
+func (r entryReasons) of(e snapshot.Entry) (reason string, proved bool) {
+	if node, ok := r.bad[e.ParentID]; ok {
+		return fmt.Sprintf("node %s is proved bad", node), true
+	}
+	if !r.identities[e.SPIFFEID] {
+		return "no policy asks for it any more", false
+	}
+	return "its node runs no such workload any more, or does not meet what is asked", false
 }
 
 func (d *differ) entry(live map[string]snapshot.Entry, w snapshot.Entry) {
 	have, ok := live[w.ID]
-	switch {
-	case !ok:
+	if !ok {
 		if foreign := d.twin(w); foreign != "" {
 			d.withhold("SPIRE entry %s for %s: entry %s, which is not ours, grants the same", w.ID, w.SPIFFEID, foreign)
 			return
 		}
 		d.add(Operation{Phase: Program, Action: CreateEntry, Entry: &w, Reason: "policies ask for " + w.SPIFFEID})
-	case have.SPIFFEID != w.SPIFFEID || have.ParentID != w.ParentID || have.Extra || !slices.Equal(sortedSelectors(have), sortedSelectors(w)):
-		d.add(Operation{Phase: Tighten, Action: UpdateEntry, Entry: &w, Reason: "it was changed by somebody else"})
-	case have.X509SVIDTTL != w.X509SVIDTTL || have.Hint != w.Hint:
-		d.add(Operation{Phase: Program, Action: UpdateEntry, Entry: &w, Reason: "its lifetime is configured otherwise"})
+		return
+	}
+	others := have.SPIFFEID != w.SPIFFEID || have.ParentID != w.ParentID || have.Extra || have.Admin
+	switch before, after := sortedSelectors(have), sortedSelectors(w); {
+	case !others && slices.Equal(before, after):
+		if have.X509SVIDTTL != w.X509SVIDTTL || have.Hint != w.Hint {
+			d.add(Operation{Phase: Program, Action: UpdateEntry, Entry: &w, Reason: "its lifetime is configured otherwise"})
+		}
+	case !others && !slices.ContainsFunc(after, func(s snapshot.Selector) bool { return !slices.Contains(before, s) }):
+		d.add(Operation{Phase: Program, Action: UpdateEntry, Entry: &w, Reason: "policies ask for less than it does"})
+	default:
+		d.add(Operation{Phase: Tighten, Action: UpdateEntry, Entry: &w, Reason: "it grants what policies do not"})
 	}
 }
 
-// twin finds a stranger's entry with the same ID, parent and selectors: SPIRE refuses a
-// second one.
+// twin finds an entry that this cluster did not make with the same ID, parent and selectors: SPIRE refuses a second one.
 func (d *differ) twin(w snapshot.Entry) string {
+	if d.foreign == nil {
+		d.foreign = map[string][]snapshot.Entry{}
+		for _, e := range d.s.SPIRE.Entries {
+			if !d.own[e.ID] {
+				d.foreign[e.SPIFFEID] = append(d.foreign[e.SPIFFEID], e)
+			}
+		}
+	}
 	var ids []string
-	for _, e := range d.s.SPIRE.Entries {
-		if !snapshot.OwnedEntry(e) && e.SPIFFEID == w.SPIFFEID && e.ParentID == w.ParentID && slices.Equal(sortedSelectors(e), sortedSelectors(w)) {
+	for _, e := range d.foreign[w.SPIFFEID] {
+		if e.ParentID == w.ParentID && slices.Equal(sortedSelectors(e), sortedSelectors(w)) {
 			ids = append(ids, e.ID)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 )
 
 // This is SPIRE's issuance and Istio's decision for one request, written from their
@@ -92,21 +93,36 @@ func operationMatches(o *securityapi.Operation, r request) bool {
 		(len(o.NotMethods) == 0 || !slices.Contains(o.NotMethods, r.method)) && (len(o.NotPaths) == 0 || !slices.Contains(o.NotPaths, r.path))
 }
 
-// svids are the SPIFFE IDs that a pod's workload can fetch: entries whose parent is a
-// class of its node's agent and whose selectors all fit the workload.
+// svids are the SPIFFE IDs that a pod's workload can fetch from the agent of its node: what SPIRE's server lets the agent issue,
+// where all selectors fit the workload.
 func svids(s snapshot.Snapshot, pod *corev1.Pod) []string {
-	node := nodeSelectors(s, pod.Spec.NodeName)
-	classes := map[string]bool{}
-	for _, e := range s.SPIRE.Entries {
-		if strings.HasSuffix(e.ParentID, "/spire/server") && subset(e.Selectors, node) {
-			classes[e.SPIFFEID] = true
-		}
-	}
 	have := workloadSelectors(s, pod)
 	var out []string
-	for _, e := range s.SPIRE.Entries {
-		if classes[e.ParentID] && subset(e.Selectors, have) {
+	for _, e := range issuedBy(s, pod.Spec.NodeName) {
+		if subset(e.Selectors, have) {
 			out = append(out, e.SPIFFEID)
+		}
+	}
+	return out
+}
+
+// issuedBy are the entries that SPIRE's server lets the agent of a node issue (pkg/server/authorizedentries): those parented to the
+// agent or to a node alias whose selectors it has. A node whose last attestation was not accepted has no agent.
+func issuedBy(s snapshot.Snapshot, node string) []snapshot.Entry {
+	selectors := nodeSelectors(s, node)
+	if selectors == nil {
+		return nil
+	}
+	parents := map[string]bool{snapshottest.AgentID(node): true}
+	for _, e := range s.SPIRE.Entries {
+		if strings.HasSuffix(e.ParentID, "/spire/server") && subset(e.Selectors, selectors) {
+			parents[e.SPIFFEID] = true
+		}
+	}
+	var out []snapshot.Entry
+	for _, e := range s.SPIRE.Entries {
+		if parents[e.ParentID] {
+			out = append(out, e)
 		}
 	}
 	return out

@@ -1,17 +1,14 @@
 // Package registration writes intents as SPIRE registration entries.
 //
-// A node class is a SPIFFE ID that aliases all agents whose node meets one requirement:
-// one entry per alternative (a reference set and a value for each tag), parented to the
-// server. Workload entries are parented to the class, so an agent learns of a workload
-// only while its own node's claims meet the requirement.
+// A workload's entry is parented to the agent of one node: of a node to which a pod of the workload's service account is bound and
+// which meets what the identity asks (trustgraph.Identity.Nodes). SPIRE's server lets an agent issue what is parented to it and
+// takes the agent's word for the workload, so no other machine can be issued the identity.
 //
-// SPIRE selectors know no "or" and no "any": alternatives are multiplied out (trustgraph
-// bounds them), and "any reference set" has become the known ones there. Selectors are
-// lower case (nodeclaim), so tag values that differ only by case are one to SPIRE; while a
-// node is known that only case tells apart, trustgraph lets nothing be issued.
+// SPIRE selectors know no "or": alternatives (verifiers, digests) are multiplied out, and trustgraph bounds them.
 //
-// Entry IDs are a hash of what an entry grants: a changed grant is another entry, so the
-// old one goes before the new one comes.
+// The ID of an entry is a hash of what it is for: the identity, the agent and the alternative. What the requirement resolves to
+// (which reference sets there are, which tags) is no part of it, so none of that re-creates an entry, and a requirement that
+// becomes looser or tighter changes entries where they are.
 package registration
 
 import (
@@ -22,41 +19,39 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
-	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/desired"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
-// ClassPath starts the SPIFFE ID path of every node class.
-const ClassPath = "/keelson/nodeclass/"
-
 // Render makes every SPIRE entry that should exist, sorted by ID.
 func Render(in desired.Intents) []snapshot.Entry {
-	byID := map[string]snapshot.Entry{}
+	return render(in, func(n trustgraph.IdentityNode) bool { return !n.Held })
+}
+
+// Keep makes the entries that may stay where they exist and are not made otherwise, sorted by ID: those of nodes on hold.
+func Keep(in desired.Intents) []snapshot.Entry {
+	return render(in, func(n trustgraph.IdentityNode) bool { return n.Held })
+}
+
+func render(in desired.Intents, wanted func(trustgraph.IdentityNode) bool) []snapshot.Entry {
+	var out []snapshot.Entry
 	for _, id := range in.Identities {
 		if id.Problem != "" {
 			continue
 		}
-		class := classID(in.Config.TrustDomain, id)
-		for _, e := range classEntries(in, id, class) {
-			byID[e.ID] = e
+		for _, n := range id.Nodes {
+			if wanted(n) {
+				out = append(out, entries(in.Config, id, n.AgentID)...)
+			}
 		}
-		for _, e := range workloadEntries(in, id, class) {
-			byID[e.ID] = e
-		}
-	}
-	out := make([]snapshot.Entry, 0, len(byID))
-	for _, e := range byID {
-		out = append(out, e)
 	}
 	slices.SortFunc(out, func(a, b snapshot.Entry) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
-// IsClass reports whether the entry stands for a node class and not for a workload.
+// IsClass reports whether the entry stands for a class of nodes and not for a workload. Earlier versions made such entries.
 func IsClass(e snapshot.Entry) bool { return strings.HasSuffix(e.ParentID, "/spire/server") }
 
 func digest(parts ...string) string {
@@ -68,41 +63,8 @@ func digest(parts ...string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// classID is the same for equal node requirements.
-func classID(trustDomain string, id trustgraph.Identity) string {
-	parts := []string{"class", strings.Join(id.References, "\x00")}
-	for _, key := range sortedKeys(id.Tags) {
-		parts = append(parts, key, strings.Join(id.Tags[key], "\x00"))
-	}
-	return "spiffe://" + trustDomain + ClassPath + digest(parts...)
-}
-
-func classEntries(in desired.Intents, id trustgraph.Identity, class string) []snapshot.Entry {
-	alternatives := [][]string{}
-	for _, ref := range id.References {
-		alternatives = append(alternatives, []string{"ref:" + strings.ToLower(ref)})
-	}
-	for _, key := range sortedKeys(id.Tags) {
-		var next [][]string
-		for _, have := range alternatives {
-			for _, value := range id.Tags[key] {
-				next = append(next, append(slices.Clone(have), "tag:"+strings.ToLower(key)+":"+strings.ToLower(value)))
-			}
-		}
-		alternatives = next
-	}
-	var out []snapshot.Entry
-	for _, values := range alternatives {
-		var selectors []snapshot.Selector
-		for _, v := range values {
-			selectors = append(selectors, snapshot.Selector{Type: nodeclaim.PluginName, Value: v})
-		}
-		out = append(out, entry("class", class, "spiffe://"+in.Config.TrustDomain+"/spire/server", selectors))
-	}
-	return out
-}
-
-func workloadEntries(in desired.Intents, id trustgraph.Identity, class string) []snapshot.Entry {
+// entries are those of one identity under one agent.
+func entries(c snapshot.Config, id trustgraph.Identity, agent string) []snapshot.Entry {
 	base := []snapshot.Selector{
 		workload(workloadclaim.KindNamespace, id.Namespace),
 		workload(workloadclaim.KindServiceAccount, id.ServiceAccount),
@@ -114,6 +76,7 @@ func workloadEntries(in desired.Intents, id trustgraph.Identity, class string) [
 	if len(digests) == 0 {
 		digests = []string{""}
 	}
+	spiffeID := trustgraph.SPIFFEID(c.TrustDomain, id.Namespace, id.ServiceAccount)
 	var out []snapshot.Entry
 	for _, verifiers := range id.Verifiers {
 		for _, d := range digests {
@@ -124,9 +87,11 @@ func workloadEntries(in desired.Intents, id trustgraph.Identity, class string) [
 			if d != "" {
 				selectors = append(selectors, workload(workloadclaim.KindImageManifest, d))
 			}
-			e := entry("workload", trustgraph.SPIFFEID(in.Config.TrustDomain, id.Namespace, id.ServiceAccount), class, selectors)
-			e.X509SVIDTTL = in.Config.X509SVIDTTL
-			out = append(out, e)
+			slices.SortFunc(selectors, compareSelectors)
+			out = append(out, snapshot.Entry{
+				ID:       entryID(c.ClusterName, spiffeID, agent, digest(verifiers...), d),
+				SPIFFEID: spiffeID, ParentID: agent, Selectors: slices.Compact(selectors), X509SVIDTTL: c.X509SVIDTTL,
+			})
 		}
 	}
 	return out
@@ -136,27 +101,12 @@ func workload(kind workloadclaim.Kind, value string) snapshot.Selector {
 	return snapshot.Selector{Type: workloadclaim.SelectorType, Value: string(kind) + ":" + value}
 }
 
-// entry sorts its selectors and derives its ID. SPIRE allows letters, digits, "-", "."
-// and "_" in an entry ID, at most 255 (pkg/server/datastore/sqlstore, v1.15.3).
-func entry(kind, id, parent string, selectors []snapshot.Selector) snapshot.Entry {
-	slices.SortFunc(selectors, compareSelectors)
-	selectors = slices.Compact(selectors)
-	parts := []string{kind, id, parent}
-	for _, s := range selectors {
-		parts = append(parts, s.Type, s.Value)
-	}
-	return snapshot.Entry{ID: v1alpha1.EntryIDPrefix + kind + "." + digest(parts...), SPIFFEID: id, ParentID: parent, Selectors: selectors}
+// entryID names an entry by what it is for. SPIRE allows letters, digits, "-", "." and "_" in an entry ID, at most 255
+// (pkg/server/datastore/sqlstore, v1.15.3); a cluster's name has at most 63.
+func entryID(cluster, spiffeID, agent, verifiers, manifest string) string {
+	return snapshot.WorkloadEntryPrefix(cluster) + digest(cluster, spiffeID, agent, verifiers, manifest)
 }
 
 func compareSelectors(a, b snapshot.Selector) int {
 	return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Value, b.Value))
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	slices.Sort(out)
-	return out
 }

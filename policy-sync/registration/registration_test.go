@@ -18,52 +18,51 @@ import (
 
 const digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
+const agent = "spiffe://demo.example/spire/agent/keelson_tpm/aa"
+
 func identity() trustgraph.Identity {
-	return trustgraph.Identity{Namespace: "payments", ServiceAccount: "api", References: []string{"prod"}, Verifiers: [][]string{nil}}
+	return trustgraph.Identity{Namespace: "payments", ServiceAccount: "api", References: []string{"prod"}, Verifiers: [][]string{nil},
+		Nodes: []trustgraph.IdentityNode{{Name: "fra-1", AgentID: agent}}}
 }
 
 func render(ids ...trustgraph.Identity) []snapshot.Entry {
 	return registration.Render(desired.Intents{Config: snapshot.Config{TrustDomain: "demo.example", X509SVIDTTL: time.Minute}, Identities: ids})
 }
 
-// selectors lists each entry's kind and selectors.
+// selectors lists each entry's selectors.
 func selectors(entries []snapshot.Entry) []string {
 	var out []string
 	for _, e := range entries {
-		kind := "workload"
-		if registration.IsClass(e) {
-			kind = "class"
-		}
+		var list []string
 		for _, s := range e.Selectors {
-			kind += " " + s.String()
+			list = append(list, s.String())
 		}
-		out = append(out, kind)
+		out = append(out, strings.Join(list, " "))
 	}
 	slices.Sort(out)
 	return out
 }
 
 func TestWhatIsRegistered(t *testing.T) {
-	const base = "workload keelson:ns:payments keelson:sa:api"
+	const base = "keelson:ns:payments keelson:sa:api"
 	cases := map[string]struct {
 		change func(id *trustgraph.Identity)
 		want   []string
 	}{
-		"one reference set, nothing else": {func(*trustgraph.Identity) {}, []string{"class keelson_tpm:ref:prod", base}},
-		"two reference sets are two aliases of one class": {func(id *trustgraph.Identity) { id.References = []string{"canary", "prod"} },
-			[]string{"class keelson_tpm:ref:canary", "class keelson_tpm:ref:prod", base}},
-		"tags multiply": {func(id *trustgraph.Identity) {
-			id.Tags = map[string][]string{"country": {"DE", "FR"}, "rack": {"7"}}
-		}, []string{"class keelson_tpm:ref:prod keelson_tpm:tag:country:de keelson_tpm:tag:rack:7", "class keelson_tpm:ref:prod keelson_tpm:tag:country:fr keelson_tpm:tag:rack:7", base}},
-		"a set's name is lower case, as the attestor writes it": {func(id *trustgraph.Identity) { id.References = []string{"Prod-2026"} }, []string{"class keelson_tpm:ref:prod-2026", base}},
+		"nothing but the account": {func(*trustgraph.Identity) {}, []string{base}},
+		"two nodes are two entries": {func(id *trustgraph.Identity) {
+			id.Nodes = append(id.Nodes, trustgraph.IdentityNode{Name: "par-1", AgentID: agent + "bb"})
+		}, []string{base, base}},
+		"what is asked of the node is no selector": {func(id *trustgraph.Identity) { id.Tags = map[string][]string{"country": {"DE", "FR"}} }, []string{base}},
 		"either verifier": {func(id *trustgraph.Identity) { id.Verifiers = [][]string{{"a"}, {"b"}} },
-			[]string{"class keelson_tpm:ref:prod", "workload keelson:ns:payments keelson:sa:api keelson:signed-by:a", "workload keelson:ns:payments keelson:sa:api keelson:signed-by:b"}},
+			[]string{base + " keelson:signed-by:a", base + " keelson:signed-by:b"}},
 		"both verifiers": {func(id *trustgraph.Identity) { id.Verifiers = [][]string{{"a", "b"}} },
-			[]string{"class keelson_tpm:ref:prod", "workload keelson:ns:payments keelson:sa:api keelson:signed-by:a keelson:signed-by:b"}},
+			[]string{base + " keelson:signed-by:a keelson:signed-by:b"}},
 		"a digest and a restricted runtime": {func(id *trustgraph.Identity) { id.Digests, id.Restricted = []string{digest}, true },
-			[]string{"class keelson_tpm:ref:prod", "workload keelson:image-manifest:" + digest + " keelson:ns:payments keelson:runtime:restricted keelson:sa:api"}},
-		"what cannot be met is not registered": {func(id *trustgraph.Identity) { id.Problem = "no" }, nil},
-		"no reference set, no class":           {func(id *trustgraph.Identity) { id.References = nil }, []string{base}},
+			[]string{"keelson:image-manifest:" + digest + " keelson:ns:payments keelson:runtime:restricted keelson:sa:api"}},
+		"what cannot be met is not registered":     {func(id *trustgraph.Identity) { id.Problem = "no" }, nil},
+		"what runs nowhere is not registered":      {func(id *trustgraph.Identity) { id.Nodes = nil }, nil},
+		"on a node on hold nothing is to be added": {func(id *trustgraph.Identity) { id.Nodes[0].Held = true }, nil},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -73,6 +72,17 @@ func TestWhatIsRegistered(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// TestANodeOnHoldKeepsWhatItHas: what would be there were it not on hold may stay, entry by entry.
+func TestANodeOnHoldKeepsWhatItHas(t *testing.T) {
+	before := render(identity())
+	id := identity()
+	id.Nodes[0].Held = true
+	in := desired.Intents{Config: snapshot.Config{TrustDomain: "demo.example", X509SVIDTTL: time.Minute}, Identities: []trustgraph.Identity{id}}
+	if diff := cmp.Diff(before, registration.Keep(in)); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -88,8 +98,8 @@ func TestSPIREAcceptsEntries(t *testing.T) {
 		if len(e.Selectors) == 0 || !strings.HasPrefix(e.SPIFFEID, "spiffe://demo.example/") || !strings.HasPrefix(e.ParentID, "spiffe://demo.example/") {
 			t.Errorf("%+v", e)
 		}
-		if registration.IsClass(e) {
-			continue
+		if e.ParentID != agent || registration.IsClass(e) {
+			t.Errorf("parent %s", e.ParentID)
 		}
 		if e.X509SVIDTTL != time.Minute {
 			t.Errorf("lifetime %s", e.X509SVIDTTL)
@@ -102,32 +112,47 @@ func TestSPIREAcceptsEntries(t *testing.T) {
 	}
 }
 
-// TestEntryIDs: another grant is another entry, the same one the same.
+// TestEntryIDs: an entry's ID is what it is for, so that another requirement of the node or of the runtime changes an entry where it
+// is, and two clusters, identities, agents or alternatives have two.
 func TestEntryIDs(t *testing.T) {
-	seen := map[string]string{}
+	id := func(cluster string, change func(id *trustgraph.Identity)) string {
+		i := identity()
+		if change != nil {
+			change(&i)
+		}
+		out := registration.Render(desired.Intents{Config: snapshot.Config{TrustDomain: "demo.example", ClusterName: cluster}, Identities: []trustgraph.Identity{i}})
+		if len(out) != 1 {
+			t.Fatalf("%d entries", len(out))
+		}
+		return out[0].ID
+	}
+	want := id("", nil)
 	for name, change := range map[string]func(id *trustgraph.Identity){
-		"as it is":            func(*trustgraph.Identity) {},
-		"other namespace":     func(id *trustgraph.Identity) { id.Namespace = "shop" },
-		"other account":       func(id *trustgraph.Identity) { id.ServiceAccount = "b" },
-		"restricted":          func(id *trustgraph.Identity) { id.Restricted = true },
-		"other references":    func(id *trustgraph.Identity) { id.References = []string{"canary"} },
-		"a verifier":          func(id *trustgraph.Identity) { id.Verifiers = [][]string{{"a"}} },
-		"a tag":               func(id *trustgraph.Identity) { id.Tags = map[string][]string{"a": {"b"}} },
-		"a tag cut elsewhere": func(id *trustgraph.Identity) { id.Tags = map[string][]string{"a:b": {"c"}} },
+		"restricted":       func(id *trustgraph.Identity) { id.Restricted = true },
+		"other references": func(id *trustgraph.Identity) { id.References = []string{"canary", "prod"} },
+		"a tag":            func(id *trustgraph.Identity) { id.Tags = map[string][]string{"a": {"b"}} },
+		"another mode":     func(id *trustgraph.Identity) { id.Mode = "audit" },
 	} {
-		id := identity()
-		change(&id)
-		for _, e := range render(id, id) {
-			if registration.IsClass(e) {
-				continue
-			}
-			if other, ok := seen[e.ID]; ok {
-				t.Errorf("%s and %s have one entry ID", name, other)
-			}
-			seen[e.ID] = name
+		if got := id("", change); got != want {
+			t.Errorf("%s makes another entry of it", name)
 		}
 	}
-	if !slices.EqualFunc(render(identity()), render(identity()), func(a, b snapshot.Entry) bool { return a.ID == b.ID }) {
-		t.Error("two renderings differ")
+	seen := map[string]string{want: "as it is", id("blue", nil): "another cluster"}
+	for name, change := range map[string]func(id *trustgraph.Identity){
+		"other namespace": func(id *trustgraph.Identity) { id.Namespace = "shop" },
+		"other account":   func(id *trustgraph.Identity) { id.ServiceAccount = "b" },
+		"another agent":   func(id *trustgraph.Identity) { id.Nodes[0].AgentID += "b" },
+		"a verifier":      func(id *trustgraph.Identity) { id.Verifiers = [][]string{{"a"}} },
+		"two verifiers":   func(id *trustgraph.Identity) { id.Verifiers = [][]string{{"a", "b"}} },
+		"a digest":        func(id *trustgraph.Identity) { id.Digests = []string{digest} },
+	} {
+		got := id("", change)
+		if other, ok := seen[got]; ok {
+			t.Errorf("%s and %s have one entry ID", name, other)
+		}
+		seen[got] = name
+	}
+	if cluster, ok := snapshot.EntryCluster(snapshot.Entry{ID: id("blue", nil)}); !ok || cluster != "blue" {
+		t.Errorf("an entry of cluster blue is read as one of %q (%t)", cluster, ok)
 	}
 }

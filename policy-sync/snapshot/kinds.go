@@ -1,8 +1,6 @@
 package snapshot
 
 import (
-	"strings"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -51,6 +49,3 @@ func Kinds(c Config) []Kind {
 
 // Owned reports whether policy-sync made the object.
 func Owned(o metav1.Object) bool { return o.GetLabels()[v1alpha1.OwnerLabel] == v1alpha1.OwnerValue }
-
-// OwnedEntry reports whether policy-sync made the SPIRE entry.
-func OwnedEntry(e Entry) bool { return strings.HasPrefix(e.ID, v1alpha1.EntryIDPrefix) }

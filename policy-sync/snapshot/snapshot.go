@@ -66,6 +66,15 @@ type Attested struct {
 type Config struct {
 	// TrustDomain is the SPIFFE trust domain's name, without scheme ("example.org").
 	TrustDomain string
+	// ClusterName is part of the ID of every SPIRE entry, so that clusters that share a SPIRE server leave each other's entries alone: a
+	// DNS label. Empty means the UID of namespace kube-system, which no two clusters share (Snapshot.ClusterName).
+	ClusterName string
+	// OwnID is the SPIFFE ID with which policy-sync administers the SPIRE server, where its SVID does not say (SPIRE.OwnID).
+	OwnID string
+	// AdminNodes name the machines whose agents may be issued that ID, as Nodes.
+	AdminNodes []string
+	// MaxEntries and MaxNamespaceEntries bound the SPIRE entries of all identities and of one namespace's; 0 means the defaults.
+	MaxEntries, MaxNamespaceEntries int
 	// X509SVIDTTL is the lifetime of workload X.509-SVIDs.
 	X509SVIDTTL time.Duration
 	// MaxHold is the brake: how long an expired trusted verdict may keep what it had
@@ -138,6 +147,8 @@ type Verification struct {
 type SPIRE struct {
 	Entries []Entry
 	Agents  []Agent
+	// OwnID is the SPIFFE ID of the SVID with which the server was asked; empty over its socket.
+	OwnID string
 }
 
 // Selector is one SPIRE selector.
@@ -155,6 +166,8 @@ type Entry struct {
 	// X509SVIDTTL is in whole seconds; 0 means the server's default.
 	X509SVIDTTL time.Duration
 	Hint        string
+	// Admin is true when the entry gives rights over the SPIRE server itself (admin or downstream).
+	Admin bool
 	// Extra is true when the live entry has a field set that policy-sync never sets
 	// (admin, downstream, DNS names, federation, expiry, store_svid, JWT lifetime).
 	Extra bool

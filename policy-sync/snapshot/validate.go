@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
@@ -25,6 +26,10 @@ const (
 	MinX509SVIDTTL = 10 * time.Second
 	// MaxX509SVIDTTL bounds how long an SVID outlives a lost verdict.
 	MaxX509SVIDTTL = 24 * time.Hour
+	// DefaultMaxEntries is what one SPIRE server's database, and a reading of it, take with ease.
+	DefaultMaxEntries = 100_000
+	// DefaultMaxNamespaceEntries leaves room for many large namespaces beside each other.
+	DefaultMaxNamespaceEntries = 20_000
 )
 
 // WithDefaults fills what the operator left out.
@@ -34,6 +39,12 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.X509SVIDTTL == 0 {
 		c.X509SVIDTTL = 5 * time.Minute
+	}
+	if c.MaxEntries == 0 {
+		c.MaxEntries = DefaultMaxEntries
+	}
+	if c.MaxNamespaceEntries == 0 {
+		c.MaxNamespaceEntries = DefaultMaxNamespaceEntries
 	}
 	if c.DNS == (Service{}) {
 		c.DNS = Service{Namespace: "kube-system", Label: "k8s-app", Value: "kube-dns"}
@@ -74,6 +85,7 @@ func (c Config) Validate() error {
 	if c.MaxDeletePercent < 0 || c.MaxDeletePercent > 100 {
 		add("largest share of deletes %d%% is outside 0 to 100", c.MaxDeletePercent)
 	}
+	c.validateIdentities(add)
 	for _, p := range c.AllowedHostPaths {
 		if err := workloadclaim.CheckHostPath(p); err != nil {
 			add("allowed host path %v", err)
@@ -86,6 +98,29 @@ func (c Config) Validate() error {
 	}
 	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(problems...)
+}
+
+// validateIdentities checks what concerns entries at the SPIRE server.
+func (c Config) validateIdentities(add func(format string, args ...any)) {
+	if msgs := validation.IsDNS1123Label(c.ClusterName); c.ClusterName != "" && len(msgs) > 0 {
+		add("cluster name %.80q is not a DNS label: %s", c.ClusterName, msgs[0])
+	}
+	if c.ClusterName == entryKindClass || c.ClusterName == entryKindWorkload {
+		add("cluster name %q is a word that entry IDs use themselves: choose another", c.ClusterName)
+	}
+	if c.OwnID != "" {
+		if id, err := spiffeid.FromString(c.OwnID); err != nil || id.TrustDomain().Name() != c.TrustDomain {
+			add("own ID %.200q is not a SPIFFE ID of trust domain %s", c.OwnID, c.TrustDomain)
+		}
+	}
+	for _, name := range c.AdminNodes {
+		if msgs := validation.IsDNS1123Subdomain(name); len(msgs) > 0 {
+			add("admin node %.80q is not the name of a Node: %s", name, msgs[0])
+		}
+	}
+	if c.MaxEntries < 1 || c.MaxNamespaceEntries < 1 {
+		add("largest number of entries %d (%d of a namespace) is less than 1", c.MaxEntries, c.MaxNamespaceEntries)
+	}
 }
 
 // Validate reports why no plan may be made from the snapshot: configuration, parts

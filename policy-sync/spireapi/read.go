@@ -93,6 +93,7 @@ func fromEntry(e *types.Entry) snapshot.Entry {
 		Selectors:   fromSelectors(e.GetSelectors()),
 		X509SVIDTTL: time.Duration(e.GetX509SvidTtl()) * time.Second,
 		Hint:        e.GetHint(),
+		Admin:       e.GetAdmin() || e.GetDownstream(),
 		Extra: e.GetAdmin() || e.GetDownstream() || e.GetStoreSvid() || len(e.GetDnsNames()) > 0 || len(e.GetFederatesWith()) > 0 ||
 			e.GetExpiresAt() != 0 || e.GetJwtSvidTtl() != 0 || e.GetAdditionalAttributes() != nil,
 	}

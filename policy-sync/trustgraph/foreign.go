@@ -16,6 +16,7 @@ import (
 // is not called programmed.
 func (b *builder) buildForeign() {
 	b.foreignEntries()
+	b.guardOwnID()
 	for _, o := range b.s.Objects {
 		switch o.GetKind() {
 		case "NetworkSet", "GlobalNetworkSet", "HostEndpoint":
@@ -44,7 +45,8 @@ func (b *builder) block(namespace, text string) {
 }
 
 // foreignEntries: an SVID proves a policy's requirement only if nobody else issues its
-// ID. That concerns the policy's own IDs and those of the peers that it lets in.
+// ID. That concerns the policy's own IDs and those of the peers that it lets in. Another cluster's policy-sync is somebody else
+// too: it asks for what that cluster's policies ask.
 func (b *builder) foreignEntries() {
 	if b.s.SPIRE == nil {
 		for i := range b.g.Policies {
@@ -54,7 +56,7 @@ func (b *builder) foreignEntries() {
 	}
 	foreign := map[string][]string{}
 	for _, e := range b.s.SPIRE.Entries {
-		if !snapshot.OwnedEntry(e) {
+		if _, own := slices.BinarySearch(b.g.OwnEntries, e.ID); !own {
 			foreign[e.SPIFFEID] = append(foreign[e.SPIFFEID], e.ID)
 		}
 	}

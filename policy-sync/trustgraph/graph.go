@@ -34,6 +34,8 @@ type Graph struct {
 	Attested []snapshot.Attested
 	// Evict are the SPIRE agents of nodes that are proved bad.
 	Evict []Eviction
+	// OwnEntries are the IDs of the SPIRE entries that this cluster's policy-sync made.
+	OwnEntries []string
 	// SPIRERead is false when the SPIRE server could not be read.
 	SPIRERead bool
 	// Reports are findings that belong to no single policy.
@@ -167,12 +169,14 @@ func Build(s snapshot.Snapshot) (Graph, error) {
 		return Graph{}, fmt.Errorf("trustgraph: %w", err)
 	}
 	s.Config = s.Config.WithDefaults()
+	s.Config.ClusterName = s.ClusterName()
 	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}, platforms: snapshot.Platforms(s.Nodes)}
 	b.buildNamespaces()
 	b.buildNodes()
 	b.buildPolicies()
 	b.buildPods()
 	b.buildIdentities()
+	b.ownEntries()
 	b.remember()
 	b.buildRevocations()
 	b.buildForeign()

@@ -5,7 +5,11 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
 // Identity is what must be proved before SPIRE issues the SPIFFE ID of one service
@@ -15,7 +19,7 @@ type Identity struct {
 	Namespace, ServiceAccount string
 	Mode                      string
 	Policies                  []string
-	// References are the accepted reference sets; a node must match one.
+	// References are the accepted reference sets; a node must match one. Nil when no policy names any: then any set will do.
 	References []string
 	// Tags lists the accepted values per key; a node must have one for each key.
 	Tags map[string][]string
@@ -25,8 +29,37 @@ type Identity struct {
 	// Digests are the accepted image manifests; nil when no policy names any.
 	Digests    []string
 	Restricted bool
+	// Nodes are those whose agents may issue the ID: a pod of the account is bound to each, and each meets the requirement.
+	// Sorted by name.
+	Nodes []IdentityNode
 	// Problem says why the ID may not be issued at all.
 	Problem string
+}
+
+// IdentityNode is a node that runs, or is bound to run, a pod of an identity.
+type IdentityNode struct {
+	Name, AgentID string
+	// Held is true while the brake holds the node: what its agent may issue it may go on issuing, and nothing more.
+	Held bool
+}
+
+// Alternatives is how many SPIRE entries the identity has for each of its nodes.
+func (i Identity) Alternatives() int { return len(i.Verifiers) * max(1, len(i.Digests)) }
+
+// meets reports whether a node meets what the identity asks of its node, by what the node has proved, letter by letter.
+func (i Identity) meets(n Node) bool {
+	if n.Verdict != v1alpha1.VerdictTrusted && !n.Held || n.AgentID == "" || n.Reference == "" {
+		return false
+	}
+	if i.References != nil && !slices.Contains(i.References, n.Reference) {
+		return false
+	}
+	for key, values := range i.Tags {
+		if have, ok := n.Tags[key]; !ok || !slices.Contains(values, have) {
+			return false
+		}
+	}
+	return true
 }
 
 // Key is namespace/serviceaccount.
@@ -38,9 +71,13 @@ func SPIFFEID(trustDomain, namespace, serviceAccount string) string {
 }
 
 func (b *builder) buildIdentities() {
+	bound := b.boundNodes()
 	for key, policies := range b.byServiceAccount() {
 		id := Identity{Namespace: key.namespace, ServiceAccount: key.account, Mode: b.modes[key.namespace]}
 		b.merge(&id, policies)
+		if id.Problem == "" {
+			id.Nodes = b.issuers(id, bound[key])
+		}
 		for _, p := range policies {
 			if id.Problem != "" {
 				p.Blockers = append(p.Blockers, fmt.Sprintf("no SVID for service account %s: %s", id.ServiceAccount, id.Problem))
@@ -51,32 +88,83 @@ func (b *builder) buildIdentities() {
 		}
 		b.g.Identities = append(b.g.Identities, id)
 	}
+	b.boundEntries()
+}
+
+// boundNodes are the nodes to which pods of each service account are bound that have not ended. A pod counts from its binding on,
+// before its containers are there, because an agent learns of an entry some seconds after it is made. A mirror pod does not
+// count: a kubelet makes it by itself, and it has no service account.
+func (b *builder) boundNodes() map[accountKey]map[string]bool {
+	out := map[accountKey]map[string]bool{}
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
+		if pod.Spec.NodeName == "" || b.modes[pod.Namespace] == "" || mirror || snapshot.Ended(pod) {
+			continue
+		}
+		key := accountKey{pod.Namespace, snapshot.ServiceAccount(pod)}
+		if out[key] == nil {
+			out[key] = map[string]bool{}
+		}
+		out[key][pod.Spec.NodeName] = true
+	}
+	return out
+}
+
+// issuers are those of the nodes whose agents may issue the identity.
+func (b *builder) issuers(id Identity, nodes map[string]bool) []IdentityNode {
+	var out []IdentityNode
+	for _, name := range sortedKeys(nodes) {
+		if n, ok := b.nodes[name]; ok && id.meets(n) {
+			out = append(out, IdentityNode{Name: n.Name, AgentID: n.AgentID, Held: n.Held})
+		}
+	}
+	return out
 }
 
 type accountKey struct{ namespace, account string }
 
-// byServiceAccount collects the policies that are for pods of each service account.
-// A policy that cannot be read and names no account is for every account it could mean.
+// byServiceAccount collects the policies that are for pods of each service account. A policy that is refused is for the pods that
+// its selector chooses, as any other; one whose selector cannot be read is for nobody's identity.
 func (b *builder) byServiceAccount() map[accountKey][]*Policy {
 	out := map[accountKey][]*Policy{}
+	chosen := b.chosenByRefused()
 	for i := range b.g.Policies {
 		p := &b.g.Policies[i]
 		if p.Mode == "" {
 			continue
 		}
-		for _, sa := range sorted(slices.Clone(p.ServiceAccounts)) {
+		for _, sa := range sorted(append(slices.Clone(p.ServiceAccounts), chosen[p.Key()]...)) {
 			out[accountKey{p.Namespace, sa}] = append(out[accountKey{p.Namespace, sa}], p)
 		}
 	}
-	for key, policies := range out {
-		for i := range b.g.Policies {
-			p := &b.g.Policies[i]
-			if !p.Accepted && p.Namespace == key.namespace && p.Spec.Workloads.ServiceAccount == "" {
-				policies = append(policies, p)
+	for _, policies := range out {
+		slices.SortFunc(policies, func(x, y *Policy) int { return strings.Compare(x.Name, y.Name) })
+	}
+	return out
+}
+
+// chosenByRefused are the service accounts of the pods that each refused policy chooses by labels, by the policy's key.
+func (b *builder) chosenByRefused() map[string][]string {
+	refused := map[string]bool{}
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if w := p.Spec.Workloads; !p.Accepted && w.ServiceAccount == "" && w.Selector != nil {
+			_, err := metav1.LabelSelectorAsSelector(w.Selector)
+			refused[p.Key()] = err == nil
+		}
+	}
+	out := map[string][]string{}
+	if len(refused) == 0 {
+		return out
+	}
+	for i := range b.g.Pods {
+		pod := &b.g.Pods[i]
+		for _, m := range pod.Matches {
+			if key := pod.Namespace + "/" + m.Policy; refused[key] {
+				out[key] = append(out[key], pod.ServiceAccount)
 			}
 		}
-		slices.SortFunc(policies, func(x, y *Policy) int { return strings.Compare(x.Name, y.Name) })
-		out[key] = policies
 	}
 	return out
 }
@@ -103,75 +191,30 @@ func (b *builder) merge(id *Identity, policies []*Policy) {
 		id.Restricted = id.Restricted || r.Runtime == v1alpha1.RuntimeRestricted
 	}
 	if id.Problem == "" {
-		id.Problem = b.unsatisfiable(id)
+		id.Problem = unsatisfiable(id)
 	}
 	if text, shared := b.shared[id.Key()]; shared && b.s.Config.RefuseSharedServiceAccounts {
 		id.Problem = text
 	}
 }
 
-// unsatisfiable fills in the known reference sets where no policy names any, and says
-// why no workload could ever meet the requirement, or nothing.
-func (b *builder) unsatisfiable(id *Identity) string {
-	if id.References == nil {
-		id.References = b.knownReferences()
-		if len(id.References) == 0 {
-			return "no node has proved itself against any reference set yet"
-		}
-	}
-	if len(id.References) == 0 {
+// unsatisfiable says why no workload could ever meet the requirement, or nothing.
+func unsatisfiable(id *Identity) string {
+	if id.References != nil && len(id.References) == 0 {
 		return "its policies accept no reference set in common"
 	}
-	n := len(id.References)
 	for _, key := range sortedKeys(id.Tags) {
 		if len(id.Tags[key]) == 0 {
 			return fmt.Sprintf("its policies accept no value of tag %s in common", key)
 		}
-		n = min(n*len(id.Tags[key]), maxAlternatives+1)
 	}
 	if id.Digests != nil && len(id.Digests) == 0 {
 		return "its policies accept no image digest in common"
 	}
-	if n > maxAlternatives || len(id.Verifiers)*max(1, len(id.Digests)) > maxAlternatives {
+	if id.Alternatives() > maxAlternatives {
 		return fmt.Sprintf("its policies together have more than %d alternatives", maxAlternatives)
 	}
-	return b.foldedTwin(id)
-}
-
-// foldedTwin says which node SPIRE would take for one that meets the requirement though it does not, or nothing. SPIRE's
-// selectors are lower case (nodeclaim), so DE and de are one to it.
-func (b *builder) foldedTwin(id *Identity) string {
-	folded := func(accepted []string, have string) bool {
-		return slices.ContainsFunc(accepted, func(v string) bool { return strings.EqualFold(v, have) })
-	}
-	for _, name := range sortedKeys(b.nodes) {
-		n := b.nodes[name]
-		exact, twin := slices.Contains(id.References, n.Reference), folded(id.References, n.Reference)
-		for key, values := range id.Tags {
-			exact = exact && slices.Contains(values, n.Tags[key])
-			found := false
-			for k, v := range n.Tags {
-				found = found || strings.EqualFold(k, key) && folded(values, v)
-			}
-			twin = twin && found
-		}
-		if twin && !exact {
-			return fmt.Sprintf("node %s differs from what is asked by upper and lower case alone, which SPIRE's selectors cannot tell apart: rename its reference set or tags", name)
-		}
-	}
 	return ""
-}
-
-// knownReferences are the reference sets that nodes have matched. SPIRE selectors know
-// no "any", so "any set" becomes "one of those that some node is known to match".
-func (b *builder) knownReferences() []string {
-	var out []string
-	for _, n := range b.nodes {
-		if n.Reference != "" && (n.Verdict == v1alpha1.VerdictTrusted || n.Verdict == v1alpha1.VerdictStale) {
-			out = append(out, n.Reference)
-		}
-	}
-	return sorted(out)
 }
 
 // intersect keeps what both lists accept; an empty want accepts anything, a nil have

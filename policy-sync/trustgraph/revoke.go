@@ -1,6 +1,7 @@
 package trustgraph
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -160,22 +161,34 @@ func podAddresses(pod *corev1.Pod) []netip.Addr {
 	return out
 }
 
-// evictions deletes the agents of machines that are proved bad, where they are still
-// there. The proof is about the EK, so it holds whatever became of the Node object. Only
-// agents that our own node attestor admitted are ever touched.
+// evictions deletes the agents of machines that are proved bad, where they are still there: that of the EK that the proof is
+// about, whatever became of the Node object, and every other that the server lets speak for the node, such as one admitted by
+// another EK of the machine. Only agents that our own node attestor admitted are ever touched.
 func (b *builder) evictions() {
 	if b.s.SPIRE == nil {
 		return
 	}
+	bad := map[string]string{} // an agent's ID or the selector of its node -> the node's name
 	for i := range b.s.NodeTrusts {
 		t := &b.s.NodeTrusts[i]
-		ek, err := nodeclaim.ParseEKHash(t.Spec.EKHash)
-		if err != nil || t.Spec.Verdict != v1alpha1.VerdictUntrusted {
+		if t.Spec.Verdict != v1alpha1.VerdictUntrusted {
 			continue
 		}
-		id := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
-		if slices.ContainsFunc(b.s.SPIRE.Agents, func(a snapshot.Agent) bool { return a.ID == id && !a.Banned }) {
-			b.g.Evict = append(b.g.Evict, Eviction{AgentID: id, Reason: fmt.Sprintf("node %s is proved bad", t.Name)})
+		bad[nodeSelector(t.Name).String()] = t.Name
+		if ek, err := nodeclaim.ParseEKHash(t.Spec.EKHash); err == nil {
+			bad["spiffe://"+b.s.Config.TrustDomain+nodeclaim.AgentPath(ek)] = t.Name
+		}
+	}
+	for _, a := range b.s.SPIRE.Agents {
+		if a.Banned || !ownAttestor(b.s.Config.TrustDomain, a.ID) {
+			continue
+		}
+		node := bad[a.ID]
+		for _, s := range a.Selectors {
+			node = cmp.Or(node, bad[s.String()])
+		}
+		if node != "" {
+			b.g.Evict = append(b.g.Evict, Eviction{AgentID: a.ID, Reason: fmt.Sprintf("node %s is proved bad", node)})
 		}
 	}
 }

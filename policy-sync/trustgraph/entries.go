@@ -1,0 +1,119 @@
+package trustgraph
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// boundEntries takes the nodes away from identities that have more SPIRE entries than there is room for. First every namespace is
+// bounded by itself; then, if all of them together have too many, the largest namespaces are cut to equal shares, and the others
+// keep everything. Within a namespace identities with few entries come first, so that the largest loses.
+func (b *builder) boundEntries() {
+	slices.SortFunc(b.g.Identities, func(x, y Identity) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.entries(), y.entries()), cmp.Compare(x.ServiceAccount, y.ServiceAccount))
+	})
+	wanted := map[string]int{}
+	for _, id := range b.g.Identities {
+		wanted[id.Namespace] += id.entries()
+	}
+	room := shares(wanted, b.s.Config.MaxNamespaceEntries, b.s.Config.MaxEntries)
+	for i := range b.g.Identities {
+		id := &b.g.Identities[i]
+		n := id.entries()
+		if n <= room[id.Namespace] {
+			room[id.Namespace] -= n
+			continue
+		}
+		b.refuseForSize(id, n, wanted[id.Namespace])
+	}
+}
+
+func (i Identity) entries() int { return len(i.Nodes) * i.Alternatives() }
+
+func (b *builder) refuseForSize(id *Identity, n, all int) {
+	id.Nodes = nil
+	id.Problem = fmt.Sprintf("it needs %d SPIRE entries, and namespace %s needs %d in all: more than its share of the %d that a namespace, and the %d that the cluster may have",
+		n, id.Namespace, all, b.s.Config.MaxNamespaceEntries, b.s.Config.MaxEntries)
+	for _, name := range id.Policies {
+		p := b.policy(id.Namespace, name)
+		p.Blockers = append(p.Blockers, fmt.Sprintf("no SVID for service account %s: %s", id.ServiceAccount, id.Problem))
+	}
+}
+
+// shares divides all among the namespaces: each gets what it wants, up to each and, where that is too much in all, up to an equal
+// share of what the smaller ones leave.
+func shares(wanted map[string]int, each, all int) map[string]int {
+	names := sortedKeys(wanted)
+	slices.SortStableFunc(names, func(x, y string) int { return cmp.Compare(wanted[x], wanted[y]) })
+	out := make(map[string]int, len(names))
+	for i, name := range names {
+		out[name] = min(wanted[name], each, all/(len(names)-i))
+		all -= out[name]
+	}
+	return out
+}
+
+// ownEntries are the IDs of the live SPIRE entries that this cluster's policy-sync made, sorted. The ID of an entry says which
+// cluster's it is. An entry of an earlier version, whose ID says nothing, is this cluster's where it gives an identity of this
+// cluster, or is parented to an agent of it, and a node class where all entries under it are. Others may be another cluster's: they
+// are left and reported.
+func (b *builder) ownEntries() {
+	if b.s.SPIRE == nil {
+		return
+	}
+	o := ownership{cluster: b.s.Config.ClusterName, ids: map[string]bool{}, agents: map[string]bool{}, under: map[string]children{}}
+	for _, id := range b.g.Identities {
+		o.ids[SPIFFEID(b.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+	}
+	for i := range b.s.NodeTrusts {
+		o.agents[b.s.NodeTrusts[i].Spec.AgentID] = true
+	}
+	for _, e := range b.s.SPIRE.Entries {
+		c := o.under[e.ParentID]
+		c.all++
+		if !nodeAlias(e) && o.made(e) {
+			c.own++
+		}
+		o.under[e.ParentID] = c
+	}
+	var left []string
+	for _, e := range b.s.SPIRE.Entries {
+		if o.made(e) {
+			b.g.OwnEntries = append(b.g.OwnEntries, e.ID)
+		} else if cluster, ok := snapshot.EntryCluster(e); ok && cluster == "" {
+			left = append(left, e.ID)
+		}
+	}
+	slices.Sort(b.g.OwnEntries)
+	if len(left) > 0 {
+		b.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
+			len(left), slices.Min(left))
+	}
+}
+
+type ownership struct {
+	cluster string
+	// ids are the SPIFFE IDs of this cluster's identities, agents those of its nodes.
+	ids, agents map[string]bool
+	// under counts the entries parented to a SPIFFE ID.
+	under map[string]children
+}
+
+type children struct{ all, own int }
+
+func (o ownership) made(e snapshot.Entry) bool {
+	switch cluster, ok := snapshot.EntryCluster(e); {
+	case !ok:
+		return false
+	case cluster != "":
+		return cluster == o.cluster
+	case nodeAlias(e):
+		c := o.under[e.SPIFFEID]
+		return c.all > 0 && c.all == c.own
+	default:
+		return o.ids[e.SPIFFEID] || o.agents[e.ParentID]
+	}
+}
