@@ -1,5 +1,6 @@
 // Command generate writes those files of the chart that follow from Go code or from other files of the chart, so that they
-// cannot drift: the roles of policy-sync and keelson-node, the guards, and the table of values in the README. `make generate`
+// cannot drift: the roles of policy-sync and keelson-node, the guards, the table of values in the README, and what controller-gen
+// cannot say in the definition of TrustPolicy. `make generate`
 // runs it; a test of this package fails where a file is stale.
 //
 //	go run ./charts/generate DIR
@@ -40,6 +41,7 @@ func generated(chart fs.FS) (map[string][]byte, error) {
 		"templates/rbac-node.yaml":        nodeRoles,
 		"templates/guards.yaml":           guards,
 		"README.md":                       func() ([]byte, error) { return readme(chart) },
+		trustPolicies:                     func() ([]byte, error) { return trustPolicySchema(chart) },
 	} {
 		content, err := make()
 		if err != nil {
