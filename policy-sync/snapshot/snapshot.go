@@ -125,9 +125,13 @@ type ImageKey struct {
 
 // Image is what was found out about an image by asking its registry and the verifiers.
 type Image struct {
-	// Manifests are "sha256:<hex>" of the image's manifests (those whose config is the
-	// running one), none when it could not be told.
+	// Manifests are "sha256:<hex>" of every manifest that may be what runs, none when it
+	// could not be told. A status that names an index leaves open which of the index's
+	// images runs, so a policy has to accept each one.
 	Manifests []string
+	// Indexes are "sha256:<hex>" of indexes that lead to every one of Manifests: who
+	// accepts one of them accepts the image.
+	Indexes []string
 	// Verifiers hold each asked verifier's answer, by its name.
 	Verifiers map[string]Verification
 	// Problem says why there are no Manifests.

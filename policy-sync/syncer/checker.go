@@ -19,6 +19,11 @@ func Checker(c *image.Checker) CheckImage {
 		for _, m := range result.Manifests {
 			out.Manifests = append(out.Manifests, m.String())
 		}
+		// An entry that may be what runs and could not be read is a manifest that no policy lists.
+		out.Manifests = append(out.Manifests, result.Unread...)
+		for _, i := range result.Indexes {
+			out.Indexes = append(out.Indexes, i.String())
+		}
 		for _, name := range result.SignedBy {
 			out.Verifiers[name] = snapshot.Verification{Accepted: true}
 		}

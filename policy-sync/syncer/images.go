@@ -133,7 +133,7 @@ func (i *Images) keep(key snapshot.ImageKey, image snapshot.Image) bool {
 
 // sameImage compares all but the expiry, which moves with every round.
 func sameImage(a, b snapshot.Image) bool {
-	if !slices.Equal(a.Manifests, b.Manifests) || a.Problem != b.Problem || len(a.Verifiers) != len(b.Verifiers) {
+	if !slices.Equal(a.Manifests, b.Manifests) || !slices.Equal(a.Indexes, b.Indexes) || a.Problem != b.Problem || len(a.Verifiers) != len(b.Verifiers) {
 		return false
 	}
 	for name, x := range a.Verifiers {

@@ -55,9 +55,9 @@ func (s *Syncer) warming(snap snapshot.Snapshot, g trustgraph.Graph) map[string]
 // withAnswers is the snapshot as it would be if every image that was not asked about yet were accepted by everybody: what a
 // pod lacks even then is not for want of an answer.
 func withAnswers(snap snapshot.Snapshot) snapshot.Snapshot {
-	manifests := []string{"sha256:" + strings.Repeat("0", 64)}
+	var listed []string
 	for i := range snap.Policies {
-		manifests = append(manifests, snap.Policies[i].Spec.Require.Image.Digests...)
+		listed = append(listed, snap.Policies[i].Spec.Require.Image.Digests...)
 	}
 	images := maps.Clone(snap.Images)
 	if images == nil {
@@ -67,7 +67,7 @@ func withAnswers(snap snapshot.Snapshot) snapshot.Snapshot {
 		if _, ok := images[q.ImageKey]; ok {
 			continue
 		}
-		image := snapshot.Image{Manifests: manifests, Verifiers: map[string]snapshot.Verification{}}
+		image := snapshot.Image{Manifests: []string{"sha256:" + strings.Repeat("0", 64)}, Indexes: listed, Verifiers: map[string]snapshot.Verification{}}
 		for _, name := range q.Verifiers {
 			image.Verifiers[name] = snapshot.Verification{Accepted: true}
 		}

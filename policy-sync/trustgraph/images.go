@@ -74,7 +74,7 @@ func (b *builder) unmetImage(s corev1.ContainerStatus, platform string, p *Polic
 	case len(image.Manifests) == 0:
 		return fmt.Sprintf("image %s has no known manifest: %s", s.ImageID, image.Problem)
 	}
-	if len(req.Digests) > 0 && !slices.ContainsFunc(image.Manifests, func(m string) bool { return slices.Contains(req.Digests, m) }) {
+	if len(req.Digests) > 0 && !amongDigests(image, req.Digests) {
 		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name)
 	}
 	if len(req.VerifiedBy) == 0 {
@@ -95,4 +95,12 @@ func (b *builder) unmetImage(s corev1.ContainerStatus, platform string, p *Polic
 		}
 	}
 	return fmt.Sprintf("image %s is accepted by none of the verifiers of policy %s: %v", list(sorted(slices.Clone(image.Manifests))), p.Name, sorted(reasons))
+}
+
+// amongDigests tells whether a policy lists the image: each manifest that may be what runs, or an index that leads to no
+// other ones.
+func amongDigests(image snapshot.Image, digests []string) bool {
+	listed := func(digest string) bool { return slices.Contains(digests, digest) }
+	return slices.ContainsFunc(image.Indexes, listed) ||
+		!slices.ContainsFunc(image.Manifests, func(m string) bool { return !listed(m) })
 }

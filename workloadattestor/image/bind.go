@@ -9,22 +9,35 @@ import (
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
-// Platform says which entry of an index this node runs, when an index digest is all that the runtime reports.
-type Platform struct{ OS, Architecture, Variant string }
-
-// bound is what was proved about an image by reading documents: the manifests' config is config, and each index
-// lists one of the manifests.
-type bound struct {
+// content is one image that may be what runs. Its manifests share one config, and so one content; each of the indexes
+// leads to one of the manifests. Whoever vouches for one of them vouches for the content.
+type content struct {
 	config    workloadclaim.ConfigDigest
 	manifests []workloadclaim.ManifestDigest
 	indexes   []workloadclaim.IndexDigest
+
+	// unread is the digest of an entry that may be what runs and could not be read, and why. Such a content has no config and
+	// no manifests: only who vouches for one of the indexes vouches for it.
+	unread string
+	why    error
+}
+
+// bound is what was proved about an image by reading documents: one of the contents runs. Where the runtime reports a config's
+// or a manifest's digest there is exactly one. Where it reports an index there is one for each image that a runtime could
+// start from that index.
+type bound struct {
+	contents []content
+	// odd says that an index has an entry whose platform is spelled in a way of which runtimes differ.
+	odd error
 }
 
 // Bounds on the work for one image.
 const (
-	maxRoots     = 512 // entries of one source at which an image may be found
-	maxBound     = 16  // manifests, and indexes, that share one config
-	maxDocuments = 2048
+	maxRoots      = 512 // entries of one source at which an image may be found
+	maxBound      = 64  // manifests, and indexes, of one content
+	maxDocuments  = 2048
+	maxNested     = 8  // indexes in indexes
+	maxCandidates = 64 // entries of one index, and of the indexes in it, that a runtime could start on one platform
 )
 
 // kind is what the runtime's digest turned out to be.
@@ -55,7 +68,7 @@ func bind(ctx context.Context, sources []source, q question, platform Platform) 
 			return bound{}, err
 		}
 	}
-	if len(b.result.manifests) > 0 {
+	if len(b.result.contents) > 0 {
 		return b.result, nil
 	}
 	if len(sources) == 0 {
@@ -76,93 +89,153 @@ func (b *binder) search(ctx context.Context, s source) error {
 		roots = roots[:maxRoots]
 	}
 	for _, root := range roots {
-		doc, ok := b.fetch(ctx, s, root)
-		if !ok {
+		doc, err := b.fetch(ctx, s, root)
+		if err != nil {
+			b.problem(err)
 			continue
 		}
-		if err := b.visit(ctx, s, doc); err != nil {
+		if _, err := b.visit(ctx, s, doc, nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fetch gets one document; a failure is noted, except "not found", which is the usual answer of a place where an
-// image could have been.
-func (b *binder) fetch(ctx context.Context, s source, ref string) (document, bool) {
+func (b *binder) fetch(ctx context.Context, s source, ref string) (document, error) {
 	if b.fetched++; b.fetched > maxDocuments {
-		b.problem(fmt.Errorf("image: more than %d documents to read for one image", maxDocuments))
-		return document{}, false
+		return document{}, fmt.Errorf("image: more than %d documents to read for one image", maxDocuments)
 	}
-	doc, err := fetchManifest(ctx, s, ref)
-	if err != nil {
-		if !errors.Is(err, errNotFound) {
-			b.problem(err)
-		}
-		return document{}, false
-	}
-	return doc, true
+	return fetchManifest(ctx, s, ref)
 }
 
-func (b *binder) visit(ctx context.Context, s source, doc document) error {
+// path are the indexes that lead to a document, outermost first.
+type path []workloadclaim.IndexDigest
+
+func (p path) with(d workloadclaim.IndexDigest) path { return append(slices.Clone(p), d) }
+
+// visit looks for q.id in a document and in what it lists, and tells whether it is there.
+func (b *binder) visit(ctx context.Context, s source, doc document, above path) (bool, error) {
 	if doc.manifest != nil {
-		_, err := b.visitManifest(doc.manifest)
-		return err
+		return b.visitManifest(doc.manifest, above)
 	}
 	if doc.index.digest.String() == string(b.q.id) {
-		return b.visitOwnIndex(ctx, s, doc.index)
+		return true, b.visitOwnIndex(ctx, s, doc.index, above)
 	}
+	above = above.with(doc.index.digest)
+	if len(above) > maxNested {
+		b.problem(fmt.Errorf("image: index %s has indexes in indexes deeper than %d", above[0], maxNested))
+		return false, nil
+	}
+	fits := b.platform.candidates(doc.index.children)
+	if found, err := b.visitChildren(ctx, s, fits, above); err != nil || found {
+		return found, err
+	}
+	var rest []descriptor
 	for _, child := range doc.index.children {
-		if !mayRun(child) {
-			continue
-		}
-		m, ok := b.child(ctx, s, child)
-		if !ok {
-			continue
-		}
-		matched, err := b.visitManifest(m)
-		if err != nil {
-			return err
-		}
-		if matched {
-			b.addIndex(doc.index.digest)
+		if !slices.ContainsFunc(fits, func(d descriptor) bool { return d.Digest == child.Digest }) {
+			rest = append(rest, child)
 		}
 	}
-	return nil
+	return b.visitChildren(ctx, s, rest, above)
 }
 
-// visitOwnIndex handles a runtime that reports an index digest: what runs is the one entry for this node's platform.
-// Two entries that fit would leave a choice that nobody proved.
-func (b *binder) visitOwnIndex(ctx context.Context, s source, index *indexDoc) error {
-	var fits []descriptor
-	for _, child := range index.children {
-		if mayRun(child) && child.Platform != nil && !plain(child) {
-			return fmt.Errorf("image: index %s has an entry for %s/%s, which runtimes read as another name of a platform: refused",
-				index.digest, short(child.Platform.OS), short(child.Platform.Architecture))
+// visitChildren visits those of the children that can be or list the image that runs.
+func (b *binder) visitChildren(ctx context.Context, s source, children []descriptor, above path) (bool, error) {
+	found := false
+	for _, child := range children {
+		if _, ok := bareDigest(child.Digest); !ok || !b.worth(child) {
+			continue
 		}
-		if mayRun(child) && b.platform.fits(child) {
-			fits = append(fits, child)
+		doc, err := b.fetch(ctx, s, child.Digest)
+		if err != nil {
+			b.problem(err)
+			continue
 		}
+		here, err := b.visit(ctx, s, doc, above)
+		if err != nil {
+			return false, err
+		}
+		found = found || here
 	}
-	if len(fits) != 1 {
-		return fmt.Errorf("image: index %s has %d entries for %s/%s, want exactly one", index.digest, len(fits), b.platform.OS, b.platform.Architecture)
-	}
-	m, ok := b.child(ctx, s, fits[0])
-	if !ok {
-		return nil
-	}
+	return found, nil
+}
+
+// worth tells whether a child can be or list the image that runs. Once it is known that q.id is a manifest's or an index's
+// digest, the child's digest says it.
+func (b *binder) worth(child descriptor) bool {
+	return b.kind == "" || b.kind == kindConfig || child.Digest == string(b.q.id) || child.MediaType.IsIndex()
+}
+
+// visitOwnIndex handles a runtime that reports an index digest. Which of the index's images runs is the runtime's choice, and
+// containerd and CRI-O choose differently, so every image that one of them could start is noted.
+func (b *binder) visitOwnIndex(ctx context.Context, s source, index *indexDoc, above path) error {
 	if err := b.is(kindIndex); err != nil {
 		return err
 	}
-	if err := b.add(m); err != nil {
-		return err
+	w := walk{binder: b, source: s}
+	w.index(ctx, index, above)
+	if len(b.result.contents) == 0 {
+		return fmt.Errorf("image: index %s has 0 entries for %s/%s, want exactly one, or more that are all accepted",
+			index.digest, b.platform.OS, b.platform.Architecture)
 	}
-	b.addIndex(index.digest)
 	return nil
 }
 
+// walk collects what a runtime could start from an index.
+type walk struct {
+	*binder
+	source source
+	seen   int
+}
+
+func (w *walk) index(ctx context.Context, index *indexDoc, above path) {
+	above = above.with(index.digest)
+	for _, child := range w.platform.candidates(index.children) {
+		if !plain(child) && w.result.odd == nil {
+			w.result.odd = fmt.Errorf("image: index %s has an entry for %s/%s, which runtimes read as another name of a platform: refused",
+				index.digest, short(child.Platform.OS), short(child.Platform.Architecture))
+		}
+		if w.seen++; w.seen > maxCandidates {
+			// The index stands for all of its entries that are left out.
+			w.unread(index.digest.String(), above, fmt.Errorf("image: index %s leads to more than %d images that could run", above[0], maxCandidates))
+			return
+		}
+		w.child(ctx, child, above)
+	}
+}
+
+func (w *walk) child(ctx context.Context, d descriptor, above path) {
+	if _, ok := bareDigest(d.Digest); !ok {
+		w.unread(d.Digest, above, fmt.Errorf("image: index %s has an entry with digest %s, want a sha256 digest", above[len(above)-1], short(d.Digest)))
+		return
+	}
+	doc, err := w.fetch(ctx, w.source, d.Digest)
+	switch {
+	case err != nil:
+		w.unread(d.Digest, above, err)
+	case doc.manifest != nil:
+		w.add(doc.manifest, above)
+	case len(above) >= maxNested:
+		w.unread(d.Digest, above, fmt.Errorf("image: index %s has indexes in indexes deeper than %d", above[0], maxNested))
+	default:
+		w.index(ctx, doc.index, above)
+	}
+}
+
+// unread notes an entry of which nothing is known but its digest. Another source may know it.
+func (b *binder) unread(digest string, above path, why error) {
+	read := func(c content) bool {
+		return slices.ContainsFunc(c.manifests, func(m workloadclaim.ManifestDigest) bool { return m.String() == digest })
+	}
+	if slices.ContainsFunc(b.result.contents, read) {
+		return
+	}
+	c := b.content(func(c content) bool { return c.unread == digest }, content{unread: digest, why: why})
+	c.lead(above)
+}
+
 // visitManifest tells whether m is the image that runs.
-func (b *binder) visitManifest(m *manifestDoc) (bool, error) {
+func (b *binder) visitManifest(m *manifestDoc, above path) (bool, error) {
 	var k kind
 	switch string(b.q.id) {
 	case m.config.String():
@@ -175,19 +248,8 @@ func (b *binder) visitManifest(m *manifestDoc) (bool, error) {
 	if err := b.is(k); err != nil {
 		return false, err
 	}
-	return true, b.add(m)
-}
-
-// child fetches an index's entry. An index in an index is not followed: no runtime starts one.
-func (b *binder) child(ctx context.Context, s source, d descriptor) (*manifestDoc, bool) {
-	if _, ok := bareDigest(d.Digest); !ok {
-		return nil, false
-	}
-	doc, ok := b.fetch(ctx, s, d.Digest)
-	if !ok || doc.manifest == nil {
-		return nil, false
-	}
-	return doc.manifest, true
+	b.add(m, above)
+	return true, nil
 }
 
 // is notes what kind of digest the runtime reported and refuses a second answer.
@@ -199,52 +261,39 @@ func (b *binder) is(k kind) error {
 	return nil
 }
 
-func (b *binder) add(m *manifestDoc) error {
-	if !b.result.config.IsZero() && b.result.config != m.config {
-		return fmt.Errorf("image: %s has two configs, %s and %s: refused", b.q.id, b.result.config, m.config)
+// add notes a manifest that may be what runs, and the indexes that lead to it.
+func (b *binder) add(m *manifestDoc, above path) {
+	c := b.content(func(c content) bool { return c.unread == "" && c.config == m.config }, content{config: m.config})
+	if !slices.Contains(c.manifests, m.digest) && len(c.manifests) < maxBound {
+		c.manifests = append(c.manifests, m.digest)
 	}
-	b.result.config = m.config
-	if !slices.Contains(b.result.manifests, m.digest) && len(b.result.manifests) < maxBound {
-		b.result.manifests = append(b.result.manifests, m.digest)
-	}
-	return nil
+	c.lead(above)
+	b.result.contents = slices.DeleteFunc(b.result.contents, func(c content) bool { return c.unread == m.digest.String() })
 }
 
-func (b *binder) addIndex(d workloadclaim.IndexDigest) {
-	if !slices.Contains(b.result.indexes, d) && len(b.result.indexes) < maxBound {
-		b.result.indexes = append(b.result.indexes, d)
+// content finds the noted content, or notes a new one. The pointer is good until the next one is noted.
+func (b *binder) content(is func(content) bool, fresh content) *content {
+	i := slices.IndexFunc(b.result.contents, is)
+	if i < 0 {
+		b.result.contents = append(b.result.contents, fresh)
+		i = len(b.result.contents) - 1
+	}
+	return &b.result.contents[i]
+}
+
+func (c *content) lead(above path) {
+	for _, d := range above {
+		if !slices.Contains(c.indexes, d) && len(c.indexes) < maxBound {
+			c.indexes = append(c.indexes, d)
+		}
 	}
 }
 
+// problem notes why a document could not be read, except "not found": that is the usual answer of a place where an image
+// could have been.
 func (b *binder) problem(err error) {
 	const enough = 8
-	if len(b.problems) < enough {
+	if !errors.Is(err, errNotFound) && len(b.problems) < enough {
 		b.problems = append(b.problems, err)
 	}
-}
-
-// mayRun leaves out entries that are no images, such as build attestations ("unknown/unknown").
-func mayRun(d descriptor) bool {
-	if d.MediaType.IsIndex() {
-		return false
-	}
-	return d.Platform == nil || d.Platform.OS != "unknown"
-}
-
-// Platforms as Go and the OCI image spec (image-index.md) spell them. Runtimes take other spellings for the same ("x86_64", "Linux":
-// containerd's platforms.Normalize) and start the first entry that fits, so an index with one could hide from us what runs.
-var (
-	plainSystems       = []string{"linux", "windows", "darwin", "freebsd", "wasip1"}
-	plainArchitectures = []string{"386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm"}
-)
-
-func plain(d descriptor) bool {
-	return slices.Contains(plainSystems, d.Platform.OS) && slices.Contains(plainArchitectures, d.Platform.Architecture)
-}
-
-func (p Platform) fits(d descriptor) bool {
-	if d.Platform == nil || d.Platform.OS != p.OS || d.Platform.Architecture != p.Architecture {
-		return false
-	}
-	return p.Variant == "" || d.Platform.Variant == "" || d.Platform.Variant == p.Variant
 }

@@ -60,11 +60,22 @@ type Checker struct {
 }
 
 // Result is what was proved about an image, and why the rest was not.
+//
+// Where the runtime reports no more than an index, what runs is one of the images to which that index can lead, and which one
+// is not known. Then Manifests are all of them, and who asks for some property of the image has to ask it of each.
 type Result struct {
-	Config    workloadclaim.ConfigDigest
-	Manifests []workloadclaim.ManifestDigest // sorted; each one's config is Config
-	SignedBy  []string                       // sorted names of the verifiers that accepted the image
-	Failures  []Failure                      // one per verifier that did not, in configuration order
+	// Config is zero if more than one image may be what runs.
+	Config workloadclaim.ConfigDigest
+	// Manifests are sorted. Each one's config is Config, or each one may be what runs.
+	Manifests []workloadclaim.ManifestDigest
+	// Indexes lead to every one of Manifests and Unread; sorted. The reported index is among them.
+	Indexes []workloadclaim.IndexDigest
+	// Unread are digests of entries that may be what runs and could not be read.
+	Unread []string
+	// SignedBy are the sorted names of the verifiers that accepted the image, whichever of Manifests and Unread it is.
+	SignedBy []string
+	// Failures has one entry per verifier that did not, in configuration order.
+	Failures []Failure
 }
 
 // Failure is why one verifier did not accept an image.
@@ -156,10 +167,7 @@ func (c *Checker) check(ctx context.Context, q question) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	result := Result{Config: b.config, Manifests: slices.Clone(b.manifests)}
-	slices.SortFunc(result.Manifests, func(x, y workloadclaim.ManifestDigest) int {
-		return strings.Compare(x.String(), y.String())
-	})
+	result := b.result()
 	signatures := &signatureReader{sources: sources, subjects: b.subjects()}
 	for _, v := range c.config.Verifiers {
 		if err := c.verify(ctx, v, q, b, signatures); err != nil {
@@ -169,7 +177,50 @@ func (c *Checker) check(ctx context.Context, q question) (Result, error) {
 		result.SignedBy = append(result.SignedBy, v.Name())
 	}
 	slices.Sort(result.SignedBy)
+	if len(result.SignedBy) == 0 {
+		// Nobody vouches for the index, so it matters that its entries cannot be told or read.
+		if err := b.doubt(); err != nil {
+			return Result{}, err
+		}
+	}
 	return result, nil
+}
+
+// result is what the documents say, before a verifier was asked.
+func (b bound) result() Result {
+	var r Result
+	for i, c := range b.contents {
+		r.Manifests = append(r.Manifests, c.manifests...)
+		if c.unread != "" {
+			r.Unread = append(r.Unread, c.unread)
+		}
+		if i == 0 {
+			r.Indexes = slices.Clone(c.indexes)
+		}
+		r.Indexes = slices.DeleteFunc(r.Indexes, func(d workloadclaim.IndexDigest) bool { return !slices.Contains(c.indexes, d) })
+	}
+	if len(b.contents) == 1 {
+		r.Config = b.contents[0].config
+	}
+	slices.SortFunc(r.Manifests, func(x, y workloadclaim.ManifestDigest) int { return strings.Compare(x.String(), y.String()) })
+	slices.SortFunc(r.Indexes, func(x, y workloadclaim.IndexDigest) int { return strings.Compare(x.String(), y.String()) })
+	slices.Sort(r.Unread)
+	return r
+}
+
+// doubt is why nothing can be said of an image for which no verifier vouches.
+func (b bound) doubt() error {
+	if b.odd != nil {
+		return b.odd
+	}
+	var whys []error
+	for _, c := range b.contents {
+		if c.unread == "" {
+			return nil
+		}
+		whys = append(whys, fmt.Errorf("image: entry %s of the index: %w", short(c.unread), c.why))
+	}
+	return errors.Join(whys[:min(len(whys), maxRefusals)]...)
 }
 
 func (c *Checker) bind(ctx context.Context, sources []source, q question) (bound, error) {
@@ -196,7 +247,7 @@ func (c *Checker) bind(ctx context.Context, sources []source, q question) (bound
 // verify answers for one verifier, from the cache where it can. The question is part of the key: it says which
 // repositories were asked.
 func (c *Checker) verify(ctx context.Context, v Verifier, q question, b bound, signatures *signatureReader) error {
-	key := v.Name() + "\n" + b.config.String() + "\n" + q.key()
+	key := v.Name() + "\n" + strings.Join(b.subjects(), ",") + "\n" + q.key()
 	cached, ok := c.verdicts.get(key, c.config.Now())
 	if ok && c.config.Now().Before(cached.renew) {
 		return cached.err
@@ -206,7 +257,7 @@ func (c *Checker) verify(ctx context.Context, v Verifier, q question, b bound, s
 	if v.needsSignatures() {
 		found, problems = signatures.read(ctx)
 	}
-	if err := v.accept(b, found); err != nil {
+	if err := acceptAll(v, b, found); err != nil {
 		err = errors.Join(append([]error{err}, problems...)...)
 		// With every source heard, the signature is gone: that counts now. Otherwise the old proof lasts its time.
 		unheard := len(problems) > 0

@@ -283,8 +283,8 @@ func TestDocumentsThatAreRefused(t *testing.T) {
 		"an image config's key":             {`{"schemaVersion":2,` + config + `,"rootfs":{}}`, "of an image config"},
 		"an image config's key, other case": {`{"schemaVersion":2,` + config + `,"RootFS":{}}`, "of an image config"},
 		"a config digest of another kind":   {`{"schemaVersion":2,"config":{"digest":"sha512:00"}}`, "manifest's config"},
-		"too many layers":                   {`{"schemaVersion":2,` + config + `,"layers":[` + strings.Repeat("{},", 128) + `{}]}`, "129 layers"},
-		"too many entries":                  {`{"schemaVersion":2,"manifests":[` + strings.Repeat("{},", 128) + `{}]}`, "129 manifests"},
+		"too many layers":                   {`{"schemaVersion":2,` + config + `,"layers":[` + strings.Repeat("{},", 4096) + `{}]}`, "4097 layers"},
+		"too many entries":                  {`{"schemaVersion":2,"manifests":[` + strings.Repeat("{},", 4096) + `{}]}`, "4097 manifests"},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -9,10 +9,11 @@ import (
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
-// Limits on foreign documents. Manifests and indexes of real images are a few KiB.
+// Limits on foreign documents. Manifests and indexes of real images are a few KiB, and have at most a few hundred layers
+// or entries.
 const (
 	maxDocument = 4 << 20
-	maxChildren = 128 // descriptors in one index, layers in one manifest
+	maxChildren = 4096 // descriptors in one index, layers in one manifest
 )
 
 // document is a parsed manifest or index: exactly one of the two pointers is set.
@@ -40,11 +41,17 @@ type descriptor struct {
 	Digest      string            `json:"digest"`
 	Size        int64             `json:"size"`
 	Annotations map[string]string `json:"annotations"`
-	Platform    *struct {
-		Architecture string `json:"architecture"`
-		OS           string `json:"os"`
-		Variant      string `json:"variant"`
-	} `json:"platform"`
+	Platform    *entryPlatform    `json:"platform"`
+}
+
+// entryPlatform is the platform of an index's entry (OCI image spec, image-index.md; features: Docker manifest list v2).
+type entryPlatform struct {
+	Architecture string   `json:"architecture"`
+	OS           string   `json:"os"`
+	OSVersion    string   `json:"os.version"`
+	OSFeatures   []string `json:"os.features"`
+	Variant      string   `json:"variant"`
+	Features     []string `json:"features"`
 }
 
 type rawDocument struct {

@@ -9,6 +9,7 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,7 @@ type fixture struct {
 	down     atomic.Bool
 	requests atomic.Int64
 	layouts  []string
+	raw      sync.Map // manifests that the registry has though it would not take them, by digest or tag
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -53,6 +55,10 @@ func newFixture(t *testing.T) *fixture {
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
+		if raw, ok := f.raw.Load(path.Base(r.URL.Path)); ok {
+			f.serveRaw(w, raw)
+			return
+		}
 		handler.ServeHTTP(w, r)
 	}))
 	t.Cleanup(server.Close)
@@ -63,6 +69,18 @@ func newFixture(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// serveRaw answers with an index. Real registries say its media type, too.
+func (f *fixture) serveRaw(w http.ResponseWriter, raw any) {
+	content, ok := raw.([]byte)
+	if !ok {
+		f.t.Fatalf("raw manifest is %T", raw)
+	}
+	w.Header().Set("Content-Type", string(types.OCIImageIndex))
+	if _, err := w.Write(content); err != nil {
+		f.t.Log(err)
+	}
 }
 
 func (f *fixture) clock() time.Time {

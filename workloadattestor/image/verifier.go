@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -22,8 +23,8 @@ import (
 type Verifier interface {
 	// Name is the verifier's name, a DNS label.
 	Name() string
-	// accept tells whether the rule accepts the image; nil means yes.
-	accept(b bound, signatures []signed) error
+	// accept tells whether the rule accepts a content; nil means yes.
+	accept(c content, signatures []signed) error
 	// needsSignatures tells whether accept looks at signatures.
 	needsSignatures() bool
 }
@@ -105,7 +106,7 @@ func (v *keyVerifier) needsSignatures() bool { return true }
 // accept wants one signature that (1) verifies under one of the keys over the payload's bytes as received, and
 // (2) whose payload names a manifest of the image, or an index that lists such a manifest. The tag at which the
 // signature was found says nothing.
-func (v *keyVerifier) accept(b bound, signatures []signed) error {
+func (v *keyVerifier) accept(c content, signatures []signed) error {
 	if len(signatures) == 0 {
 		return errors.New("no signature found")
 	}
@@ -118,7 +119,7 @@ func (v *keyVerifier) accept(b bound, signatures []signed) error {
 		switch {
 		case err != nil:
 			reasons = append(reasons, err)
-		case b.names(digest):
+		case c.names(digest):
 			return nil
 		default:
 			reasons = append(reasons, fmt.Errorf("signed by its key, but for another image, %s", digest))
@@ -136,21 +137,54 @@ func (v *keyVerifier) verifies(s signed) bool {
 	})
 }
 
-// names tells whether digest is that of one of the manifests, or of an index that lists one of them.
-func (b bound) names(digest string) bool {
-	return slices.ContainsFunc(b.manifests, func(d workloadclaim.ManifestDigest) bool { return d.String() == digest }) ||
-		slices.ContainsFunc(b.indexes, func(d workloadclaim.IndexDigest) bool { return d.String() == digest })
+// acceptAll asks v about everything that may run: one image that is not accepted may be the one that runs.
+func acceptAll(v Verifier, b bound, signatures []signed) error {
+	var refusals []error
+	for _, c := range b.contents {
+		err := v.accept(c, signatures)
+		switch {
+		case err == nil:
+		case len(b.contents) == 1 && c.unread == "":
+			return err
+		case c.unread != "":
+			refusals = append(refusals, fmt.Errorf("entry %s of the index may run and could not be read (%w): %w", short(c.unread), c.why, err))
+		default:
+			refusals = append(refusals, fmt.Errorf("manifest %s of the index may run: %w", c.manifests[0], err))
+		}
+		if len(refusals) == maxRefusals {
+			break
+		}
+	}
+	return errors.Join(refusals...)
 }
 
-// subjects lists what a signature for the image may name.
+// maxRefusals bounds the text about one image.
+const maxRefusals = 4
+
+// names tells whether digest is that of one of the manifests, or of an index that leads to one of them.
+func (c content) names(digest string) bool {
+	return slices.ContainsFunc(c.manifests, func(d workloadclaim.ManifestDigest) bool { return d.String() == digest }) ||
+		slices.ContainsFunc(c.indexes, func(d workloadclaim.IndexDigest) bool { return d.String() == digest })
+}
+
+// subjects lists what a signature for the image may name. Those come first that vouch for most of it.
 func (b bound) subjects() []string {
+	count := map[string]int{}
 	var out []string
-	for _, d := range b.manifests {
-		out = append(out, d.String())
+	note := func(digest string) {
+		if count[digest]++; count[digest] == 1 {
+			out = append(out, digest)
+		}
 	}
-	for _, d := range b.indexes {
-		out = append(out, d.String())
+	for _, c := range b.contents {
+		for _, d := range c.manifests {
+			note(d.String())
+		}
+		for _, d := range c.indexes {
+			note(d.String())
+		}
 	}
+	slices.SortStableFunc(out, func(x, y string) int { return cmp.Compare(count[y], count[x]) })
 	return out
 }
 
@@ -180,16 +214,16 @@ func NewDigestVerifier(name string, list DigestList) (Verifier, error) {
 func (v *digestVerifier) Name() string          { return v.name }
 func (v *digestVerifier) needsSignatures() bool { return false }
 
-func (v *digestVerifier) accept(b bound, _ []signed) error {
-	if slices.Contains(v.list.Configs, b.config) {
+func (v *digestVerifier) accept(c content, _ []signed) error {
+	if !c.config.IsZero() && slices.Contains(v.list.Configs, c.config) {
 		return nil
 	}
-	for _, m := range b.manifests {
+	for _, m := range c.manifests {
 		if slices.Contains(v.list.Manifests, m) {
 			return nil
 		}
 	}
-	for _, i := range b.indexes {
+	for _, i := range c.indexes {
 		if slices.Contains(v.list.Indexes, i) {
 			return nil
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -33,6 +34,9 @@ type info struct {
 }
 
 type config struct {
+	Image struct {
+		Image string `json:"image"`
+	} `json:"image"`
 	Linux struct {
 		SecurityContext struct {
 			Privileged       bool                 `json:"privileged"`
@@ -93,6 +97,18 @@ func parseInfo(verbose map[string]string) (info, error) {
 		return info{}, fmt.Errorf("runtime: verbose info: %w", err)
 	}
 	return out, nil
+}
+
+// imageID is an image ID as containerd and CRI-O write it: the digest of the image's config.
+var imageID = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}$`)
+
+// resolvedImage is the image ID that the kubelet asked for: containerd's answer to its PullImage (kubernetes,
+// pkg/kubelet/images, EnsureImageExists). It is "" where the request names the image in another way.
+func (i info) resolvedImage() string {
+	if i.Config == nil || !imageID.MatchString(i.Config.Image.Image) {
+		return ""
+	}
+	return i.Config.Image.Image
 }
 
 // parsed is a container before its sandbox was asked.

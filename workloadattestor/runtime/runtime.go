@@ -7,9 +7,11 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,11 +36,15 @@ type Container struct {
 	PodUID    string
 	Name      string // of the container in the pod's spec
 
-	ImageID    string   // CRI image_id
-	ImageRef   string   // CRI image_ref
-	ImageName  string   // what the pod asked for
-	ImageHints []string // the image's other tags and repo digests
-	HintsError error    // why ImageHints may lack some
+	// ImageID is the digest of the running image's config, from whichever of the runtime's answers has it: image_id
+	// (containerd since 2.3, CRI-O), the image that the kubelet resolved and asked for (containerd's verbose info), or
+	// ImageStatus. It is empty when none has it.
+	ImageID      string
+	ImageProblem error    // why ImageID cannot be told: the answers disagree
+	ImageRef     string   // CRI image_ref
+	ImageName    string   // what the pod asked for
+	ImageHints   []string // the image's other tags and repo digests
+	HintsError   error    // why ImageHints may lack some
 
 	CgroupsPath string // OCI runtime spec linux.cgroupsPath; empty when the runtime does not tell
 
@@ -113,22 +119,31 @@ func (c *Client) Container(ctx context.Context, id string) (Container, error) {
 	if err := container.join(sandbox); err != nil {
 		return Container{}, err
 	}
-	c.addHints(ctx, &container.facts)
+	c.addImage(ctx, &container)
 	return container.facts, nil
 }
 
-// addHints asks which other names the image has: where else its manifest may be found. It proves nothing, so a failure costs
-// only the hints.
-func (c *Client) addHints(ctx context.Context, facts *Container) {
-	image := facts.ImageID
-	if image == "" {
-		image = facts.ImageRef
-	}
+// addImage asks about the image: its ID, and which other names it has, under which its manifest may be found. A failure costs
+// only what it would have said.
+func (c *Client) addImage(ctx context.Context, p *parsed) {
+	facts, resolved := &p.facts, p.info.resolvedImage()
+	image := cmp.Or(facts.ImageID, resolved, facts.ImageRef)
 	answer, err := c.images.ImageStatus(ctx, &criv1.ImageStatusRequest{Image: &criv1.ImageSpec{Image: image}})
 	if err != nil {
 		facts.HintsError = fmt.Errorf("runtime: image %q: %w", image, err)
-		return
 	}
 	facts.ImageHints = append(facts.ImageHints, answer.GetImage().GetRepoDigests()...)
 	facts.ImageHints = append(facts.ImageHints, answer.GetImage().GetRepoTags()...)
+	for _, id := range []string{resolved, answer.GetImage().GetId()} {
+		switch {
+		case id == "" || plainID(id) == plainID(facts.ImageID):
+		case facts.ImageID == "":
+			facts.ImageID = id
+		default:
+			facts.ImageProblem = fmt.Errorf("runtime: container %s runs image %.80q by one of the runtime's answers and %.80q by another", facts.ID, facts.ImageID, id)
+		}
+	}
 }
+
+// plainID is an image ID without its algorithm: CRI-O leaves it out in places.
+func plainID(id string) string { return strings.TrimPrefix(id, "sha256:") }

@@ -118,6 +118,7 @@ func TestUnknownContainersHaveNoFacts(t *testing.T) {
 
 // answers are what a test may change.
 type answers struct {
+	server        *runtimetest.Server
 	container     *criv1.ContainerStatusResponse
 	sandbox       *criv1.PodSandboxStatusResponse
 	containerInfo map[string]any
@@ -139,7 +140,7 @@ func ask(t *testing.T, pod runtimetest.Pod, change func(*answers)) (runtime.Cont
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &answers{container: container, sandbox: sandbox, containerInfo: map[string]any{}, sandboxInfo: map[string]any{}}
+	a := &answers{server: server, container: container, sandbox: sandbox, containerInfo: map[string]any{}, sandboxInfo: map[string]any{}}
 	for text, into := range map[string]*map[string]any{container.Info["info"]: &a.containerInfo, sandbox.Info["info"]: &a.sandboxInfo} {
 		if err := json.Unmarshal([]byte(text), into); err != nil {
 			t.Fatal(err)
@@ -349,5 +350,46 @@ func TestImageHintsAreOnlyHints(t *testing.T) {
 	got, err := client.Container(t.Context(), idA) // the runtime knows no such image
 	if err != nil || got.ImageHints != nil || got.HintsError != nil {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// TestTheRunningConfigIsTakenWhereverARuntimeHasIt: containerd before 2.3 leaves image_id empty, and its image_ref names an index.
+func TestTheRunningConfigIsTakenWhereverARuntimeHasIt(t *testing.T) {
+	c, d := strings.Repeat("c", 64), strings.Repeat("d", 64)
+	cases := map[string]struct {
+		id, resolved, status string
+		want                 string
+		problem              bool
+	}{
+		"image_id alone":                       {id: "sha256:" + c, want: "sha256:" + c},
+		"the image that the kubelet asked for": {resolved: "sha256:" + c, want: "sha256:" + c},
+		"ImageStatus":                          {status: "sha256:" + c, want: "sha256:" + c},
+		"all three":                            {id: "sha256:" + c, resolved: "sha256:" + c, status: "sha256:" + c, want: "sha256:" + c},
+		"CRI-O's spelling":                     {id: c, status: "sha256:" + c, want: c},
+		"none":                                 {},
+		"a name is no ID":                      {resolved: "r.example/app:v1"},
+		"the kubelet's and image_id differ":    {id: "sha256:" + c, resolved: "sha256:" + d, want: "sha256:" + c, problem: true},
+		"ImageStatus and the kubelet's differ": {resolved: "sha256:" + c, status: "sha256:" + d, want: "sha256:" + c, problem: true},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			pod := frontend()
+			pod.ImageID = tc.id
+			got, err := ask(t, pod, func(a *answers) {
+				for _, key := range []string{tc.id, tc.resolved, pod.ImageRef} {
+					a.server.PutImageAs(key, &criv1.Image{Id: tc.status, RepoTags: []string{pod.Image}})
+				}
+				at(a.containerInfo, "config")["image"] = map[string]any{"image": tc.resolved}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.ImageID != tc.want || (got.ImageProblem != nil) != tc.problem {
+				t.Errorf("got %q, %v", got.ImageID, got.ImageProblem)
+			}
+			if d := cmp.Diff([]string{pod.Image}, got.ImageHints); d != "" {
+				t.Errorf("hints: %s", d)
+			}
+		})
 	}
 }

@@ -143,8 +143,15 @@ func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) 
 	}
 }
 
+// maxManifests bounds the selectors image-manifest; more manifests than this with one config are no real image's.
+const maxManifests = 16
+
 // addImage adds what is proved about the image. A failure takes away only the selectors that it would have proved.
 func (o *outcome) addImage(ctx context.Context, images *image.Checker, c runtime.Container) {
+	if c.ImageProblem != nil {
+		o.absent = append(o.absent, "image: "+c.ImageProblem.Error())
+		return
+	}
 	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Name: c.ImageName, Hints: c.ImageHints})
 	if err != nil {
 		o.absent = append(o.absent, "image: "+err.Error())
@@ -153,8 +160,14 @@ func (o *outcome) addImage(ctx context.Context, images *image.Checker, c runtime
 		}
 		return
 	}
-	o.claims.Config = result.Config
-	o.claims.Manifests = result.Manifests
+	if result.Config.IsZero() {
+		// A selector says what the image is, so a list of what it may be makes none.
+		o.absent = append(o.absent, fmt.Sprintf("image-config, image-manifest: the runtime reports only an index, and which of its %d images runs is not known",
+			len(result.Manifests)+len(result.Unread)))
+	} else {
+		o.claims.Config = result.Config
+		o.claims.Manifests = result.Manifests[:min(len(result.Manifests), maxManifests)]
+	}
 	o.claims.SignedBy = result.SignedBy
 	for _, f := range result.Failures {
 		o.absent = append(o.absent, "signed-by:"+f.Verifier+": "+f.Reason.Error())

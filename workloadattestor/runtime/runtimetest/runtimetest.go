@@ -93,10 +93,13 @@ func (s *Server) Put(container *criv1.ContainerStatusResponse, sandbox *criv1.Po
 }
 
 // PutImage adds what ImageStatus answers for an image ID.
-func (s *Server) PutImage(image *criv1.Image) {
+func (s *Server) PutImage(image *criv1.Image) { s.PutImageAs(image.GetId(), image) }
+
+// PutImageAs adds what ImageStatus answers for any name of an image.
+func (s *Server) PutImageAs(name string, image *criv1.Image) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.images[image.GetId()] = image
+	s.images[name] = image
 }
 
 // Fail makes every call fail; nil ends that.
