@@ -66,13 +66,16 @@ func Name(name string) string { return v1alpha1.CalicoTier + "." + name }
 
 // Render makes every Calico object that should exist, sorted by the caller's plan.
 func Render(in desired.Intents) ([]desired.Object, error) {
-	r := renderer{in: in}
+	r := renderer{in: in, names: map[string]bool{}}
 	r.tier()
 	r.revoked()
 	r.attestedEgress()
 	r.globalDeny()
 	for _, ns := range in.Namespaces {
 		r.namespaceDeny(ns)
+	}
+	for _, w := range in.Workloads {
+		r.names[w.Namespace+"/"+w.Policy] = true
 	}
 	for _, w := range in.Workloads {
 		r.workload(w)
@@ -84,6 +87,8 @@ type renderer struct {
 	in  desired.Intents
 	out []desired.Object
 	err error
+	// names are those of all TrustPolicies ("namespace/name").
+	names map[string]bool
 }
 
 func (r *renderer) add(o desired.Object, err error) *desired.Object {
@@ -111,16 +116,21 @@ func (r *renderer) tier() {
 	r.add(desired.Make(t, desired.Barrier, "", "Keelson's tier comes before the teams' tiers"))
 }
 
-// revoked: one set of addresses and one policy, first of all, that denies them both
-// ways. Both always exist; a revocation only adds to the set.
+// revoked writes sets of addresses and one policy, first of all, that denies them both ways. The policy and the first set always
+// exist, the others while they hold an address; a revocation only adds to one set.
 func (r *renderer) revoked() {
-	set := v3.NewGlobalNetworkSet()
-	set.Name, set.Labels = Name("revoked"), map[string]string{v1alpha1.RevokedLabel: v1alpha1.True}
-	for _, a := range r.in.Revoked {
-		set.Spec.Nets = append(set.Spec.Nets, cidr(a.Address))
+	for i, shard := range r.in.RevokedShards() {
+		if i > 0 && len(shard) == 0 {
+			continue
+		}
+		set := v3.NewGlobalNetworkSet()
+		set.Name, set.Labels = v1alpha1.RevokedSetName(i), map[string]string{v1alpha1.RevokedLabel: v1alpha1.True}
+		for _, a := range shard {
+			set.Spec.Nets = append(set.Spec.Nets, cidr(a.Address))
+		}
+		o := r.add(desired.Make(set, desired.Blacklist, "", r.in.WhyRevoked()))
+		o.Closes = [][]string{{"spec", "nets"}}
 	}
-	o := r.add(desired.Make(set, desired.Blacklist, "", r.in.WhyRevoked()))
-	o.Closes = [][]string{{"spec", "nets"}}
 
 	p := v3.NewGlobalNetworkPolicy()
 	p.ObjectMeta = meta("", Name("revoked"))
@@ -138,13 +148,23 @@ func bothWays() []v3.PolicyType { return []v3.PolicyType{v3.PolicyTypeIngress, v
 func mode(m string) string { return eq(v1alpha1.ModeLabel, m) }
 
 // infrastructure lets every enrolled pod, attested or not, look up names and (with Istio)
-// fetch its proxy's configuration: without them it could not come up to be attested.
+// fetch its proxy's configuration: without them it could not come up to be attested. A DNS
+// cache that uses its node's network is no pod to Calico, so it is named by its address.
 func (r *renderer) infrastructure() []v3.Rule {
-	dns := in(r.in.Config.DNS)
+	c := r.in.Config.WithDefaults()
 	tcp, udp := numorstring.ProtocolFromString("TCP"), numorstring.ProtocolFromString("UDP")
-	rules := []v3.Rule{
-		{Action: v3.Pass, Protocol: &udp, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: dns, Ports: []numorstring.Port{numorstring.SinglePort(53)}}},
-		{Action: v3.Pass, Protocol: &tcp, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: dns, Ports: []numorstring.Port{numorstring.SinglePort(53)}}},
+	ports := make([]numorstring.Port, 0, len(c.DNSPorts))
+	for _, p := range c.DNSPorts {
+		ports = append(ports, numorstring.SinglePort(uint16(p))) //nolint:gosec // package snapshot refuses ports beyond 65535.
+	}
+	var rules []v3.Rule
+	for _, protocol := range []*numorstring.Protocol{&udp, &tcp} {
+		for _, dns := range append([]snapshot.Service{c.DNS}, c.MoreDNS...) {
+			rules = append(rules, v3.Rule{Action: v3.Pass, Protocol: protocol, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: in(dns), Ports: ports}})
+		}
+		if len(c.DNSNets) > 0 {
+			rules = append(rules, v3.Rule{Action: v3.Pass, Protocol: protocol, Destination: v3.EntityRule{Nets: blocks(c.DNSNets), Ports: ports}})
+		}
 	}
 	if r.in.Config.Istio {
 		rules = append(rules, v3.Rule{Action: v3.Pass, Protocol: &tcp, Destination: v3.EntityRule{
@@ -152,6 +172,14 @@ func (r *renderer) infrastructure() []v3.Rule {
 		}})
 	}
 	return rules
+}
+
+func blocks(addresses []string) []string {
+	out := make([]string, 0, len(addresses))
+	for _, a := range addresses {
+		out = append(out, cidr(a))
+	}
+	return out
 }
 
 func in(s snapshot.Service) string {
@@ -221,48 +249,33 @@ func (r *renderer) namespaceDeny(ns trustgraph.Namespace) {
 // workload passes on what a TrustPolicy allows. Its selector names both labels: a pod
 // under two policies of which it meets one is not attested, and nothing opens.
 func (r *renderer) workload(w desired.Workload) {
-	spec := v3.NetworkPolicySpec{
-		Tier: v1alpha1.CalicoTier, Order: order(orderPolicy), Types: bothWays(),
-		Selector: and(attested(), eq(v1alpha1.PolicyLabel(w.Policy), v1alpha1.True)),
+	shards := deal(passes(w.Ingress, true), passes(w.Egress, false))
+	for i, s := range shards {
+		if i > 0 && len(s.ingress)+len(s.egress) == 0 {
+			continue
+		}
+		name := shardName(w.Policy, i, func(name string) bool { return r.names[w.Namespace+"/"+name] })
+		r.shard(w, name, v3.NetworkPolicySpec{
+			Tier: v1alpha1.CalicoTier, Order: order(orderPolicy), Types: bothWays(), Ingress: s.ingress, Egress: s.egress,
+			Selector: and(attested(), eq(v1alpha1.PolicyLabel(w.Policy), v1alpha1.True)),
+		})
 	}
-	for _, f := range w.Ingress {
-		rule := v3.Rule{Action: v3.Pass, Source: v3.EntityRule{NamespaceSelector: "all()", Selector: and(peer(f), pods())}}
-		setPorts(&rule, f)
-		spec.Ingress = append(spec.Ingress, rule)
-	}
-	for _, f := range w.Egress {
-		rule := v3.Rule{Action: v3.Pass, Destination: v3.EntityRule{NamespaceSelector: "all()", Selector: and(peer(f), pods())}}
-		setPorts(&rule, f)
-		spec.Egress = append(spec.Egress, rule)
-	}
-	spec.Ingress, spec.Egress = unique(spec.Ingress), unique(spec.Egress)
+}
+
+func (r *renderer) shard(w desired.Workload, name string, spec v3.NetworkPolicySpec) {
 	source := w.Namespace + "/" + w.Policy
 	var o *desired.Object
 	if w.Mode == v1alpha1.ModeEnforce {
 		p := v3.NewNetworkPolicy()
-		p.ObjectMeta, p.Spec = meta(w.Namespace, Name(w.Policy)), spec
+		p.ObjectMeta, p.Spec = meta(w.Namespace, name), spec
 		o = r.add(desired.Make(p, desired.Gate, source, w.Reason))
 	} else {
 		p := v3.NewStagedNetworkPolicy()
-		p.ObjectMeta = meta(w.Namespace, Name(w.Policy))
+		p.ObjectMeta = meta(w.Namespace, name)
 		p.Spec = v3.StagedNetworkPolicySpec{
 			StagedAction: v3.StagedActionSet, Tier: spec.Tier, Order: spec.Order, Selector: spec.Selector, Types: spec.Types, Ingress: spec.Ingress, Egress: spec.Egress,
 		}
 		o = r.add(desired.Make(p, desired.Gate, source, w.Reason+" (audit)"))
 	}
-	o.Opens = [][]string{{"spec", "ingress"}, {"spec", "egress"}}
-}
-
-func setPorts(rule *v3.Rule, f desired.Flow) {
-	if len(f.Ports) == 0 {
-		return
-	}
-	tcp := numorstring.ProtocolFromString("TCP")
-	rule.Protocol = &tcp
-	for _, p := range f.Ports {
-		rule.Destination.Ports = append(rule.Destination.Ports, numorstring.SinglePort(uint16(p))) //nolint:gosec // trustgraph refuses ports beyond 65535.
-	}
-	if f.Ambient {
-		rule.Destination.Ports = append(rule.Destination.Ports, numorstring.SinglePort(HBONEPort))
-	}
+	o.Opens, o.Split = [][]string{{"spec", "ingress"}, {"spec", "egress"}}, Split
 }

@@ -1,13 +1,11 @@
 package calico
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
-	v3 "github.com/projectcalico/api/pkg/apis/projectcalico/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -117,17 +115,4 @@ func cidr(address string) string {
 		return address
 	}
 	return netip.PrefixFrom(a, a.BitLen()).String()
-}
-
-// unique sorts rules and drops repeats; all of them are Pass, so order means nothing.
-func unique(rules []v3.Rule) []v3.Rule {
-	text := func(r v3.Rule) string {
-		b, err := json.Marshal(r)
-		if err != nil {
-			return ""
-		}
-		return string(b)
-	}
-	slices.SortFunc(rules, func(a, b v3.Rule) int { return strings.Compare(text(a), text(b)) })
-	return slices.CompactFunc(rules, func(a, b v3.Rule) bool { return text(a) == text(b) })
 }

@@ -7,6 +7,8 @@ package desired
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,6 +35,8 @@ type Intents struct {
 	Evict      []trustgraph.Eviction
 	// OwnEntries are the IDs of the live SPIRE entries that this cluster's policy-sync made, sorted.
 	OwnEntries []string
+	// RevokedSets is in which set (from 0) revoked addresses stand now, so that they stay there.
+	RevokedSets map[string]int
 }
 
 // WhyRevoked joins the reasons of all revoked addresses.
@@ -45,7 +49,44 @@ func (in Intents) WhyRevoked() string {
 		out = append(out, r.Reason)
 	}
 	slices.Sort(out)
-	return strings.Join(slices.Compact(out), "; ")
+	out = slices.Compact(out)
+	if rest := len(out) - maxReasons; rest > 0 {
+		out = append(out[:maxReasons], fmt.Sprintf("and %d more reasons", rest))
+	}
+	return strings.Join(out, "; ")
+}
+
+// maxReasons bounds the reasons of one operation.
+const maxReasons = 16
+
+// RevokedShards deals revoked addresses out into sets of a bounded size. An address stays in the set where it stands while
+// others come and go; a new one takes the first set with room. The first set is always there, if empty; should there ever be
+// more addresses than all sets hold, the last one takes them, for none may be left out.
+func (in Intents) RevokedShards() [][]trustgraph.Revoked {
+	out := make([][]trustgraph.Revoked, v1alpha1.MaxRevokedSets)
+	var unplaced []trustgraph.Revoked
+	for _, r := range in.Revoked {
+		i, placed := in.RevokedSets[r.Address]
+		if !placed || i < 0 || i >= len(out) || len(out[i]) >= v1alpha1.MaxRevokedPerSet {
+			unplaced = append(unplaced, r)
+			continue
+		}
+		out[i] = append(out[i], r)
+	}
+	next := 0
+	for _, r := range unplaced {
+		for next < len(out)-1 && len(out[next]) >= v1alpha1.MaxRevokedPerSet {
+			next++
+		}
+		out[next] = append(out[next], r)
+	}
+	for i := range out {
+		slices.SortFunc(out[i], func(a, b trustgraph.Revoked) int { return cmp.Compare(a.Address, b.Address) })
+	}
+	for len(out) > 1 && len(out[len(out)-1]) == 0 {
+		out = out[:len(out)-1]
+	}
+	return out
 }
 
 // Workload is the pods of one TrustPolicy and who may talk with them.
@@ -56,7 +97,9 @@ type Workload struct {
 	ServiceAccounts   []string
 	Ingress           []Flow
 	Egress            []Flow
-	Reason            string
+	// Others is what other policies that select some of the same pods let in: this one's DENY leaves it alone.
+	Others []Flow
+	Reason string
 }
 
 // Flow is one way that is open, between attested pods only.
@@ -126,79 +169,132 @@ func Urgent(g trustgraph.Graph) Intents {
 }
 
 func workload(g trustgraph.Graph, p trustgraph.Policy) Workload {
-	ns, _ := g.Namespace(p.Namespace)
 	w := Workload{
-		Namespace: p.Namespace, Policy: p.Name, Mode: p.Mode, Ambient: ns.Ambient, ServiceAccounts: p.ServiceAccounts,
+		Namespace: p.Namespace, Policy: p.Name, Mode: p.Mode, Ambient: p.Ambient, ServiceAccounts: p.ServiceAccounts,
 		Reason: fmt.Sprintf("TrustPolicy %s", p.Key()),
 	}
-	for _, rule := range p.Spec.Ingress {
-		for _, peer := range rule.From {
-			f := flow(p, peer, rule.Ports)
-			f.HTTP, f.Ambient = rule.HTTP, ns.Ambient
-			w.Ingress = append(w.Ingress, f)
+	in, out, others := flows{}, flows{}, flows{}
+	in.ingress(p, p.Ambient)
+	for _, name := range p.SharesPodsWith {
+		if other, ok := g.Policy(p.Namespace, name); ok {
+			others.ingress(other, other.Ambient)
 		}
 	}
 	for _, rule := range p.Spec.Egress {
+		ports := sortedPorts(rule.Ports)
 		for _, peer := range rule.To {
-			f := flow(p, peer, rule.Ports)
+			f := flow(p, peer, ports)
 			other, _ := g.Namespace(f.Namespace)
-			f.Ambient = other.Ambient
-			w.Egress = append(w.Egress, f)
+			f.Ambient = other.Ambient || g.AmbientAccounts[f.Namespace+"/"+f.ServiceAccount]
+			out.add(f, "")
 		}
 	}
-	w.Egress = append(w.Egress, answering(g, p)...)
-	sortFlows(w.Ingress)
-	sortFlows(w.Egress)
-	w.Egress = slices.CompactFunc(w.Egress, func(a, b Flow) bool { return a.key() == b.key() })
-	w.Ingress = slices.CompactFunc(w.Ingress, func(a, b Flow) bool { return a.key() == b.key() })
+	out.answers(g, p)
+	w.Ingress, w.Egress, w.Others = in.sorted(), out.sorted(), others.sorted()
 	return w
 }
 
-func flow(p trustgraph.Policy, peer v1alpha1.Peer, ports []int32) Flow {
-	ports = slices.Clone(ports)
-	slices.Sort(ports)
-	return Flow{
-		Namespace: trustgraph.PeerNamespace(p.Namespace, peer), ServiceAccount: peer.ServiceAccount,
-		Selector: peer.PodSelector, Tags: peer.Tags, Ports: slices.Compact(ports),
+// flows collects flows without repeats. Keys order them.
+type flows struct {
+	list []keyed
+	http map[string]shared
+}
+
+type keyed struct {
+	key  string
+	flow Flow
+}
+
+// shared is one list of HTTP rules for all flows that have the same.
+type shared struct {
+	rules []v1alpha1.HTTPRule
+	hash  string
+}
+
+// ingress adds what a policy lets in. What a list of HTTP rules says is read once for each rule, not for each peer.
+func (fs *flows) ingress(p trustgraph.Policy, ambient bool) {
+	for _, rule := range p.Spec.Ingress {
+		ports, http := sortedPorts(rule.Ports), fs.shared(rule.HTTP)
+		for _, peer := range rule.From {
+			f := flow(p, peer, ports)
+			f.HTTP, f.Ambient = http.rules, ambient
+			fs.add(f, http.hash)
+		}
 	}
 }
 
-// answering lists the ways out that follow from other policies' ingress: whom they let
-// in may call them. What narrows the caller (selector, tags) is left to their ingress.
-func answering(g trustgraph.Graph, p trustgraph.Policy) []Flow {
-	var out []Flow
-	for _, other := range g.Policies {
-		if !other.Accepted || other.Mode == "" {
-			continue
+func (fs *flows) shared(rules []v1alpha1.HTTPRule) shared {
+	if len(rules) == 0 {
+		return shared{}
+	}
+	text := fmt.Sprintf("%q", rules)
+	if fs.http == nil {
+		fs.http = map[string]shared{}
+	}
+	s, ok := fs.http[text]
+	if !ok {
+		sum := sha256.Sum256([]byte(text))
+		s = shared{rules, hex.EncodeToString(sum[:])}
+		fs.http[text] = s
+	}
+	return s
+}
+
+// maxPortsPerFlow bounds the ports of a rule that another policy's ports add to one's egress.
+const maxPortsPerFlow = 32
+
+// answers adds the ways out that follow from other policies' ingress: whom they let in may call them. What narrows the caller
+// (selector, tags) is left to their ingress.
+func (fs *flows) answers(g trustgraph.Graph, p trustgraph.Policy) {
+	for _, a := range p.Answers {
+		f := Flow{Namespace: a.Namespace, PolicyLabel: v1alpha1.PolicyLabel(a.Policy)}
+		if other, ok := g.Policy(a.Namespace, a.Policy); ok {
+			f.Ambient = other.Ambient
 		}
-		ns, _ := g.Namespace(other.Namespace)
-		for _, rule := range other.Spec.Ingress {
-			for _, peer := range rule.From {
-				if trustgraph.PeerNamespace(other.Namespace, peer) != p.Namespace || !slices.Contains(p.ServiceAccounts, peer.ServiceAccount) {
-					continue
-				}
-				f := flow(other, v1alpha1.Peer{Namespace: other.Namespace}, rule.Ports)
-				f.PolicyLabel, f.Ambient = v1alpha1.PolicyLabel(other.Name), ns.Ambient
-				out = append(out, f)
-			}
+		if len(a.Ports) == 0 {
+			fs.add(f, "")
+		}
+		for ports := range slices.Chunk(a.Ports, maxPortsPerFlow) {
+			f.Ports = slices.Clone(ports)
+			fs.add(f, "")
+		}
+	}
+}
+
+func (fs *flows) add(f Flow, http string) {
+	fs.list = append(fs.list, keyed{f.key() + " " + http, f})
+}
+
+func (fs *flows) sorted() []Flow {
+	slices.SortFunc(fs.list, func(a, b keyed) int { return cmp.Compare(a.key, b.key) })
+	var out []Flow
+	for i, k := range fs.list {
+		if i == 0 || fs.list[i-1].key != k.key {
+			out = append(out, k.flow)
 		}
 	}
 	return out
 }
 
-func sortFlows(flows []Flow) {
-	slices.SortFunc(flows, func(a, b Flow) int { return cmp.Compare(a.key(), b.key()) })
+func sortedPorts(ports []int32) []int32 {
+	ports = slices.Clone(ports)
+	slices.Sort(ports)
+	return slices.Compact(ports)
 }
 
-// key is the same for flows that mean the same.
+func flow(p trustgraph.Policy, peer v1alpha1.Peer, ports []int32) Flow {
+	return Flow{
+		Namespace: trustgraph.PeerNamespace(p.Namespace, peer), ServiceAccount: peer.ServiceAccount,
+		Selector: peer.PodSelector, Tags: peer.Tags, Ports: ports,
+	}
+}
+
+// key is the same for flows that mean the same, but for their HTTP rules.
 func (f Flow) key() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q %q %q %v %v %q", f.Namespace, f.ServiceAccount, f.PolicyLabel, f.Ports, f.Ambient, metav1.FormatLabelSelector(f.Selector))
 	for _, k := range sortedKeys(f.Tags) {
 		fmt.Fprintf(&b, " %q=%q", k, f.Tags[k])
-	}
-	for _, h := range f.HTTP {
-		fmt.Fprintf(&b, " %q%q", h.Methods, h.Paths)
 	}
 	return b.String()
 }
@@ -271,6 +367,9 @@ func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
 		return out
 	}
 	out.Labels[v1alpha1.PodAttestedLabel] = v1alpha1.True
+	if g.Config.Istio && p.Mode == v1alpha1.ModeEnforce {
+		out.Labels[v1alpha1.PodEnforcedLabel] = v1alpha1.True
+	}
 	var names []string
 	for _, m := range p.Matches {
 		out.Labels[v1alpha1.PolicyLabel(m.Policy)] = v1alpha1.True

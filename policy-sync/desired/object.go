@@ -34,7 +34,11 @@ type Object struct {
 	// From an old to a new state, a plan first goes to the lists' intersection (Opens)
 	// or union (Closes). Neither depends on the elements' order.
 	Opens, Closes [][]string
-	Reason        string
+	// Split, if set, takes an element of those lists apart whose meaning is that of one element for each member of a set: into
+	// the rest, the members, and a way to make the element with other members. A plan then goes to the intersection or union of
+	// members. ok is false for an element without such a set.
+	Split  func(element any) (rest string, members []string, join func(members []string) any, ok bool) `json:"-"`
+	Reason string
 }
 
 // Make turns a typed object into an Object: owner label, source annotation, and plain

@@ -44,6 +44,9 @@ func Render(in desired.Intents) ([]desired.Object, error) {
 	for _, ns := range in.Namespaces {
 		r.namespace(ns)
 	}
+	if slices.ContainsFunc(in.Namespaces, func(ns trustgraph.Namespace) bool { return ns.Mode == v1alpha1.ModeEnforce }) {
+		r.revoked()
+	}
 	for _, w := range in.Workloads {
 		r.deny(w)
 		r.allow(w)
@@ -75,9 +78,6 @@ func (r *renderer) namespace(ns trustgraph.Namespace) {
 	strict := &securityv1.PeerAuthentication{TypeMeta: typeMeta("PeerAuthentication"), ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: prefix + "strict"}}
 	strict.Spec.Mtls = &securityapi.PeerAuthentication_MutualTLS{Mode: securityapi.PeerAuthentication_MutualTLS_STRICT}
 	r.add(strict, desired.Barrier, "", fmt.Sprintf("namespace %s is enrolled", ns.Name))
-	if len(r.in.Revoked) > 0 {
-		r.revoked(ns)
-	}
 }
 
 func typeMeta(kind string) metav1.TypeMeta {
@@ -92,21 +92,40 @@ func policy(namespace, name, mode string) *securityv1.AuthorizationPolicy {
 	return p
 }
 
-// revoked denies revoked addresses: a revoked pod has the same principal as its healthy
-// replicas. One rule per address, so that the plan can add and take away each.
-func (r *renderer) revoked(ns trustgraph.Namespace) {
-	p := policy(ns.Name, "revoked", ns.Mode)
-	p.Spec.Action = securityapi.AuthorizationPolicy_DENY
-	for _, a := range r.in.Revoked {
-		block := a.Address
-		if addr, err := netip.ParseAddr(block); err == nil {
-			block = netip.PrefixFrom(addr, addr.BitLen()).String()
+// revoked denies revoked addresses: a revoked pod has the same principal as its healthy replicas. The objects stand in the
+// mesh's root namespace and select the attested pods of every namespace that enforces, so that a revocation writes one of them
+// however many namespaces there are. Pods that are not attested are closed by allow-nothing.
+func (r *renderer) revoked() {
+	for i, shard := range r.in.RevokedShards() {
+		if len(shard) == 0 {
+			continue
 		}
-		p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{IpBlocks: []string{block}}}}})
+		p := policy(r.in.Config.RootNamespace(), strings.TrimPrefix(v1alpha1.RevokedSetName(i), prefix), v1alpha1.ModeEnforce)
+		p.Spec.Action = securityapi.AuthorizationPolicy_DENY
+		p.Spec.Selector = &typeapi.WorkloadSelector{MatchLabels: map[string]string{v1alpha1.PodEnforcedLabel: v1alpha1.True}}
+		blocks := make([]string, 0, len(shard))
+		for _, a := range shard {
+			block := a.Address
+			if addr, err := netip.ParseAddr(block); err == nil {
+				block = netip.PrefixFrom(addr, addr.BitLen()).String()
+			}
+			blocks = append(blocks, block)
+		}
+		for chunk := range slices.Chunk(blocks, blocksPerRule) {
+			p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{IpBlocks: chunk}}}})
+		}
+		o := r.add(p, desired.Blacklist, "", r.in.WhyRevoked())
+		o.Closes, o.Split = [][]string{{"spec", "rules"}}, Split
 	}
-	o := r.add(p, desired.Blacklist, "", r.in.WhyRevoked())
-	o.Closes = [][]string{{"spec", "rules"}}
 }
+
+// Limits of one object. Istio's definition of AuthorizationPolicy takes 512 rules. While a plan changes an object, it holds what
+// it held and what it shall hold, so each takes less than half. etcd takes 1.5 MiB.
+const (
+	rulesPerObject = 250
+	bytesPerObject = 384 << 10
+	blocksPerRule  = 1000
+)
 
 func selector(w desired.Workload) *typeapi.WorkloadSelector {
 	return &typeapi.WorkloadSelector{MatchLabels: map[string]string{v1alpha1.PolicyLabel(w.Policy): v1alpha1.True}}
@@ -116,47 +135,124 @@ func (r *renderer) principal(f desired.Flow) string {
 	return strings.TrimPrefix(trustgraph.SPIFFEID(r.in.Config.TrustDomain, f.Namespace, f.ServiceAccount), "spiffe://")
 }
 
-// deny shuts out every principal that no flow names, and each named one from what no flow
-// lets it do.
+// deny shuts out every principal that no flow names, and each named one from what no flow lets it do. Flows of other policies
+// that select some of the same pods count, because a pod is under the DENY of each of its policies. Principals with the same
+// flows share a rule. Each rule denies on its own, so they may stand in several objects; only the one that names every
+// permitted principal cannot be split, and package trustgraph bounds how many these are.
 func (r *renderer) deny(w desired.Workload) {
-	p := policy(w.Namespace, w.Policy+".deny", w.Mode)
-	p.Spec.Selector, p.Spec.Action = selector(w), securityapi.AuthorizationPolicy_DENY
 	flows := map[string][]desired.Flow{}
-	for _, f := range w.Ingress {
+	for _, f := range slices.Concat(w.Ingress, w.Others) {
 		flows[r.principal(f)] = append(flows[r.principal(f)], f)
 	}
 	principals := sortedKeys(flows)
+	var rules []*securityapi.Rule
 	if len(principals) == 0 {
-		p.Spec.Rules = []*securityapi.Rule{{}} // an empty rule matches every request
+		rules = []*securityapi.Rule{{}} // an empty rule matches every request
 	} else {
-		p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{NotPrincipals: principals}}}})
+		rules = append(rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{NotPrincipals: principals}}}})
 	}
+	groups, order := map[string][]string{}, []string(nil)
 	for _, principal := range principals {
-		rule := &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: []string{principal}}}}}
-		for _, o := range forbidden(permitted(flows[principal])) {
+		key := groupKey(flows[principal])
+		if groups[key] == nil {
+			order = append(order, key)
+		}
+		groups[key] = append(groups[key], principal)
+	}
+	exact := newExactness()
+	for _, key := range order {
+		rule := &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: groups[key]}}}}
+		for _, o := range exact.forbidden(permitted(flows[groups[key][0]])) {
 			rule.To = append(rule.To, &securityapi.Rule_To{Operation: o})
 		}
 		if len(rule.To) > 0 {
-			p.Spec.Rules = append(p.Spec.Rules, rule)
+			rules = append(rules, rule)
 		}
 	}
-	o := r.add(p, desired.Barrier, w.Namespace+"/"+w.Policy, w.Reason)
-	o.Closes = [][]string{{"spec", "rules"}}
+	for i, shard := range shards(rules) {
+		p := policy(w.Namespace, w.Policy+".deny"+suffix(i), w.Mode)
+		p.Spec.Selector, p.Spec.Action, p.Spec.Rules = selector(w), securityapi.AuthorizationPolicy_DENY, shard
+		o := r.add(p, desired.Barrier, w.Namespace+"/"+w.Policy, w.Reason)
+		o.Closes = [][]string{{"spec", "rules"}}
+	}
 }
 
+// groupKey is the same for flows that permit the same in the same words.
+func groupKey(flows []desired.Flow) string {
+	keys := make([]string, 0, len(flows))
+	for _, f := range flows {
+		keys = append(keys, flowKey(f))
+	}
+	slices.Sort(keys)
+	return strings.Join(slices.Compact(keys), "\n")
+}
+
+// allow opens what the policy's own flows permit, one rule for all principals with the same operations.
 func (r *renderer) allow(w desired.Workload) {
-	p := policy(w.Namespace, w.Policy+".allow", w.Mode)
-	p.Spec.Selector = selector(w)
-	seen := map[string]bool{}
+	principals, order, first := map[string][]string{}, []string(nil), map[string]desired.Flow{}
 	for _, f := range w.Ingress {
-		rule := &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: []string{r.principal(f)}}}}, To: operations(f)}
-		if key := rule.String(); !seen[key] {
-			seen[key] = true
-			p.Spec.Rules = append(p.Spec.Rules, rule)
+		key := flowKey(f)
+		if principals[key] == nil {
+			order, first[key] = append(order, key), f
+		}
+		principals[key] = append(principals[key], r.principal(f))
+	}
+	var rules []*securityapi.Rule
+	for _, key := range order {
+		slices.Sort(principals[key])
+		rules = append(rules, &securityapi.Rule{
+			From: []*securityapi.Rule_From{{Source: &securityapi.Source{Principals: slices.Compact(principals[key])}}}, To: operations(first[key]),
+		})
+	}
+	for i, shard := range shards(rules) {
+		p := policy(w.Namespace, w.Policy+".allow"+suffix(i), w.Mode)
+		p.Spec.Selector, p.Spec.Rules = selector(w), shard
+		o := r.add(p, desired.Gate, w.Namespace+"/"+w.Policy, w.Reason)
+		o.Opens, o.Split = [][]string{{"spec", "rules"}}, Split
+	}
+}
+
+// suffix ends the name of an object's further shards.
+func suffix(shard int) string {
+	if shard == 0 {
+		return ""
+	}
+	return "." + strconv.Itoa(shard+1)
+}
+
+// shards deals rules out into lists that fit into an object each: at least one, in their order.
+func shards(rules []*securityapi.Rule) [][]*securityapi.Rule {
+	out, size := [][]*securityapi.Rule{nil}, 0
+	for _, rule := range rules {
+		n := ruleSize(rule)
+		if last := out[len(out)-1]; len(last) > 0 && (len(last) == rulesPerObject || size+n > bytesPerObject) {
+			out, size = append(out, nil), 0
+		}
+		out[len(out)-1], size = append(out[len(out)-1], rule), size+n
+	}
+	return out
+}
+
+// ruleSize is about what a rule takes as JSON, rather more than less.
+func ruleSize(r *securityapi.Rule) int {
+	size := 64
+	count := func(values []string) {
+		for _, v := range values {
+			size += len(v) + 3
 		}
 	}
-	o := r.add(p, desired.Gate, w.Namespace+"/"+w.Policy, w.Reason)
-	o.Opens = [][]string{{"spec", "rules"}}
+	for _, f := range r.From {
+		count(f.Source.Principals)
+		count(f.Source.NotPrincipals)
+	}
+	for _, t := range r.To {
+		size += 96
+		o := t.Operation
+		for _, list := range [][]string{o.Ports, o.NotPorts, o.Methods, o.NotMethods, o.Paths, o.NotPaths} {
+			count(list)
+		}
+	}
+	return size
 }
 
 func operations(f desired.Flow) []*securityapi.Rule_To {

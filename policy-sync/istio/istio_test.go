@@ -155,12 +155,12 @@ rules:
   - source:
       ipBlocks:
       - 10.0.0.1/32
-- from:
-  - source:
-      ipBlocks:
       - 2001:db8::1/128
+selector:
+  matchLabels:
+    trust.keelson.io/enforced: "true"
 `
-	if diff := cmp.Diff(want, render(t, in)["AuthorizationPolicy payments/keelson.revoked"]); diff != "" {
+	if diff := cmp.Diff(want, render(t, in)["AuthorizationPolicy istio-system/keelson.revoked"]); diff != "" {
 		t.Error(diff)
 	}
 }

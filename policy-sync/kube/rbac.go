@@ -65,9 +65,9 @@ func rule(group string, verbs []string, resources ...string) rbacv1.PolicyRule {
 	return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: resources, Verbs: verbs}
 }
 
-// single are the kinds of which policy-sync writes one object and reads all: a Tier or a GlobalNetworkSet of somebody else's is
-// nothing to change or delete.
-var single = map[string]string{"Tier": v1alpha1.CalicoTier, "GlobalNetworkSet": v1alpha1.RevokedSet}
+// single are the kinds of which policy-sync writes objects of these names and reads all: a Tier or a GlobalNetworkSet of somebody
+// else's is nothing to change or delete.
+var single = map[string][]string{"Tier": {v1alpha1.CalicoTier}, "GlobalNetworkSet": v1alpha1.RevokedSetNames()}
 
 // dataPlaneRules are the rights on Calico's and Istio's objects. For policies in tiers Calico's API server asks for the same
 // verb on a made-up resource as well, tier.<resource> by the name "<tier>.*": that keeps policy-sync inside its own tier.
@@ -78,9 +78,9 @@ func dataPlaneRules() []rbacv1.PolicyRule {
 		if k.Written {
 			verbs = write
 		}
-		if name, one := single[k.Kind]; one {
+		if names, few := single[k.Kind]; few {
 			out = append(out, rule(k.Group, append(slices.Clone(read), "create"), k.Resource),
-				onlyNamed(rule(k.Group, []string{"update", "delete"}, k.Resource), name))
+				onlyNamed(rule(k.Group, []string{"update", "delete"}, k.Resource), names...))
 			continue
 		}
 		out = append(out, rule(k.Group, verbs, k.Resource))

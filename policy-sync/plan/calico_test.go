@@ -41,6 +41,7 @@ type rule struct {
 	protocol string
 	ports    []uint16
 	src, dst string // selector, empty: anything
+	dstNets  []netip.Prefix
 }
 
 type netpol struct {
@@ -145,16 +146,25 @@ func orderOf(o *float64) float64 {
 func rules(in []v3.Rule, ns string) []rule {
 	var out []rule
 	for _, r := range in {
-		x := rule{action: r.Action, src: entity(r.Source, ns), dst: entity(r.Destination, ns)}
+		x := rule{action: r.Action, src: entity(r.Source, ns), dst: entity(withoutNets(r.Destination), ns)}
 		if r.Protocol != nil {
 			x.protocol = r.Protocol.String()
 		}
 		for _, p := range r.Destination.Ports {
 			x.ports = append(x.ports, p.MinPort)
 		}
+		for _, n := range r.Destination.Nets {
+			x.dstNets = append(x.dstNets, netip.MustParsePrefix(n))
+		}
 		out = append(out, x)
 	}
 	return out
+}
+
+// withoutNets is a destination as far as selectors go; rule.dstNets holds the rest.
+func withoutNets(e v3.EntityRule) v3.EntityRule {
+	e.Nets = nil
+	return e
 }
 
 // entity is getEndpointSelector of libcalico-go.
@@ -220,7 +230,8 @@ func (d *dataplane) matches(r rule, who *endpoint, ingress bool, peer netip.Addr
 	if ingress {
 		src, dst = peer, who.nets[0].Addr()
 	}
-	return d.inSelector(r.src, src) && d.inSelector(r.dst, dst)
+	inNets := len(r.dstNets) == 0 || slices.ContainsFunc(r.dstNets, func(n netip.Prefix) bool { return n.Contains(dst) })
+	return inNets && d.inSelector(r.src, src) && d.inSelector(r.dst, dst)
 }
 
 // inSelector reports whether any endpoint or set with the address matches: that is how

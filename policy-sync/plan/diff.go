@@ -29,6 +29,7 @@ func Make(s snapshot.Snapshot) (Result, error) {
 		return Result{}, fmt.Errorf("plan: %w", err)
 	}
 	r := Result{Graph: g, Intents: desired.From(g)}
+	r.Intents.RevokedSets = revokedSets(s)
 	if s.Config.Calico {
 		objects, err := calico.Render(r.Intents)
 		if err != nil {

@@ -27,12 +27,12 @@ type request struct {
 	method, path string
 }
 
-// proxyAllows is the decision of the proxy of a pod.
+// proxyAllows is the decision of the proxy of a pod. Policies in the mesh's root namespace are for every namespace.
 func proxyAllows(s snapshot.Snapshot, pod *corev1.Pod, r request) bool {
 	strict := false
 	var deny, allow []*securityv1.AuthorizationPolicy
 	for _, o := range s.Objects {
-		if o.GetNamespace() != pod.Namespace {
+		if o.GetNamespace() != pod.Namespace && o.GetNamespace() != s.Config.RootNamespace() {
 			continue
 		}
 		switch o.GetKind() {

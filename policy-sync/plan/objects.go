@@ -90,9 +90,13 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 	if err != nil {
 		return fmt.Errorf("plan: %s: %w", target(want.Unstructured), err)
 	}
+	atMiddle, err := alike(live, middle, want)
+	if err != nil {
+		return fmt.Errorf("plan: %s: %w", target(want.Unstructured), err)
+	}
 	switch {
 	case same(live, want.Unstructured):
-	case same(live, middle):
+	case atMiddle:
 		d.add(Operation{Phase: opening, Action: Update, Target: target(live), Object: merge(live, want.Unstructured), Reason: want.Reason})
 	default:
 		d.add(Operation{Phase: closing, Action: Update, Target: target(live), Object: merge(live, middle), Proved: proved, Reason: want.Reason})
@@ -129,15 +133,13 @@ func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.U
 	out := want.DeepCopy()
 	for _, path := range want.Opens {
 		have, wanted := elements(live, path), elements(want.Unstructured, path)
-		both := slices.DeleteFunc(slices.Clone(wanted), func(e any) bool { return !contains(have, e) })
-		if err := put(out, path, both); err != nil {
+		if err := put(out, path, common(want, have, wanted)); err != nil {
 			return nil, err
 		}
 	}
 	for _, path := range want.Closes {
 		have, wanted := elements(live, path), elements(want.Unstructured, path)
-		extra := slices.DeleteFunc(slices.Clone(have), func(e any) bool { return contains(wanted, e) })
-		if err := put(out, path, append(slices.Clone(wanted), extra...)); err != nil {
+		if err := put(out, path, joined(want, have, wanted)); err != nil {
 			return nil, err
 		}
 	}
@@ -155,8 +157,9 @@ func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.U
 }
 
 func elements(o *unstructured.Unstructured, path []string) []any {
-	list, _, err := unstructured.NestedSlice(o.Object, path...)
-	if err != nil {
+	value, _, err := unstructured.NestedFieldNoCopy(o.Object, path...)
+	list, isList := value.([]any)
+	if err != nil || !isList {
 		return nil // not a list: nothing that could be kept
 	}
 	return list
@@ -168,10 +171,6 @@ func put(o *unstructured.Unstructured, path []string, list []any) error {
 		return nil
 	}
 	return unstructured.SetNestedSlice(o.Object, runtime.DeepCopyJSONValue(list).([]any), path...)
-}
-
-func contains(list []any, e any) bool {
-	return slices.ContainsFunc(list, func(x any) bool { return reflect.DeepEqual(normal(x), normal(e)) })
 }
 
 // same reports whether the live object says what the wanted one says: every field of its
@@ -245,6 +244,7 @@ func normal(v any) any {
 // merge is the live object with our spec, labels and annotations.
 func merge(live, want *unstructured.Unstructured) *unstructured.Unstructured {
 	out := live.DeepCopy()
+	out.SetOwnerReferences(nil) // an owner of a stranger's would take the object away with itself
 	if spec, ok := want.Object["spec"]; ok {
 		out.Object["spec"] = runtime.DeepCopyJSONValue(spec)
 	} else {

@@ -95,6 +95,15 @@ type Config struct {
 	// DNS and Istiod name the pods that every enrolled pod may call; zero values mean
 	// the defaults (kube-system k8s-app=kube-dns, istio-system app=istiod).
 	DNS, Istiod Service
+	// MoreDNS are further pods that answer DNS, beside DNS.
+	MoreDNS []Service
+	// DNSNets are addresses or blocks that answer DNS without being a pod, as caches on the nodes do; nil means DefaultDNSNets,
+	// an empty list none.
+	DNSNets []string
+	// DNSPorts are where DNS is answered, over UDP and TCP; none means DefaultDNSPorts.
+	DNSPorts []int32
+	// IstioRootNamespace is the mesh's root namespace (MeshConfig.rootNamespace); empty means Istiod's.
+	IstioRootNamespace string
 	// WidestPodCIDR4 and WidestPodCIDR6 are the shortest prefixes of Node.spec.podCIDRs, in bits, that bound a node's
 	// addresses; 0 means DefaultWidestPodCIDR4 and DefaultWidestPodCIDR6. A kubelet may set its Node's pod CIDR where the
 	// cluster's controller sets none.

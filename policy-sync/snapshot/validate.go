@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -52,7 +53,55 @@ func (c Config) WithDefaults() Config {
 	if c.Istiod == (Service{}) {
 		c.Istiod = Service{Namespace: "istio-system", Label: "app", Value: "istiod"}
 	}
+	if c.DNSNets == nil {
+		c.DNSNets = slices.Clone(DefaultDNSNets)
+	}
+	if len(c.DNSPorts) == 0 {
+		c.DNSPorts = slices.Clone(DefaultDNSPorts)
+	}
 	return c
+}
+
+// DefaultDNSNets is where NodeLocal DNSCache answers on each node, and DefaultDNSPorts where that and CoreDNS do (5353 on
+// OpenShift).
+var (
+	DefaultDNSNets  = []string{"169.254.20.10"}
+	DefaultDNSPorts = []int32{53, 5353}
+)
+
+// RootNamespace is the mesh's root namespace, in which policies are for every namespace.
+func (c Config) RootNamespace() string {
+	if c.IstioRootNamespace != "" {
+		return c.IstioRootNamespace
+	}
+	return c.WithDefaults().Istiod.Namespace
+}
+
+// checkDNS reports what is wrong with the places that answer DNS.
+func (c Config) checkDNS(add func(format string, args ...any)) {
+	for i, s := range c.MoreDNS {
+		if s.Namespace == "" || s.Label == "" || s.Value == "" {
+			add("DNS service %d needs a namespace and one label with a value", i+2)
+		}
+	}
+	for _, n := range c.DNSNets {
+		if _, err := netip.ParseAddr(n); err == nil {
+			continue
+		}
+		if p, err := netip.ParsePrefix(n); err != nil || p.Masked() != p {
+			add("DNS address %q is neither an address nor a block of addresses (like 169.254.20.10 or 10.0.0.0/24)", n)
+		} else if p.Addr().BitLen()-p.Bits() > 16 {
+			add("DNS block %q holds more than 65536 addresses, which every enrolled pod could call", n)
+		}
+	}
+	for _, p := range c.DNSPorts {
+		if p < 1 || p > 65535 {
+			add("DNS port %d is no port", p)
+		}
+	}
+	if ns := c.IstioRootNamespace; ns != "" && len(validation.IsDNS1123Label(ns)) > 0 {
+		add("Istio's root namespace %q is no namespace's name", ns)
+	}
 }
 
 // PodCIDRWidths are the shortest prefixes of Node.spec.podCIDRs that are believed, of IPv4 and of IPv6.
@@ -96,6 +145,7 @@ func (c Config) Validate() error {
 			add("service %s needs a namespace and one label with a value", name)
 		}
 	}
+	c.checkDNS(add)
 	slices.SortFunc(problems, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(problems...)
 }

@@ -38,6 +38,8 @@ type Graph struct {
 	OwnEntries []string
 	// SPIRERead is false when the SPIRE server could not be read.
 	SPIRERead bool
+	// AmbientAccounts are service accounts ("namespace/name") of pods that are in ambient mode by their own label.
+	AmbientAccounts map[string]bool
 	// Reports are findings that belong to no single policy.
 	Reports []string
 }
@@ -121,6 +123,13 @@ type Policy struct {
 	ServiceAccounts []string
 	// Selected and Attested are the keys of pods.
 	Selected, Attested []string
+	// Answers are other policies that let this one's pods in.
+	Answers []Answer
+	// SharesPodsWith are other policies, by name, that select some of the same pods, where what these allow fits into this
+	// one's DENY.
+	SharesPodsWith []string
+	// Ambient is true when Istio's ambient mode may serve one of the pods.
+	Ambient bool
 	// Notes say what the data plane cannot express, and what was found.
 	Notes []string
 	// Blockers say why the policy may not be called programmed.
@@ -175,6 +184,9 @@ func Build(s snapshot.Snapshot) (Graph, error) {
 	b.buildNodes()
 	b.buildPolicies()
 	b.buildPods()
+	b.buildAnswers()
+	b.buildShared()
+	b.buildAmbient()
 	b.buildIdentities()
 	b.ownEntries()
 	b.remember()
@@ -196,7 +208,7 @@ func (b *builder) buildNamespaces() {
 			continue
 		}
 		b.modes[ns.Name] = mode
-		b.g.Namespaces = append(b.g.Namespaces, Namespace{Name: ns.Name, Mode: mode, Ambient: ns.Labels["istio.io/dataplane-mode"] == "ambient"})
+		b.g.Namespaces = append(b.g.Namespaces, Namespace{Name: ns.Name, Mode: mode, Ambient: ns.Labels[dataplaneLabel] == "ambient"})
 	}
 }
 

@@ -30,11 +30,11 @@ func (b *builder) buildPods() {
 
 // TrustKey reports whether a pod's label key is one that only policy-sync may set.
 func TrustKey(key string) bool {
-	prefix, name, _ := strings.Cut(key, "/")
+	prefix, _, _ := strings.Cut(key, "/")
 	if strings.HasSuffix(prefix, v1alpha1.PolicyLabelDomain) {
 		return true
 	}
-	return prefix == v1alpha1.Group && (v1alpha1.Group+"/"+name == v1alpha1.PodAttestedLabel || strings.HasPrefix(key, v1alpha1.PodTagPrefix))
+	return prefix == v1alpha1.Group && (key == v1alpha1.PodAttestedLabel || key == v1alpha1.PodEnforcedLabel || strings.HasPrefix(key, v1alpha1.PodTagPrefix))
 }
 
 // BearsTrust reports whether labels hold a key that only policy-sync may set.

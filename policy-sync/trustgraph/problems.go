@@ -55,6 +55,7 @@ func problems(tp *v1alpha1.TrustPolicy) []string {
 		checkPeers(add, fmt.Sprintf("egress[%d].to", i), r.To)
 		checkPorts(add, fmt.Sprintf("egress[%d].ports", i), r.Ports)
 	}
+	checkBounds(add, tp)
 	return out
 }
 

@@ -1,5 +1,7 @@
 package v1alpha1
 
+import "strconv"
+
 // Labels and annotations that people set.
 const (
 	// ModeLabel on a Namespace enrols it; only admins may set it (a guard policy sees to that).
@@ -16,6 +18,9 @@ const (
 	PodTrustPrefix = Group + "/"
 	// PodAttestedLabel is "true" on a pod that meets every TrustPolicy that selects it (at least one).
 	PodAttestedLabel = Group + "/attested"
+	// PodEnforcedLabel is "true" on an attested pod of a namespace that enforces, where Istio is there: by it a policy in the
+	// mesh's root namespace selects such pods.
+	PodEnforcedLabel = Group + "/enforced"
 	// PodTagPrefix precedes the asset-tag key of the pod's node: trust.keelson.io/tag.country=DE.
 	PodTagPrefix = Group + "/tag."
 	// PolicyLabelDomain ends the prefix of the label key that each policy has of its own.
@@ -52,7 +57,8 @@ const (
 	SourceAnnotation = Group + "/source"
 	// CalicoTier is the tier of every Calico policy that Keelson writes, before the teams' tiers.
 	CalicoTier = "keelson"
-	// RevokedSet is the GlobalNetworkSet of revoked addresses, of which keelson-node cuts the open flows.
+	// RevokedSet is the first GlobalNetworkSet of revoked addresses, of which keelson-node cuts the open flows. RevokedSetName
+	// names the others.
 	RevokedSet = CalicoTier + ".revoked"
 	// RevokedLabel marks that set for the policy that denies it. Calico's selectors match the label on any set.
 	RevokedLabel = Group + "/revoked"
@@ -61,3 +67,28 @@ const (
 	// EntryIDPrefix starts the ID of every SPIRE entry that policy-sync owns.
 	EntryIDPrefix = "keelson."
 )
+
+// MaxRevokedSets is how many sets of revoked addresses there are at most, and MaxRevokedPerSet how many addresses one holds:
+// 46 bytes each at most in JSON, so that a set stays below half of the 1.5 MiB that etcd takes.
+const (
+	MaxRevokedSets   = 16
+	MaxRevokedPerSet = 10000
+)
+
+// RevokedSetName names the i-th set of revoked addresses, from 0: keelson.revoked, keelson.revoked.2, and so on. Istio's
+// objects about them have the same names.
+func RevokedSetName(i int) string {
+	if i == 0 {
+		return RevokedSet
+	}
+	return RevokedSet + "." + strconv.Itoa(i+1)
+}
+
+// RevokedSetNames are the names of all sets of revoked addresses that there may be.
+func RevokedSetNames() []string {
+	out := make([]string, 0, MaxRevokedSets)
+	for i := range MaxRevokedSets {
+		out = append(out, RevokedSetName(i))
+	}
+	return out
+}
