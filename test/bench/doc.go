@@ -1,0 +1,3 @@
+// This file lets go build take the package by its name; all else in it is tests.
+
+package bench
