@@ -175,6 +175,8 @@ type explainedMatch struct {
 	Policy string   `json:"policy"`
 	Met    bool     `json:"met"`
 	Why    []string `json:"why,omitempty"`
+	// Pending is what is not known yet.
+	Pending []string `json:"pending,omitempty"`
 }
 
 func explainPod(name string, s snapshot.Snapshot, r plan.Result) (explanation, error) {
@@ -200,7 +202,7 @@ func explainPod(name string, s snapshot.Snapshot, r plan.Result) (explanation, e
 	}
 	e.Mode, e.Attested, e.Why, e.Reports = p.Mode, p.Attested, p.Why, p.Reports
 	for _, m := range p.Matches {
-		e.Policies = append(e.Policies, explainedMatch(m))
+		e.Policies = append(e.Policies, explainedMatch{Policy: m.Policy, Met: m.Met, Why: m.Why, Pending: m.Pending})
 	}
 	e.Callers, e.Callees = flows(p, r)
 	return e, nil
@@ -246,6 +248,7 @@ func (e explainedPod) text(out io.Writer) error {
 		}
 		t.add("  policy %s: not met", m.Policy)
 		t.list("    because ", m.Why)
+		t.list("    not known yet: ", m.Pending)
 	}
 	t.list("  may be called by ", e.Callers)
 	t.list("  may call ", e.Callees)

@@ -136,7 +136,7 @@ type Pod struct {
 	Namespace, Name, UID string
 	// Labels are all trust labels (trustgraph.TrustKey); others of that form go.
 	Labels map[string]string
-	// KeepOnly is true while the brake holds the pod's node: labels may stay, none is added.
+	// KeepOnly is true while the brake holds the pod's node, and for a pod that is retained: labels may stay, none is added.
 	KeepOnly bool
 	// Proved is true when the pod's node is proved bad.
 	Proved bool
@@ -361,7 +361,8 @@ func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
 	if n, ok := g.Node(p.Node); ok {
 		out.Proved, out.KeepOnly = n.Verdict == v1alpha1.VerdictUntrusted, n.Held
 	}
-	if !p.Attested {
+	out.KeepOnly = out.KeepOnly || p.Retained
+	if !p.Attested && !p.Retained {
 		out.Failed = len(p.Matches) > 0
 		out.Reason = strings.Join(p.Why, "; ")
 		return out
@@ -379,5 +380,8 @@ func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
 		putTag(out.Labels, v1alpha1.PodTagPrefix, k, v)
 	}
 	out.Reason = fmt.Sprintf("node %s, image and runtime meet policy %s", p.Node, strings.Join(names, ", "))
+	if p.Retained {
+		out.Reason = "it keeps what it has while this is not known: " + strings.Join(p.Why, "; ")
+	}
 	return out
 }

@@ -45,6 +45,9 @@ type Snapshot struct {
 	// Attested are the pods that were attested lately, as the graph before told (trustgraph.Graph.Attested). A machine
 	// that turns bad can take its pods and their addresses out of the API first; what it had stays known from here.
 	Attested []Attested
+	// InheritUntil is until when a pod that bears trust labels and is not in Attested counts as labelled by another
+	// replica; zero when Attested holds all that was ever attested.
+	InheritUntil time.Time
 	// SPIRE is what the SPIRE server said; nil when it could not be read. Without it
 	// nothing is opened and no entry is touched, but doors still close.
 	SPIRE *SPIRE
@@ -60,6 +63,28 @@ type Attested struct {
 	Addresses []netip.Addr
 	// At is when it was last attested.
 	At time.Time
+	// Pending is since when something that is required of it is not known; zero while all is known.
+	Pending time.Time
+	// Images are the images that it used when it was last attested, each with its place in the pod.
+	Images []UsedImage
+}
+
+// UsedImage is an image that a pod used while it was attested.
+type UsedImage struct {
+	// Place is PodImage.Subject.
+	Place string
+	// Reference is the spec's; ImageID, and the ContainerID of the container that ran it, are what the pod's node reported.
+	Reference, ImageID, ContainerID string
+}
+
+// Image returns the image that the pod used at a place.
+func (a Attested) Image(place string) (UsedImage, bool) {
+	for _, i := range a.Images {
+		if i.Place == place {
+			return i, true
+		}
+	}
+	return UsedImage{}, false
 }
 
 // Config is what the operator set.
@@ -80,6 +105,10 @@ type Config struct {
 	// MaxHold is the brake: how long an expired trusted verdict may keep what it had
 	// opened. It never opens anything and never holds back a proved-bad verdict.
 	MaxHold time.Duration
+	// PendingGrace is how long an attested pod on a trusted node keeps what it has while something that is required of it
+	// is not known yet: a container's image that its node has not reported, or that no verifier has answered about. 0 means
+	// DefaultPendingGrace, a negative value no time at all (NoPendingGrace).
+	PendingGrace time.Duration
 	// Calico and Istio say which data planes are there to be written to.
 	Calico, Istio bool
 	// Taint puts v1alpha1.UntrustedTaint on nodes that are not trusted, but for those that were there before Keelson: admission
@@ -127,6 +156,9 @@ type ImageKey struct {
 	Image string
 	// ImageID is ContainerStatus.ImageID: "repo@sha256:…" or a bare config digest.
 	ImageID string
+	// Asked is the name in the pod's spec, where it differs from Image: the pod's author controls it. It is a place to
+	// look, for a node may know the image by another name, or by none.
+	Asked string
 	// Platform is the node's, "linux/arm64"; empty when its kubelet does not say. Where ImageID names an index, it decides
 	// which of the index's images runs.
 	Platform string
@@ -145,12 +177,17 @@ type Image struct {
 	Verifiers map[string]Verification
 	// Problem says why there are no Manifests.
 	Problem string
+	// Final is true when Problem will not pass by itself: every source has answered, and none has the image, or none may be
+	// asked about it. Without it, no Manifests only means that nothing is known.
+	Final bool
 }
 
 // Verification is one verifier's answer on one image.
 type Verification struct {
 	Accepted bool
-	// Reason says why not.
+	// Unknown is true when the verifier could not judge, because a registry gave no answer: not accepted, and not refused.
+	Unknown bool
+	// Reason says why it is not accepted.
 	Reason string
 	// ValidUntil ends the answer's life; zero means that it does not end.
 	ValidUntil time.Time

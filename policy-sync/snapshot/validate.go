@@ -23,6 +23,12 @@ const (
 	// --node-cidr-mask-size-ipv4 and -ipv6).
 	DefaultWidestPodCIDR4 = 20
 	DefaultWidestPodCIDR6 = 56
+	// DefaultPendingGrace covers a registry's outage of a minute and a kubelet that is slow to report.
+	DefaultPendingGrace = 2 * time.Minute
+	// NoPendingGrace is a Config.PendingGrace of no time.
+	NoPendingGrace = time.Duration(-1)
+	// maxPendingGrace is shorter than what is remembered (trustgraph.Remember).
+	maxPendingGrace = 30 * time.Minute
 	// MinX509SVIDTTL keeps agents from renewing without end.
 	MinX509SVIDTTL = 10 * time.Second
 	// MaxX509SVIDTTL bounds how long an SVID outlives a lost verdict.
@@ -46,6 +52,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.MaxNamespaceEntries == 0 {
 		c.MaxNamespaceEntries = DefaultMaxNamespaceEntries
+	}
+	if c.PendingGrace == 0 {
+		c.PendingGrace = DefaultPendingGrace
 	}
 	if c.DNS == (Service{}) {
 		c.DNS = Service{Namespace: "kube-system", Label: "k8s-app", Value: "kube-dns"}
@@ -124,6 +133,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxHold < 0 || c.MaxHold > 24*time.Hour {
 		add("brake %s is outside 0 to 24h", c.MaxHold)
+	}
+	if c.PendingGrace > maxPendingGrace {
+		add("pending grace %s is outside 0 to %s", c.PendingGrace, maxPendingGrace)
 	}
 	if c.TierOrder < 0 {
 		add("tier order %v is negative", c.TierOrder)

@@ -117,9 +117,9 @@ func TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer(t *testing.T) {
 		"if it bears a label of a policy that never selected it, take it away": {func(w *fakeWorld) {
 			w.s.Pods[0].Labels[v1alpha1.PolicyLabel("other")] = v1alpha1.True
 		}, false},
-		"if a container was added that reports no image, take it away": {func(w *fakeWorld) {
+		"if a container was added that has not been created, keep it": {func(w *fakeWorld) {
 			w.s.Pods[0].Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
-		}, false},
+		}, true},
 		"if the digest is one that its policy lists, keep it": {func(w *fakeWorld) {
 			w.s.Policies = slices.Clone(w.s.Policies)
 			w.s.Policies[0].Spec.Require.Image.Digests = []string{snapshottest.Digest("api")}

@@ -29,6 +29,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
 	snap.At, snap.Attested = s.o.Now(), s.attested
+	snap.InheritUntil = s.inheritUntil(snap.At)
 	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes))
 
 	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
@@ -37,31 +38,26 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
 	}
 	s.attested = decision.Graph.Attested
-	held := s.warming(snap, decision.Graph)
-	p.close(ctx, without(decision.Plan.Closing(), held))
+	p.close(ctx, decision.Plan.Closing())
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
 		if decision, err = plan.Make(snap); err != nil {
 			return time.Time{}, fmt.Errorf("syncer: nothing more is changed: %w", err)
 		}
-		p.close(ctx, without(decision.Plan.Closing(), held))
-		if len(held) == 0 {
-			p.open(ctx, decision.Plan.Opening())
-		}
+		p.close(ctx, decision.Plan.Closing())
+		p.open(ctx, decision.Plan.Opening())
 	}
 	s.tell(decision.Graph)
 	s.fight.round(p.changes)
-	next := nextExpiry(snap)
+	next := earlier(nextExpiry(snap), decision.Graph.PendingEnds())
 	switch {
-	case len(held) > 0:
-		next = s.warmUntil()
 	case p.unfinished && len(p.failed) == 0:
 		next = snap.At
 	case decision.Plan.Again && len(p.failed) == 0:
 		next = snap.At // an object had to close first and opens in a plan of its own
 	}
-	untold := len(held) > 0 || errors.Is(spireErr, errSlow) || IsStale(p.err())
+	untold := errors.Is(spireErr, errSlow) || IsStale(p.err())
 	if errors.Is(spireErr, errSlow) {
 		spireErr = nil // its answer triggers a pass
 	}

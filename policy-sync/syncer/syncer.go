@@ -54,7 +54,7 @@ type Options struct {
 	Timeout time.Duration
 	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
 	Patience time.Duration
-	// WarmUp bounds how long after the start unanswered questions about images take nothing away; see warming.
+	// WarmUp is how long after the start labels are believed to be another replica's; see inheritUntil.
 	WarmUp time.Duration
 }
 
@@ -65,7 +65,6 @@ type Syncer struct {
 	reading *reading
 	said    map[string]bool // findings that were logged, so that each is said once
 	began   time.Time       // the first pass
-	warm    bool            // see warming
 	// attested are the pods that were attested lately. A replica that takes over begins without: what a machine took out of
 	// the API before that, it remembers no addresses of.
 	attested []snapshot.Attested

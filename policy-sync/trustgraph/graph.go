@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
@@ -89,7 +91,12 @@ type Pod struct {
 	Matches []Match
 	// Attested is true when at least one policy selects the pod and all that do are met.
 	Attested bool
-	// Tags of its node, when attested.
+	// Retained is true for a pod that is not attested, and keeps the labels and addresses that it has: it was attested, nothing
+	// is proved otherwise, and what is not known of it has not been unknown for longer than Config.PendingGrace.
+	Retained bool
+	// PendingSince is since when something is not known of a pod that was attested; zero otherwise.
+	PendingSince time.Time
+	// Tags of its node, when attested or retained.
 	Tags map[string]string
 	// Why says why the pod is not attested.
 	Why []string
@@ -103,10 +110,19 @@ func (p Pod) Key() string { return p.Namespace + "/" + p.Name }
 // Match is one policy's judgement on a pod.
 type Match struct {
 	Policy string
-	Met    bool
-	// Why says why it is not met.
+	// Met is true when all that the policy requires is proved.
+	Met bool
+	// Why says what is proved otherwise.
 	Why []string
+	// Pending says what is not known yet. It opens nothing and, for Config.PendingGrace, closes nothing.
+	Pending []string
+
+	// unexamined is true when nobody has been asked about an image that is in use.
+	unexamined bool
 }
+
+// Reasons are all reasons why the policy is not met.
+func (m Match) Reasons() []string { return append(slices.Clone(m.Why), m.Pending...) }
 
 // Policy is a TrustPolicy and what it comes to.
 type Policy struct {
@@ -170,6 +186,10 @@ type builder struct {
 	used map[netip.Addr]user
 	// platforms are the nodes' own, by name.
 	platforms map[string]string
+	// memory is the snapshot's Attested by UID.
+	memory map[string]snapshot.Attested
+	// raw are the snapshot's pods that Graph.Pods is about, in the same order until finish.
+	raw []*corev1.Pod
 }
 
 // Build works out the graph. It fails only when no plan may be made from the snapshot.
@@ -180,6 +200,10 @@ func Build(s snapshot.Snapshot) (Graph, error) {
 	s.Config = s.Config.WithDefaults()
 	s.Config.ClusterName = s.ClusterName()
 	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}, platforms: snapshot.Platforms(s.Nodes)}
+	b.memory = make(map[string]snapshot.Attested, len(s.Attested))
+	for _, a := range s.Attested {
+		b.memory[a.UID] = a
+	}
 	b.buildNamespaces()
 	b.buildNodes()
 	b.buildPolicies()

@@ -3,98 +3,212 @@ package trustgraph
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// container is what the three kinds of containers in a pod's spec have in common.
-type container struct {
-	kind, name string
+// unmet is what a pod lacks of one policy's requirements. Three things are kept apart: what is proved otherwise, what is
+// not known yet, and what waits for a container that has not been created and so runs nothing.
+type unmet struct {
+	why, pending, waiting []string
+	// images is how many images are in use and met.
+	images int
+	// unexamined is true when nobody has been asked about an image that is in use.
+	unexamined bool
 }
 
-// containers lists every container that a pod's spec has, of all three kinds.
-func containers(pod *corev1.Pod) []container {
-	var out []container
-	for i := range pod.Spec.InitContainers {
-		out = append(out, container{"init", pod.Spec.InitContainers[i].Name})
+// state is what is known of one image.
+type state int
+
+const (
+	met state = iota
+	refused
+	unknown
+	unborn // of a container that was not created
+)
+
+// judgeImages judges every image that the pod's spec brings along. The caller has made sure that the pod's status comes
+// from a trusted node. What has been created is judged: a container that has not been created runs nothing, so it keeps
+// nothing from a pod of which another container runs. No status may be about a container that the spec does not have.
+func (b *builder) judgeImages(pod *corev1.Pod, p *Policy) unmet {
+	var out unmet
+	images := snapshot.ImagesOf(pod, b.platforms[pod.Spec.NodeName])
+	had, remembered := b.memory[string(pod.UID)]
+	if text := lags(pod, images, had, remembered); text != "" {
+		out.pending = append(out.pending, text)
 	}
-	for i := range pod.Spec.Containers {
-		out = append(out, container{"app", pod.Spec.Containers[i].Name})
+	for _, i := range images {
+		text, is := b.judgeImage(i, had, p)
+		if text != "" {
+			text = i.Subject() + ": " + text
+		}
+		switch is {
+		case met:
+			out.images++
+		case refused:
+			if i.Kind == snapshot.KindEphemeral || strings.HasPrefix(i.In, snapshot.KindEphemeral+" ") {
+				text += "; an ephemeral container stays in its pod: delete the pod to be rid of it"
+			}
+			out.why = append(out.why, text)
+		case unknown:
+			out.pending = append(out.pending, text)
+			_, asked := b.image(i.Key)
+			out.unexamined = out.unexamined || i.State == snapshot.ImageUsed && !asked
+		case unborn:
+			out.waiting = append(out.waiting, text)
+		}
 	}
-	for i := range pod.Spec.EphemeralContainers {
-		out = append(out, container{"ephemeral", pod.Spec.EphemeralContainers[i].Name})
+	for _, key := range strangers(pod) {
+		out.why = append(out.why, fmt.Sprintf("%s container: its node reports it, but the pod's spec has none of that name", key))
+	}
+	if out.images == 0 {
+		out.pending = append(out.pending, out.waiting...)
 	}
 	return out
 }
 
-// unmetImages checks the running image of every container. The caller has made sure
-// that the pod's status comes from a trusted node. Each container of the spec must
-// have exactly one status, and no status may be about a container that is not there.
-func (b *builder) unmetImages(pod *corev1.Pod, p *Policy) []string {
-	var why []string
-	if g := pod.Status.ObservedGeneration; g != 0 && g < pod.Generation {
-		why = append(why, "the pod's spec has changed and its node has not reported on it yet")
-	}
-	statuses := map[string][]corev1.ContainerStatus{}
-	add := func(kind string, list []corev1.ContainerStatus) {
-		for _, s := range list {
-			statuses[kind+" "+s.Name] = append(statuses[kind+" "+s.Name], s)
-		}
-	}
-	add("init", pod.Status.InitContainerStatuses)
-	add("app", pod.Status.ContainerStatuses)
-	add("ephemeral", pod.Status.EphemeralContainerStatuses)
-	for _, c := range containers(pod) {
-		key := c.kind + " " + c.name
-		found := statuses[key]
-		delete(statuses, key)
-		if len(found) != 1 || found[0].ImageID == "" {
-			why = append(why, fmt.Sprintf("%s container %s: its node has not reported which image it runs", c.kind, c.name))
-			continue
-		}
-		if text := b.unmetImage(found[0], b.platforms[pod.Spec.NodeName], p); text != "" {
-			why = append(why, fmt.Sprintf("%s container %s: %s", c.kind, c.name, text))
-		}
-	}
-	for _, key := range sortedKeys(statuses) {
-		why = append(why, fmt.Sprintf("%s container: its node reports it, but the pod's spec has none of that name", key))
-	}
-	return why
-}
-
-// unmetImage says why a running image does not meet the policy, or nothing.
-func (b *builder) unmetImage(s corev1.ContainerStatus, platform string, p *Policy) string {
-	req := p.Spec.Require.Image
-	image, ok := b.s.Images[snapshot.KeyOf(s, platform)]
-	switch {
-	case !ok:
-		return fmt.Sprintf("image %s has not been examined", s.ImageID)
-	case len(image.Manifests) == 0:
-		return fmt.Sprintf("image %s has no known manifest: %s", s.ImageID, image.Problem)
-	}
-	if len(req.Digests) > 0 && !amongDigests(image, req.Digests) {
-		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name)
-	}
-	if len(req.VerifiedBy) == 0 {
+// lags says what of a spec that is newer than the status may change what runs. A pod's generation also rises when it is
+// deleted with grace, resized in place, or given a toleration, and its kubelet answers later; of all that may change
+// after a pod is bound, only a container's image and a new ephemeral container decide about trust. The latter is
+// judged like any container. A pod that was never attested is not given anything while its status lags.
+func lags(pod *corev1.Pod, images []snapshot.PodImage, had snapshot.Attested, remembered bool) string {
+	if g := pod.Status.ObservedGeneration; g == 0 || g >= pod.Generation {
 		return ""
 	}
+	for _, i := range images {
+		if i.Kind == snapshot.KindVolume || i.State != snapshot.ImageUsed {
+			continue
+		}
+		used, ok := had.Image(i.Subject())
+		if ok && used.Reference != i.Reference || !ok && !sameName(i.Reference, i.Key) {
+			return fmt.Sprintf("%s: the pod's spec has changed to image %s and its node has not reported on it yet", i.Subject(), i.Reference)
+		}
+	}
+	if remembered || pod.Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True {
+		return ""
+	}
+	return "the pod's spec has changed and its node has not reported on it yet"
+}
+
+// sameName tells whether a spec's reference is what a status calls the image, as far as names tell: runtimes write
+// Docker Hub's names out in full.
+func sameName(reference string, key snapshot.ImageKey) bool {
+	plain := func(s string) string {
+		for _, prefix := range []string{"docker.io/", "index.docker.io/", "library/"} {
+			s = strings.TrimPrefix(s, prefix)
+		}
+		return strings.TrimSuffix(s, ":latest")
+	}
+	return reference == "" || plain(reference) == plain(key.Image) || plain(reference) == plain(key.ImageID)
+}
+
+// strangers lists the statuses that are about containers that the spec does not have, as "kind name", sorted.
+func strangers(pod *corev1.Pod) []string {
+	var specs, out []string
+	for i := range pod.Spec.InitContainers {
+		specs = append(specs, snapshot.KindInit+" "+pod.Spec.InitContainers[i].Name)
+	}
+	for i := range pod.Spec.Containers {
+		specs = append(specs, snapshot.KindApp+" "+pod.Spec.Containers[i].Name)
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		specs = append(specs, snapshot.KindEphemeral+" "+pod.Spec.EphemeralContainers[i].Name)
+	}
+	for kind, list := range map[string][]corev1.ContainerStatus{
+		snapshot.KindInit: pod.Status.InitContainerStatuses, snapshot.KindApp: pod.Status.ContainerStatuses, snapshot.KindEphemeral: pod.Status.EphemeralContainerStatuses,
+	} {
+		for _, s := range list {
+			if key := kind + " " + s.Name; !slices.Contains(specs, key) {
+				out = append(out, key)
+			}
+		}
+	}
+	return sorted(out)
+}
+
+// judgeImage says what is known of one image of a pod, and what it lacks.
+func (b *builder) judgeImage(i snapshot.PodImage, had snapshot.Attested, p *Policy) (string, state) {
+	const untold = "its node has not reported which image it runs"
+	used, known := had.Image(i.Subject())
+	switch i.State {
+	case snapshot.ImageRepeated:
+		return untold + ": it reports the container more than once", refused
+	case snapshot.ImageWaiting:
+		// What the spec names by digest can be judged before it runs, and a refusal counts.
+		if text, is := b.judgeKey(i.Key, p); i.Key.ImageID != "" && is == refused {
+			return text, refused
+		}
+		return untold + ": it has not been created", unborn
+	case snapshot.ImageLost:
+		if known {
+			return untold + " any more; what it ran when the pod was attested was proved", unborn
+		}
+		return untold, unknown
+	case snapshot.ImageUntold:
+		if i.Kind == snapshot.KindVolume {
+			return fmt.Sprintf("its node does not report its digest, and the pod's spec names it by tag (%s): name it by digest", i.Reference), unknown
+		}
+		return untold, unknown
+	case snapshot.ImageUsed:
+	}
+	text, is := b.judgeKey(i.Key, p)
+	if is == unknown && known && used.ImageID != i.Key.ImageID && (used.ContainerID == "" || used.ContainerID != i.ContainerID) {
+		return fmt.Sprintf("%s, and it is not the one that was proved (%s)", text, used.ImageID), refused
+	}
+	return text, is
+}
+
+// image finds what is known of an image. Where it was looked for does not matter: its digest says what it is.
+func (b *builder) image(key snapshot.ImageKey) (snapshot.Image, bool) {
+	image, ok := b.s.Images[key]
+	if !ok && key.Asked != "" {
+		key.Asked = ""
+		image, ok = b.s.Images[key]
+	}
+	return image, ok
+}
+
+// judgeKey says whether an image meets the policy, and what it lacks. An answer that proves nothing, such as a
+// registry's error, is no refusal.
+func (b *builder) judgeKey(key snapshot.ImageKey, p *Policy) (string, state) {
+	req := p.Spec.Require.Image
+	image, ok := b.image(key)
+	switch {
+	case !ok:
+		return fmt.Sprintf("image %s has not been examined", key.ImageID), unknown
+	case len(image.Manifests) == 0 && image.Final:
+		return fmt.Sprintf("image %s has no known manifest: %s", key.ImageID, image.Problem), refused
+	case len(image.Manifests) == 0:
+		return fmt.Sprintf("image %s has no known manifest: %s", key.ImageID, image.Problem), unknown
+	}
+	if len(req.Digests) > 0 && !amongDigests(image, req.Digests) {
+		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name), refused
+	}
+	if len(req.VerifiedBy) == 0 {
+		return "", met
+	}
 	var reasons []string
+	is := refused
 	for _, name := range req.VerifiedBy {
 		v, asked := image.Verifiers[name]
 		switch {
 		case !asked:
-			reasons = append(reasons, name+" was not asked")
+			reasons, is = append(reasons, name+" was not asked"), unknown
+		case v.Unknown:
+			reasons, is = append(reasons, name+" could not tell: "+v.Reason), unknown
 		case !v.Accepted:
 			reasons = append(reasons, name+" says: "+v.Reason)
 		case !v.ValidUntil.IsZero() && !b.s.At.Before(v.ValidUntil):
 			reasons = append(reasons, name+"'s acceptance has expired")
 		default:
-			return ""
+			return "", met
 		}
 	}
-	return fmt.Sprintf("image %s is accepted by none of the verifiers of policy %s: %v", list(sorted(slices.Clone(image.Manifests))), p.Name, sorted(reasons))
+	return fmt.Sprintf("image %s is accepted by none of the verifiers of policy %s: %v", list(sorted(slices.Clone(image.Manifests))), p.Name, sorted(reasons)), is
 }
 
 // amongDigests tells whether a policy lists the image: each manifest that may be what runs, or an index that leads to no

@@ -21,8 +21,12 @@ func (b *builder) buildPods() {
 			continue
 		}
 		b.g.Pods = append(b.g.Pods, b.judgePod(pod, mode))
+		b.raw = append(b.raw, pod)
 	}
 	b.shareServiceAccounts()
+	for i := range b.g.Pods {
+		b.retain(&b.g.Pods[i], b.raw[i])
+	}
 	for i := range b.g.Pods {
 		b.countPod(&b.g.Pods[i])
 	}
@@ -67,8 +71,9 @@ func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 		if !c.selects(pod) {
 			continue
 		}
-		m := Match{Policy: p.Name, Why: append(slices.Clone(why), b.unmet(pod, node, p)...)}
-		m.Met = len(m.Why) == 0
+		lacks := b.unmet(pod, node, p)
+		m := Match{Policy: p.Name, Why: append(slices.Clone(why), lacks.why...), Pending: lacks.pending, unexamined: lacks.unexamined}
+		m.Met = len(m.Why) == 0 && len(m.Pending) == 0
 		met = met && m.Met
 		out.Matches = append(out.Matches, m)
 	}
@@ -78,7 +83,7 @@ func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 		out.Why = append(why, "no TrustPolicy selects the pod")
 	case !met:
 		for _, m := range out.Matches {
-			for _, w := range m.Why {
+			for _, w := range m.Reasons() {
 				if !slices.Contains(out.Why, w) {
 					out.Why = append(out.Why, w)
 				}
@@ -140,23 +145,26 @@ func (b *builder) held(pod *corev1.Pod, node Node) []string {
 	return why
 }
 
-// unmet lists which requirements of one policy the pod does not meet.
-func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) []string {
+// unmet lists which requirements of one policy the pod does not meet, or is not known to meet.
+func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) unmet {
 	var why []string
+	var out unmet
 	for _, problem := range p.Problems {
 		why = append(why, fmt.Sprintf("policy %s is not readable: %s", p.Name, problem))
 	}
 	if node.Verdict == v1alpha1.VerdictTrusted || node.Held {
 		why = append(why, unmetNode(node, p)...)
 		// A status is the kubelet's word: it is worth what its node is worth.
-		why = append(why, b.unmetImages(pod, p)...)
+		out = b.judgeImages(pod, p)
+		why = append(why, out.why...)
 	}
 	if p.Spec.Require.Runtime == v1alpha1.RuntimeRestricted {
 		why = append(why, confined.Unmet(pod, b.s.Config.AllowedHostPaths)...)
 	} else if p.Spec.Require.Runtime != "" && p.Spec.Require.Runtime != v1alpha1.RuntimeAny {
 		why = append(why, fmt.Sprintf("policy %s asks for runtime %q, which is unknown", p.Name, p.Spec.Require.Runtime))
 	}
-	return why
+	out.why = why
+	return out
 }
 
 func unmetNode(node Node, p *Policy) []string {

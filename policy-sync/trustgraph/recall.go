@@ -29,21 +29,16 @@ func (b *builder) remember() {
 			known[a.UID] = a
 		}
 	}
-	attested := map[string]bool{}
+	kept := map[string]bool{}
 	for i := range b.g.Pods {
-		if p := &b.g.Pods[i]; p.Attested && !p.HostNetwork {
-			attested[p.UID] = true
-		}
-	}
-	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
-		if uid := string(pod.UID); attested[uid] {
-			known[uid] = snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: uid, Node: pod.Spec.NodeName, At: b.s.At,
-				Addresses: b.addressesOf(pod, known[uid].Addresses)}
+		pod := b.raw[i]
+		uid := string(pod.UID)
+		if a, ok := b.rememberPod(&b.g.Pods[i], pod, known[uid]); ok {
+			known[uid], kept[uid] = a, true
 		}
 	}
 	for _, a := range known {
-		if len(a.Addresses) > 0 {
+		if len(a.Addresses) > 0 || kept[a.UID] {
 			b.g.Attested = append(b.g.Attested, a)
 		}
 	}
@@ -53,6 +48,23 @@ func (b *builder) remember() {
 		})
 		b.g.Attested = b.g.Attested[surplus:]
 	}
+}
+
+// rememberPod is what to remember of a pod that is attested, or was and has something pending; false for others.
+func (b *builder) rememberPod(p *Pod, pod *corev1.Pod, had snapshot.Attested) (snapshot.Attested, bool) {
+	switch {
+	case p.HostNetwork:
+		return had, false
+	case p.Attested:
+		return snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: p.UID, Node: p.Node, At: b.s.At,
+			Addresses: b.addressesOf(pod, had.Addresses), Images: b.usedImages(pod, had)}, true
+	case p.PendingSince.IsZero():
+		return had, false
+	case had.UID == "": // another replica's: its label says that it was attested
+		had = snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: p.UID, Node: p.Node, At: b.s.At, Addresses: b.addressesOf(pod, nil)}
+	}
+	had.Pending = p.PendingSince
+	return had, true
 }
 
 // addressesOf are the addresses of a pod on a trusted node: those it had, and those it has now that may be its own. Where the
@@ -116,13 +128,13 @@ func (b *builder) recallRevocations(causes map[string]string) {
 	}
 }
 
-// fallen are the running pods of enforcing namespaces on trusted nodes that a policy selects and that are not attested,
-// by UID, with the reason.
+// fallen are the running pods of enforcing namespaces on trusted nodes that a policy selects and that are proved not to meet it,
+// by UID, with the reason. A pod of which something is not known yet has not fallen; see retain.
 func (b *builder) fallen() map[string]string {
 	out := map[string]string{}
 	for i := range b.g.Pods {
 		p := &b.g.Pods[i]
-		if n := b.nodes[p.Node]; !p.Attested && p.Mode == v1alpha1.ModeEnforce && len(p.Matches) > 0 && n.Verdict == v1alpha1.VerdictTrusted && !p.Ended {
+		if n := b.nodes[p.Node]; !p.Attested && p.Mode == v1alpha1.ModeEnforce && len(p.Matches) > 0 && n.Verdict == v1alpha1.VerdictTrusted && !p.Ended && !onlyPending(p) {
 			out[p.UID] = "pod " + p.Key() + " is no longer attested: " + joined(p.Why)
 		}
 	}

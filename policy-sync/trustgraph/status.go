@@ -39,7 +39,7 @@ func (g Graph) refusal(key, policy string) string {
 	pod, _ := g.Pod(namespace, name)
 	for _, m := range pod.Matches {
 		if m.Policy == policy && !m.Met {
-			return joined(m.Why)
+			return joined(m.Reasons())
 		}
 	}
 	return ""
