@@ -20,6 +20,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 	"github.com/keelson-project/keelson/policy-sync/syncer"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 	"github.com/keelson-project/keelson/workloadattestor/image"
 )
 
@@ -138,7 +139,7 @@ func verifyImages(ctx context.Context, c syncconfig.Config, s snapshot.Snapshot)
 	var mu sync.Mutex
 	var group errgroup.Group
 	group.SetLimit(8)
-	for _, q := range snapshot.ImageQuestions(s.Pods, s.Policies, s.Nodes) {
+	for _, q := range trustgraph.ImageQuestions(s) {
 		group.Go(func() error {
 			answer := check(ctx, q.ImageKey)
 			mu.Lock()

@@ -16,38 +16,142 @@ type ImageQuestion struct {
 	ImageKey
 	// Verifiers are sorted names; none means that only the manifest is wanted.
 	Verifiers []string
+	// Namespace is the first one, by name, whose pods bring the image along.
+	Namespace string
 }
 
-// ImageQuestions lists what has to be known about images before trustgraph.Build can
-// judge the pods: one question per image that runs in a namespace with policies, sorted.
+// Bounds on the questions, which pods' authors and kubelets can multiply: different images of one pod, of the pods of one
+// node, and of those of one namespace. A kubelet runs 110 pods unless it is told otherwise.
+const (
+	maxPodImages       = 64
+	maxNodeImages      = 2048
+	maxNamespaceImages = 4096
+)
+
+// ImageQuestions lists what has to be known about images before trustgraph.Build can judge the pods of namespaces with
+// policies: one question per image, sorted. trustgraph.ImageQuestions knows more of the world and asks less.
 func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []corev1.Node) []ImageQuestion {
-	platforms := Platforms(nodes)
 	verifiers := map[string][]string{}
 	for _, p := range policies {
 		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.VerifiedBy...)
 	}
-	asked := map[ImageKey][]string{}
+	return AskAbout(pods, nodes, func(pod *corev1.Pod) ([]string, bool) {
+		names, ok := verifiers[pod.Namespace]
+		return names, ok
+	})
+}
+
+// AskAbout lists the questions about the images of the pods for which ask says true, with the verifiers that it names. Only
+// what a pod's spec brings along is asked about (ImagesOf), and within bounds: pods that bear the trust label come first, then
+// the older ones, so that new pods and statuses never keep an attested pod's images from being asked about. No image of a
+// mirror pod is asked about: it stands for a file on its node, and is never attested.
+func AskAbout(pods []corev1.Pod, nodes []corev1.Node, ask func(*corev1.Pod) (verifiers []string, ok bool)) []ImageQuestion {
+	c := newCollector(nodes)
 	for i := range pods {
-		names, ok := verifiers[pods[i].Namespace]
-		if !ok || Ended(&pods[i]) {
+		c.collect(&pods[i], ask)
+	}
+	if c.over { // then the order decides
+		order := make([]*corev1.Pod, 0, len(pods))
+		for i := range pods {
+			order = append(order, &pods[i])
+		}
+		slices.SortFunc(order, first)
+		c = newCollector(nodes)
+		for _, pod := range order {
+			c.collect(pod, ask)
+		}
+	}
+	return c.questions()
+}
+
+// first orders pods by whose images are asked about first.
+func first(a, b *corev1.Pod) int {
+	unlabelled := func(p *corev1.Pod) int {
+		if p.Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True {
+			return 0
+		}
+		return 1
+	}
+	return cmp.Or(cmp.Compare(unlabelled(a), unlabelled(b)), a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(Key(a), Key(b)))
+}
+
+// collector gathers questions within the bounds.
+type collector struct {
+	platforms map[string]string
+	asked     map[ImageKey]*ImageQuestion
+	// byNode and byNamespace are the different images of each.
+	byNode, byNamespace map[string]map[ImageKey]bool
+	// over is true once a bound of a node or a namespace was met.
+	over bool
+}
+
+func newCollector(nodes []corev1.Node) *collector {
+	return &collector{platforms: Platforms(nodes), asked: map[ImageKey]*ImageQuestion{}, byNode: map[string]map[ImageKey]bool{}, byNamespace: map[string]map[ImageKey]bool{}}
+}
+
+func (c *collector) collect(pod *corev1.Pod, ask func(*corev1.Pod) ([]string, bool)) {
+	if Ended(pod) || Mirror(pod) {
+		return
+	}
+	names, ok := ask(pod)
+	if !ok {
+		return
+	}
+	n := 0
+	for _, i := range ImagesOf(pod, c.platforms[pod.Spec.NodeName]) {
+		if i.Key.ImageID == "" {
 			continue
 		}
-		for _, c := range ContainerStatuses(&pods[i]) {
-			if c.ImageID != "" {
-				key := KeyOf(c, platforms[pods[i].Spec.NodeName])
-				asked[key] = append(asked[key], names...)
+		if n++; n > maxPodImages {
+			return
+		}
+		if !c.admit(c.byNode, pod.Spec.NodeName, i.Key, maxNodeImages) || !c.admit(c.byNamespace, pod.Namespace, i.Key, maxNamespaceImages) {
+			continue
+		}
+		q := c.asked[i.Key]
+		if q == nil {
+			q = &ImageQuestion{ImageKey: i.Key, Namespace: pod.Namespace}
+			c.asked[i.Key] = q
+		}
+		q.Namespace = min(q.Namespace, pod.Namespace)
+		for _, name := range names {
+			if !slices.Contains(q.Verifiers, name) {
+				q.Verifiers = append(q.Verifiers, name)
 			}
 		}
 	}
-	out := make([]ImageQuestion, 0, len(asked))
-	for key, names := range asked {
-		slices.Sort(names)
-		out = append(out, ImageQuestion{ImageKey: key, Verifiers: slices.Compact(names)})
+}
+
+// admit counts the image among those of a node or a namespace, and says whether it is within the bound.
+func (c *collector) admit(counts map[string]map[ImageKey]bool, of string, key ImageKey, most int) bool {
+	if counts[of] == nil {
+		counts[of] = map[ImageKey]bool{}
+	}
+	if !counts[of][key] && len(counts[of]) == most {
+		c.over = true
+		return false
+	}
+	counts[of][key] = true
+	return true
+}
+
+func (c *collector) questions() []ImageQuestion {
+	out := make([]ImageQuestion, 0, len(c.asked))
+	for _, q := range c.asked {
+		slices.Sort(q.Verifiers)
+		out = append(out, *q)
 	}
 	slices.SortFunc(out, func(a, b ImageQuestion) int {
-		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Platform, b.Platform))
+		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Asked, b.Asked), cmp.Compare(a.Platform, b.Platform))
 	})
 	return out
+}
+
+// Mirror reports whether the pod is a kubelet's mirror of a file on its node (a static pod). The kubelet makes such an object
+// with its own rights, so that neither its labels nor its images were admitted for anyone else.
+func Mirror(p *corev1.Pod) bool {
+	_, ok := p.Annotations[corev1.MirrorPodAnnotationKey]
+	return ok
 }
 
 // KeyOf is what a container's status says of its image, on a node of that platform.

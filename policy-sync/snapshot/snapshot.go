@@ -173,6 +173,8 @@ type Image struct {
 	// Indexes are "sha256:<hex>" of indexes that lead to every one of Manifests: who
 	// accepts one of them accepts the image.
 	Indexes []string
+	// Partial is true when one of Manifests could not be read: what it is is not known.
+	Partial bool
 	// Verifiers hold each asked verifier's answer, by its name.
 	Verifiers map[string]Verification
 	// Problem says why there are no Manifests.

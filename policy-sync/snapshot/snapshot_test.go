@@ -19,6 +19,8 @@ func TestImageQuestions(t *testing.T) {
 	waiting.Status.ContainerStatuses[0].ImageID = ""
 	s.Pods = append(s.Pods, ended, waiting)
 	p := &s.Pods[0]
+	p.Spec.InitContainers = []corev1.Container{{Name: "i"}}
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "e"}}}
 	p.Status.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("i", "setup")}
 	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("e", "debug")}
 	got := map[string][]string{}

@@ -2,7 +2,13 @@ package syncer
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
 	"strings"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/workloadattestor/image"
@@ -11,11 +17,15 @@ import (
 // Checker asks the same verifiers as the workload attestor does about what a container's status says of its image.
 func Checker(c *image.Checker) CheckImage {
 	return func(ctx context.Context, key snapshot.ImageKey) snapshot.Image {
-		result, err := c.Check(ctx, image.Running{Ref: key.ImageID, Name: key.Image, Platform: platform(key.Platform)})
-		if err != nil {
-			return snapshot.Image{Problem: err.Error()}
+		running := image.Running{Ref: key.ImageID, Name: key.Image, Platform: platform(key.Platform)}
+		if key.Asked != "" {
+			running.Hints = []string{key.Asked}
 		}
-		out := snapshot.Image{Verifiers: map[string]snapshot.Verification{}}
+		result, err := c.Check(ctx, running)
+		if err != nil {
+			return snapshot.Image{Problem: err.Error(), Final: !unheard(err)}
+		}
+		out := snapshot.Image{Verifiers: map[string]snapshot.Verification{}, Partial: len(result.Unread) > 0}
 		for _, m := range result.Manifests {
 			out.Manifests = append(out.Manifests, m.String())
 		}
@@ -28,10 +38,22 @@ func Checker(c *image.Checker) CheckImage {
 			out.Verifiers[name] = snapshot.Verification{Accepted: true}
 		}
 		for _, f := range result.Failures {
-			out.Verifiers[f.Verifier] = snapshot.Verification{Reason: f.Reason.Error()}
+			out.Verifiers[f.Verifier] = snapshot.Verification{Reason: f.Reason.Error(), Unknown: unheard(f.Reason)}
 		}
 		return out
 	}
+}
+
+// unheard tells whether an error says that a source gave no answer, which proves nothing about an image: it is away, slow, or
+// answers with an error of its own (a limit on requests, an expired credential). "Not found" is an answer.
+func unheard(err error) bool {
+	var answer *transport.Error
+	if errors.As(err, &answer) && answer.StatusCode != http.StatusNotFound {
+		return true
+	}
+	var network net.Error // *url.Error is one too
+	return errors.As(err, &network) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // platform reads "os/architecture"; nothing leaves it to the checker's configuration.

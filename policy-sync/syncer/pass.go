@@ -11,8 +11,8 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
-	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 // Sync runs one pass and returns when the next one is due at the latest because something expires then (zero: nothing does).
@@ -30,7 +30,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	}
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
-	snap.Images = s.o.Images(snapshot.ImageQuestions(snap.Pods, snap.Policies, snap.Nodes))
+	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
 
 	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
 	decision, err := plan.Make(snap)

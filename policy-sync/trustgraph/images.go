@@ -186,7 +186,11 @@ func (b *builder) judgeKey(key snapshot.ImageKey, p *Policy) (string, state) {
 		return fmt.Sprintf("image %s has no known manifest: %s", key.ImageID, image.Problem), unknown
 	}
 	if len(req.Digests) > 0 && !amongDigests(image, req.Digests) {
-		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name), refused
+		is := refused
+		if image.Partial {
+			is = unknown
+		}
+		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name), is
 	}
 	if len(req.VerifiedBy) == 0 {
 		return "", met

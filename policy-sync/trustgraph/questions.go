@@ -1,0 +1,51 @@
+package trustgraph
+
+import (
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// ImageQuestions lists what has to be known about images before Build can judge the pods, sorted and bounded: images of pods
+// of enrolled namespaces that a policy selects, on nodes that are trusted or held. Any other node's status is worth nothing,
+// so its kubelet cannot have anyone ask about anything.
+func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
+	s.Config = s.Config.WithDefaults()
+	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config}, modes: map[string]string{}}
+	b.buildNamespaces()
+	b.buildNodes()
+	choosers := map[string][]chooser{}
+	for i := range s.Policies {
+		p := &s.Policies[i]
+		if b.modes[p.Namespace] == "" {
+			continue
+		}
+		for _, spec := range specsOf(p) {
+			choosers[p.Namespace] = append(choosers[p.Namespace], newChooser(&Policy{Spec: *spec}))
+		}
+	}
+	return snapshot.AskAbout(s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
+		node := b.nodes[pod.Spec.NodeName]
+		if pod.Spec.HostNetwork || node.Verdict != v1alpha1.VerdictTrusted && !node.Held {
+			return nil, false
+		}
+		var names []string
+		selected := false
+		for _, c := range choosers[pod.Namespace] {
+			if c.selects(pod) {
+				selected = true
+				names = append(names, c.policy.Spec.Require.Image.VerifiedBy...)
+			}
+		}
+		slices.Sort(names)
+		return slices.Compact(names), selected
+	})
+}
+
+// specsOf are the specs by which a policy may be judged. Which one it is does not matter to who is asked.
+func specsOf(p *v1alpha1.TrustPolicy) []*v1alpha1.TrustPolicySpec {
+	return []*v1alpha1.TrustPolicySpec{&p.Spec}
+}
