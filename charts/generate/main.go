@@ -1,5 +1,5 @@
 // Command generate writes those files of the chart that follow from Go code or from other files of the chart, so that they
-// cannot drift: the roles of policy-sync and keelson-node, the guards, the table of values in the README, and what controller-gen
+// cannot drift: the roles of policy-sync, keelson-node and app teams, the guards, the table of values in the README, and what controller-gen
 // cannot say in the definition of TrustPolicy. `make generate`
 // runs it; a test of this package fails where a file is stale.
 //
@@ -39,6 +39,7 @@ func generated(chart fs.FS) (map[string][]byte, error) {
 	for name, make := range map[string]func() ([]byte, error){
 		"templates/rbac-policy-sync.yaml": policySyncRoles,
 		"templates/rbac-node.yaml":        nodeRoles,
+		"templates/rbac-teams.yaml":       teamRoles,
 		"templates/guards.yaml":           guards,
 		"README.md":                       func() ([]byte, error) { return readme(chart) },
 		trustPolicies:                     func() ([]byte, error) { return trustPolicySchema(chart) },

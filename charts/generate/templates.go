@@ -23,6 +23,7 @@ const (
 	nodeNamespace = "KEELSON-NODE-NAMESPACE"
 	nodeAccount   = "KEELSON-NODE-ACCOUNT"
 	labels        = "KEELSON-LABELS"
+	moreLabels    = "KEELSON-MORE-LABELS"
 	keep          = "KEELSON-KEEP"
 	spireServers  = "KEELSON-SPIRE-SERVERS"
 	admins        = "KEELSON-ADMINS"
@@ -40,6 +41,7 @@ var (
 		": " + nodeNamespace + "\n", ": {{ .Values.node.namespace | quote }}\n",
 		": " + nodeAccount + "\n", ": {{ .Values.node.serviceAccountName | quote }}\n",
 		"    labels: " + labels + "\n", "    labels:\n        {{- include \"keelson.labels\" . | nindent 8 }}\n",
+		"        " + moreLabels + ": \"\"\n", "        {{- include \"keelson.labels\" . | nindent 8 }}\n",
 		"        " + keep + ": \"\"\n", "        {{- include \"keelson.keep\" . | nindent 8 }}\n",
 	}
 	inner = []string{
@@ -62,6 +64,10 @@ func policySyncRoles() ([]byte, error) {
 func nodeRoles() ([]byte, error) {
 	body, err := render("", kube.NodeRBAC(nodeNamespace, nodeAccount), nil)
 	return []byte(fmt.Sprintf(header, "policy-sync/kube.NodeRBAC") + "{{- if .Values.node.enabled }}\n" + string(body) + "{{- end }}\n"), err
+}
+
+func teamRoles() ([]byte, error) {
+	return render(fmt.Sprintf(header, "policy-sync/kube.TeamRBAC"), kube.TeamRBAC(), nil)
 }
 
 // options are the guards that an installation may do without, by the Helm value that says so.
@@ -173,7 +179,7 @@ func prune(object *yaml.Node) {
 	}
 }
 
-// mark puts the chart's labels in the place of the object's own, lets the chart add annotations, and writes texts that hold a
+// mark puts the chart's labels in the place of the object's own, but for those that say something to Kubernetes, lets the chart add annotations, and writes texts that hold a
 // placeholder as literals, in which nothing is escaped.
 func mark(object *yaml.Node) error {
 	metadata := field(object, "metadata")
@@ -181,7 +187,7 @@ func mark(object *yaml.Node) error {
 		return fmt.Errorf("it has no metadata")
 	}
 	if own := field(metadata, "labels"); own != nil {
-		*own = yaml.Node{Kind: yaml.ScalarNode, Value: labels}
+		*own = marked(own)
 	} else {
 		metadata.Content = append(metadata.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: "labels"}, &yaml.Node{Kind: yaml.ScalarNode, Value: labels})
 	}
@@ -200,6 +206,21 @@ func field(mapping *yaml.Node, key string) *yaml.Node {
 		}
 	}
 	return nil
+}
+
+// marked is the chart's labels and those of an object by which Kubernetes adds a role to another one.
+func marked(own *yaml.Node) yaml.Node {
+	out := yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{
+		{Kind: yaml.ScalarNode, Value: moreLabels}, {Kind: yaml.ScalarNode, Value: "", Style: yaml.DoubleQuotedStyle}}}
+	for i := 0; i+1 < len(own.Content); i += 2 {
+		if strings.HasPrefix(own.Content[i].Value, "rbac.authorization.k8s.io/aggregate-to-") {
+			out.Content = append(out.Content, own.Content[i], own.Content[i+1])
+		}
+	}
+	if len(out.Content) == 2 {
+		return yaml.Node{Kind: yaml.ScalarNode, Value: labels}
+	}
+	return out
 }
 
 func literals(n *yaml.Node) {

@@ -117,7 +117,7 @@ func Objects(p Params) ([]runtime.Object, error) {
 	}
 	p = p.withDefaults()
 	var out []runtime.Object
-	for _, g := range slices.Concat(podGuards(p), nodeGuards(p), networkGuards(p), calicoNodeGuards(p), apiGuards(p), policyGuards()) {
+	for _, g := range slices.Concat(podGuards(p), nodeGuards(p), networkGuards(p), calicoNodeGuards(p), ownGuards(p), apiGuards(p), policyGuards()) {
 		out = append(out, g.policy(), g.binding())
 	}
 	if p.Taint {

@@ -161,7 +161,7 @@ const (
 	noLabels    = `{metadata: {}, spec: {}}`
 	taintedNode = `{metadata: {labels: {a: b}}, spec: {taints: [{key: trust.keelson.io/untrusted, effect: NoSchedule}]}}`
 	plainNode   = `{metadata: {labels: {a: b}}, spec: {}}`
-	trustedNode = `{metadata: {labels: {keelson.node-restriction.kubernetes.io/verdict: trusted}}, spec: {}}`
+	trustedNode = `{metadata: {labels: {a: b, keelson.node-restriction.kubernetes.io/verdict: trusted}}, spec: {}}`
 	ourPolicy   = `{metadata: {name: keelson.api, labels: {app.kubernetes.io/managed-by: keelson-policy-sync}}, spec: {tier: keelson}}`
 	theirPolicy = `{metadata: {name: team.api}, spec: {tier: team}}`
 	intoOurTier = `{metadata: {name: keelson.zz}, spec: {tier: keelson}}`
@@ -197,6 +197,13 @@ func TestThreat16_OnlyPolicySyncWritesVerdictLabelsAndLiftsTheTaint(t *testing.T
 		"a kubelet's heartbeat on a tainted node":        {request{update, "", "nodes/status", kubelet, nil, "", taintedNode, taintedNode}, true},
 		"a kubelet's heartbeat on a trusted node":        {request{update, "", "nodes/status", kubelet, nil, "", trustedNode, trustedNode}, true},
 		"policy-sync writes a verdict and lifts a taint": {request{update, "", "nodes", syncer, nil, "", trustedNode, taintedNode}, true},
+		"policy-sync changes a label of another kind":    {request{update, "", "nodes", syncer, nil, "", strings.Replace(trustedNode, "a: b", "a: c", 1), trustedNode}, false},
+		"policy-sync takes a label of another kind":      {request{update, "", "nodes", syncer, nil, "", noLabels, plainNode}, false},
+		"policy-sync lifts another taint":                {request{update, "", "nodes", syncer, nil, "", plainNode, strings.Replace(taintedNode, "untrusted", "other", 1)}, false},
+		"policy-sync puts its taint on with NoExecute":   {request{update, "", "nodes", syncer, nil, "", strings.Replace(taintedNode, "NoSchedule", "NoExecute", 1), taintedNode}, false},
+		"policy-sync cordons a node":                     {request{update, "", "nodes", syncer, nil, "", strings.Replace(trustedNode, "spec: {", "spec: {unschedulable: true", 1), trustedNode}, false},
+		"policy-sync annotates a node":                   {request{update, "", "nodes", syncer, nil, "", strings.Replace(trustedNode, "{labels", "{annotations: {a: b}, labels", 1), trustedNode}, false},
+		"policy-sync writes a status":                    {request{update, "", "nodes/status", syncer, nil, "", trustedNode, trustedNode}, false},
 	})
 }
 

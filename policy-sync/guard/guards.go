@@ -17,6 +17,10 @@ const trustKey = `k.startsWith("` + v1alpha1.Group + `/") || k.contains("` + v1a
 // forgingKey are label keys that Calico gives to endpoints itself (see trustgraph).
 const forgingKey = `k.startsWith("pcns.") || k.startsWith("pcsa.") || k.startsWith("projectcalico.org/")`
 
+// podsOwnKey are those by which rules tell pods, and nothing else. Calico labels host endpoints that it makes itself with
+// projectcalico.org/created-by, which says nothing of pods.
+const podsOwnKey = `k.startsWith("pcns.") || k.startsWith("pcsa.") || k in ["projectcalico.org/orchestrator", "projectcalico.org/namespace", "projectcalico.org/serviceaccount"]`
+
 const onlyPolicySync = "trust labels (" + v1alpha1.Group + "/…) are written by policy-sync alone: take them away, attested pods get theirs by themselves"
 
 // podGuards: every way in which labels get onto a pod. A Binding's labels overwrite the
@@ -143,6 +147,7 @@ func taintOnCreate() []runtime.Object {
 // stores for it what that API has been asked.
 func networkGuards(p Params) []check {
 	sets := []string{"networksets", "globalnetworksets", "hostendpoints", "workloadendpoints"}
+	handMade := []string{"networksets", "globalnetworksets", "hostendpoints"} // a WorkloadEndpoint bears Calico's labels by right
 	policies := []string{"tiers", "networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies", "globalnetworksets"}
 	istio := []string{"authorizationpolicies", "peerauthentications"}
 	writers := slices.Concat([]string{p.PolicySync}, p.CalicoAPIServers)
@@ -157,6 +162,15 @@ func networkGuards(p Params) []check {
 			validations: []admissionv1.Validation{{
 				Expression: "size(variables.after) == 0", Reason: ptr(metav1.StatusReasonForbidden),
 				Message: "a trust label on a network set or endpoint would make Calico take its addresses for attested pods",
+			}},
+		},
+		{
+			name: "network-set-calico-labels", why: "rules that are meant for pods tell them by Calico's own labels, which a set or host endpoint must not forge",
+			rules:     []admissionv1.NamedRuleWithOperations{on("projectcalico.org", writes, handMade...), on("crd.projectcalico.org", writes, handMade...)},
+			variables: []admissionv1.Variable{keys("before", "oldObject", podsOwnKey), keys("after", "object", podsOwnKey)},
+			validations: []admissionv1.Validation{{
+				Expression: "variables.after.all(l, l in variables.before)", Reason: ptr(metav1.StatusReasonForbidden),
+				Message: "labels pcns.…, pcsa.… and projectcalico.org/orchestrator, namespace and serviceaccount are Calico's own: on a network set or host endpoint they would have Calico take its addresses for pods",
 			}},
 		},
 		{

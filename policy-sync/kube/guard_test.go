@@ -385,3 +385,67 @@ func TestThreat34_AnAppTeamDoesNotEnrol(t *testing.T) {
 		}, allowed: true},
 	})
 }
+
+// TestAStolenTokenOfPolicySyncChangesLabelsAlone: RBAC lets policy-sync patch every pod and node, and knows no fields.
+func TestAStolenTokenOfPolicySyncChangesLabelsAlone(t *testing.T) {
+	ours, root := as(t, policySync), admin(t)
+	victim := pod(objectName(t), map[string]string{"app": "api"})
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: objectName(t), Labels: map[string]string{"zone": "a"}}}
+	for _, o := range []client.Object{victim.DeepCopy(), node.DeepCopy()} {
+		if err := root.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	label := func(key, value string) string { return `{"metadata":{"labels":{"` + key + `":` + value + `}}}` }
+	testAttempts(t, map[string]attempt{
+		"if it labels a pod attested, let it be":         {do: patchOf(ours, victim, label(v1alpha1.PodAttestedLabel, `"true"`)), allowed: true},
+		"if it writes a policy's label, let it be":       {do: patchOf(ours, victim, label(v1alpha1.PolicyLabel("api"), `"true"`)), allowed: true},
+		"if it writes a tag, let it be":                  {do: patchOf(ours, victim, label(v1alpha1.PodTagPrefix+"country", `"DE"`)), allowed: true},
+		"if it changes a pod's image, refuse":            {do: patchOf(ours, victim, `{"spec":{"containers":[{"name":"main","image":"registry.test/evil:1"}]}}`)},
+		"if it adds a toleration, refuse":                {do: patchOf(ours, victim, `{"spec":{"tolerations":[{"key":"x","operator":"Exists"}]}}`)},
+		"if it ends a pod by a deadline, refuse":         {do: patchOf(ours, victim, `{"spec":{"activeDeadlineSeconds":1}}`)},
+		"if it writes a pod's other label, refuse":       {do: patchOf(ours, victim, label("app", `"other"`))},
+		"if it takes a pod's other label, refuse":        {do: patchOf(ours, victim, label("app", "null"))},
+		"if it annotates a pod, refuse":                  {do: patchOf(ours, victim, `{"metadata":{"annotations":{"a":"b"}}}`)},
+		"if it gives a pod an owner, refuse":             {do: patchOf(ours, victim, `{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Node","name":"n","uid":"u"}]}}`)},
+		"if it gives a pod a finalizer, refuse":          {do: patchOf(ours, victim, `{"metadata":{"finalizers":["example.org/x"]}}`)},
+		"if it adds a label beside trust labels, refuse": {do: patchOf(ours, victim, `{"metadata":{"labels":{"`+v1alpha1.PodAttestedLabel+`":"true","x":"y"}}}`)},
+		"if it writes a pod's status, refuse":            {do: patchOf(ours, victim, `{"status":{"podIP":"10.9.0.9"}}`, "status")},
+		"if it adds an ephemeral container, refuse":      {do: patchOf(ours, victim, `{"spec":{"ephemeralContainers":[{"name":"d","image":"registry.test/d:1"}]}}`, "ephemeralcontainers")},
+		"if it takes its labels away, let it be":         {do: patchOf(ours, victim, label(v1alpha1.PodAttestedLabel, "null")), allowed: true},
+
+		"if it says a node's verdict and lifts its taint, let it be": {do: patchOf(ours, node, `{"metadata":{"labels":{"`+v1alpha1.NodeVerdictLabel+`":"trusted","`+v1alpha1.NodeReferenceLabel+`":"prod","`+v1alpha1.NodeTagPrefix+`country":"DE"}},"spec":{"taints":null}}`), allowed: true},
+		"if it writes a node's other label, refuse":                  {do: patchOf(ours, node, label("zone", `"b"`))},
+		"if it makes a node a control plane's, refuse":               {do: patchOf(ours, node, label("node-role.kubernetes.io/control-plane", `""`))},
+		"if it annotates a node, refuse":                             {do: patchOf(ours, node, `{"metadata":{"annotations":{"a":"b"}}}`)},
+		"if it adds another taint, refuse":                           {do: patchOf(ours, node, `{"spec":{"taints":[{"key":"x","effect":"NoExecute"}]}}`)},
+		"if it has its own taint evict, refuse":                      {do: patchOf(ours, node, `{"spec":{"taints":[{"key":"`+v1alpha1.UntrustedTaint+`","effect":"NoExecute"}]}}`)},
+		"if it cordons a node, refuse":                               {do: patchOf(ours, node, `{"spec":{"unschedulable":true}}`)},
+		"if it writes a node's address blocks, refuse":               {do: patchOf(ours, node, `{"spec":{"podCIDR":"10.0.0.0/24","podCIDRs":["10.0.0.0/24"]}}`)},
+		"if it writes a node's status, refuse":                       {do: patchOf(ours, node, `{"status":{"addresses":[{"type":"InternalIP","address":"10.0.0.1"}]}}`, "status")},
+		"if it deletes a pod, the guards let it (roles narrow that to its own namespace)": {do: func(ctx context.Context) error {
+			return ours.Delete(ctx, victim.DeepCopy(), client.DryRunAll)
+		}, allowed: true},
+	})
+}
+
+// TestASetIsNoPod: rules that are meant for pods tell them by Calico's own labels.
+func TestASetIsNoPod(t *testing.T) {
+	someone := as(t, alice)
+	cases := map[string]attempt{}
+	for i, apiVersion := range []string{"projectcalico.org/v3", "crd.projectcalico.org/v1"} {
+		for j, key := range []string{"projectcalico.org/orchestrator", "projectcalico.org/namespace", "projectcalico.org/serviceaccount", "pcns.projectcalico.org/name", "pcsa.projectcalico.org/name"} {
+			for kind, namespace := range map[string]string{"NetworkSet": "payments", "GlobalNetworkSet": "", "HostEndpoint": ""} {
+				o := set(apiVersion, kind, namespace, fmt.Sprintf("%s-%d-%d", objectName(t), i, j), map[string]any{key: "k8s"})
+				if kind == "HostEndpoint" {
+					o.Object["spec"] = map[string]any{"node": "n", "interfaceName": "*"}
+				}
+				cases[fmt.Sprintf("if a %s of %s bears %s, refuse", kind, apiVersion, key)] = attempt{do: createOf(someone, o)}
+			}
+		}
+	}
+	auto := set("projectcalico.org/v3", "HostEndpoint", "", objectName(t)+"-auto", map[string]any{"projectcalico.org/created-by": "calico-kube-controllers", "kubernetes.io/os": "linux"})
+	auto.Object["spec"] = map[string]any{"node": "n", "interfaceName": "*"}
+	cases["if Calico makes a host endpoint itself, let it be"] = attempt{do: createOf(someone, auto), allowed: true}
+	testAttempts(t, cases)
+}

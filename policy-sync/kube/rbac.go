@@ -90,3 +90,23 @@ func dataPlaneRules() []rbacv1.PolicyRule {
 	}
 	return out
 }
+
+// TeamRBAC makes the cluster roles by which people use Keelson's kinds, added to the roles that a cluster has already: who may edit
+// a namespace writes its TrustPolicies, who may view it reads them. A NodeTrust has no namespace, so a reader of namespaces reads
+// none; keelson-nodetrust-view is bound by an administrator to those who may know which machines are trusted and why. Nobody gets
+// to write a status, which is policy-sync's, nor a NodeTrust, which is the SPIRE server's.
+func TeamRBAC() []runtime.Object {
+	aggregated := func(name string, rules []rbacv1.PolicyRule, to ...string) runtime.Object {
+		role := &rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{}}, Rules: rules}
+		for _, t := range to {
+			role.Labels["rbac.authorization.k8s.io/aggregate-to-"+t] = "true"
+		}
+		return role
+	}
+	edit := []string{"create", "update", "patch", "delete", "deletecollection"}
+	return []runtime.Object{
+		aggregated("keelson-trustpolicy-edit", []rbacv1.PolicyRule{rule(v1alpha1.Group, edit, "trustpolicies")}, "admin", "edit"),
+		aggregated("keelson-trustpolicy-view", []rbacv1.PolicyRule{rule(v1alpha1.Group, read, "trustpolicies")}, "admin", "edit", "view"),
+		aggregated("keelson-nodetrust-view", []rbacv1.PolicyRule{rule(v1alpha1.Group, read, "nodetrusts")}),
+	}
+}

@@ -2,10 +2,12 @@ package kube_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -82,5 +84,58 @@ func TestTheLeaseIsTheConfigurations(t *testing.T) {
 	}
 	if c.LeaderElection.Name != kube.Lease {
 		t.Errorf("the configuration's is %s, the roles' %s", c.LeaderElection.Name, kube.Lease)
+	}
+}
+
+// TestAppTeamsWritePoliciesWithTheRolesThatTheyHave: who is bound to Kubernetes' own admin, edit or view in a namespace needs
+// nothing else. The controller that aggregates roles does not run here, so what it copies is bound itself.
+func TestAppTeamsWritePoliciesWithTheRolesThatTheyHave(t *testing.T) {
+	c := admin(t)
+	const namespace = "keelson-teams"
+	if err := c.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range kube.TeamRBAC() {
+		document, err := yaml.Marshal(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := real.Apply(t.Context(), document); err != nil {
+			t.Fatal(err)
+		}
+		role := o.(*rbacv1.ClusterRole)
+		for label := range role.Labels {
+			user := strings.TrimPrefix(label, "rbac.authorization.k8s.io/aggregate-to-")
+			if err := c.Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: user + "-" + role.Name},
+				RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+				Subjects: []rbacv1.Subject{{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "team-" + user}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, tc := range []struct {
+		user, verb, resource, subresource string
+		allowed                           bool
+	}{
+		{"team-admin", "create", "trustpolicies", "", true},
+		{"team-edit", "patch", "trustpolicies", "", true},
+		{"team-edit", "delete", "trustpolicies", "", true},
+		{"team-edit", "get", "trustpolicies", "", true},
+		{"team-edit", "patch", "trustpolicies", "status", false},
+		{"team-admin", "update", "trustpolicies", "status", false},
+		{"team-view", "list", "trustpolicies", "", true},
+		{"team-view", "watch", "trustpolicies", "", true},
+		{"team-view", "create", "trustpolicies", "", false},
+		{"team-admin", "get", "nodetrusts", "", false},
+		{"team-admin", "create", "nodetrusts", "", false},
+	} {
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{User: tc.user,
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: tc.verb, Group: "trust.keelson.io", Resource: tc.resource, Subresource: tc.subresource, Namespace: namespace}}}
+		if err := c.Create(t.Context(), review); err != nil {
+			t.Fatal(err)
+		}
+		if review.Status.Allowed != tc.allowed {
+			t.Errorf("%s may %s %s/%s: %v, want %v", tc.user, tc.verb, tc.resource, tc.subresource, review.Status.Allowed, tc.allowed)
+		}
 	}
 }
