@@ -75,7 +75,8 @@ func (b Boot) Unreplayed(alg nodeclaim.HashAlg) []int {
 }
 
 // Booted is a replayed PCR's value as it stood when user space began, which is what IMA's boot_aggregate is over. It is the
-// quoted value unless systemd has extended the PCR since.
+// quoted value unless systemd has extended the PCR since. For a PCR that WithOSExtended names and that the logs do not
+// reach, it is the firmware's log's claim, which boot_aggregate then proves or contradicts.
 func (b Boot) Booted(alg nodeclaim.HashAlg, pcr int) ([]byte, bool) {
 	v, ok := b.banks[alg].booted[pcr]
 	return slices.Clone(v), ok
@@ -107,12 +108,17 @@ type Facts struct {
 	// (TCG PC Client Platform Firmware Profile 1.06, 3.3.4.1).
 	Firmware   []Digest   `json:"firmware,omitempty"`
 	SecureBoot SecureBoot `json:"secureBoot"`
-	// BootLoader has every image that PCR 4 holds, in the order in which they were
-	// started: Authenticode digests (same, 3.3.4.5). A kernel that the firmware's
-	// loader started is among them, last.
+	// BootLoader has the images of the last boot attempt in PCR 4, in the order in which they were
+	// started: Authenticode digests (same, 3.3.4.5). They stand after the PCR's first separator and after
+	// the last text there with which an attempt begins. A kernel that the firmware's loader started is among them, last.
 	BootLoader []Digest `json:"bootLoader,omitempty"`
-	// Kernel is the digest of a unified kernel image's .linux section (PCR 11), or, where PCR 11 proves
-	// that there is none, the Authenticode digest of the last image in PCR 4 that is not the boot loader.
+	// OtherImages are the images that PCR 4 holds besides: the firmware's own applications, and those of
+	// boot attempts that returned. Who controls the machine later can append the begin of an attempt, which
+	// makes these of all that ran; so only a pinned PCR 4 says which of them are good.
+	OtherImages []Digest `json:"otherImages,omitempty"`
+	// Kernel is the digest of a unified kernel image's .linux section (PCR 11), or, where PCR 11 proves that
+	// there is none, the Authenticode digest of the last image of the boot attempt, where something else
+	// than the number of images proves that a kernel was started by it (method measured.kernel).
 	Kernel Digest `json:"kernel,omitempty"`
 	// Initrd is what the kernel's EFI stub measured into PCR 9 after the command line, else
 	// the .initrd section of a unified kernel image where nothing was added to it.
@@ -125,16 +131,27 @@ type Facts struct {
 	// loadOptions may be the command line's digest or the initrd's, until a text confirms it.
 	loadOptions Digest
 	scripted    bool
+	started     []Digest
+	authorities []Authority
 }
 
-// Scripted tells whether a boot loader that takes commands (GRUB) measured them into PCR 8. It can start
-// a kernel that PCR 4 does not have, and what it did not measure can be appended later: kernel, initrd and
+// Started is all that PCR 4 holds but separators and the texts that were known before 2026-11-29. It is what sets of
+// reference values from before then call the boot loader.
+func (f Facts) Started() []Digest { return slices.Clone(f.started) }
+
+// ListedAuthorities are SecureBoot's authorities and, at their places, the settings that sets of reference values from
+// before 2026-11-29 list among them.
+func (f Facts) ListedAuthorities() []Authority { return slices.Clone(f.authorities) }
+
+// Scripted tells whether a boot loader that takes commands (GRUB) measured them into PCR 8, or may have because what
+// PCR 8 holds is not known. It can start a kernel that PCR 4 does not have, and what it did not measure can be appended later: kernel, initrd and
 // command line are then only as good as the exact values of PCR 8 (its commands) and 9 (the files that it read).
 func (f Facts) Scripted() bool { return f.scripted }
 
 func (f Facts) clone() Facts {
 	f.Firmware = slices.Clone(f.Firmware)
 	f.BootLoader = slices.Clone(f.BootLoader)
+	f.OtherImages = slices.Clone(f.OtherImages)
 	f.Sections = maps.Clone(f.Sections)
 	f.SecureBoot.Authorities = slices.Clone(f.SecureBoot.Authorities)
 	f.SecureBoot.Others = slices.Clone(f.SecureBoot.Others)
@@ -149,7 +166,7 @@ type SecureBoot struct {
 	KEK   Digest          `json:"kek,omitempty"`
 	DB    Digest          `json:"db,omitempty"`
 	DBX   Digest          `json:"dbx,omitempty"`
-	// Authorities are the database entries and other variables that let images start, in order.
+	// Authorities are the database entries and other variables that let images start, in order. Settings never do.
 	Authorities []Authority `json:"authorities,omitempty"`
 	// Others are all further measurements of PCR 7, in order: more variables, action strings.
 	Others []Digest `json:"others,omitempty"`

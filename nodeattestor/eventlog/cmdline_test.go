@@ -1,6 +1,7 @@
 package eventlog_test
 
 import (
+	"crypto/sha256"
 	"strings"
 	"testing"
 
@@ -91,30 +92,71 @@ func TestKernelIsTheLastImageOnlyWhereNothingElseCanBe(t *testing.T) {
 		}
 		return l
 	}
-	grub := func() *vectors.Log { return vectors.NewLog(nodeclaim.SHA256).Measure(8, vectors.IPL, []byte("grub")) }
+	action := func(l *vectors.Log, text string) *vectors.Log { return l.Measure(4, vectors.Action, []byte(text)) }
+	bare := func() *vectors.Log { return vectors.NewLog(nodeclaim.SHA256) }
+	log := func() *vectors.Log { return bare().Measure(4, vectors.Separator, make([]byte, 4)) }
+	stub := func(l *vectors.Log) *vectors.Log {
+		return l.Event(9, 6, vectors.UTF16("quiet\x00"), nil).Event(9, 6, []byte("initrd"), nil)
+	}
+	shim := func(l *vectors.Log) *vectors.Log {
+		return l.Event(14, vectors.IPL, []byte("its keys"), []byte("MokList\x00"))
+	}
+	grub := func(l *vectors.Log) *vectors.Log {
+		return l.Event(8, vectors.IPL, []byte("linux /vmlinuz"), []byte("grub_cmd: linux /vmlinuz")).Event(9, vectors.IPL, []byte("kernel"), []byte("/vmlinuz"))
+	}
+	const called = "Calling EFI Application from Boot Option"
 	cases := map[string]struct {
-		log  *vectors.Log
-		want bool
+		log    *vectors.Log
+		kernel string
+		loader int // images of the boot attempt
+		others int
 	}{
-		"boot loader and kernel":       {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel"), true},
-		"one image":                    {image(vectors.NewLog(nodeclaim.SHA256), "boot"), false},
-		"shim and GRUB":                {image(grub(), "shim", "grub"), false},
-		"shim, GRUB and kernel":        {image(grub(), "shim", "grub", "kernel"), true},
-		"shim, GRUB, kernel, no PCR 8": {image(vectors.NewLog(nodeclaim.SHA256), "shim", "grub", "kernel").Unquote(8), false},
-		"PCR 8 not quoted":             {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Unquote(8), false},
-		"PCR 11 not quoted":            {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Unquote(11), false},
-		"PCR 11 extended by others":    {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Extend(11, []byte("x")), false},
-		"PCR 4 with action strings":    {image(vectors.NewLog(nodeclaim.SHA256).Measure(4, vectors.Action, []byte("Calling EFI Application from Boot Option")), "boot"), false},
-		"images and a closing message": {image(vectors.NewLog(nodeclaim.SHA256), "boot", "kernel").Measure(5, vectors.Action, []byte("Exit Boot Services Invocation")), true},
+		"boot loader, and a kernel whose stub measured":      {stub(image(log(), "boot", "kernel")), "kernel", 2, 0},
+		"boot loader and another, and nobody says more":      {image(log(), "boot", "x"), "", 2, 0},
+		"shim and GRUB, and nobody says more":                {shim(image(log(), "shim", "grub")), "", 2, 0},
+		"shim and GRUB, which starts a kernel unmeasured":    {stub(shim(image(log(), "shim", "grub"))), "", 2, 0},
+		"shim, boot loader and kernel":                       {stub(shim(image(log(), "shim", "boot", "kernel"))), "kernel", 3, 0},
+		"three loaders, and nobody says more":                {shim(image(log(), "shim", "fallback", "grub")), "", 3, 0},
+		"PCR 14 not quoted, so shim may have run":            {stub(image(log(), "shim", "grub").Unquote(14)), "", 2, 0},
+		"one image whose stub measured: GRUB may hide it":    {stub(image(log(), "x")), "", 1, 0},
+		"one image, measured twice":                          {stub(image(log(), "x", "x")), "", 2, 0},
+		"shim and GRUB":                                      {grub(image(log(), "shim", "grub")), "", 2, 0},
+		"shim, GRUB and kernel":                              {grub(image(log(), "shim", "grub", "kernel")), "kernel", 3, 0},
+		"the same, GRUB of RHEL 8":                           {image(log(), "shim", "grub", "kernel").Event(8, vectors.IPL, []byte("linux /x"), []byte("grub_cmd linux /x\x00")), "kernel", 3, 0},
+		"shim, GRUB and a kernel that is measured twice":     {grub(image(log(), "shim", "grub", "kernel", "kernel")), "kernel", 4, 0},
+		"shim, GRUB and what it chained to":                  {image(log(), "shim", "grub", "other").Measure(8, vectors.IPL, []byte("chainloader /other")), "", 3, 0},
+		"GRUB's command is not what was measured":            {image(log(), "shim", "grub", "other").Event(8, vectors.IPL, []byte("chainloader /x"), []byte("grub_cmd: linux /x")), "", 3, 0},
+		"shim, GRUB, kernel, no PCR 8":                       {grub(image(log(), "shim", "grub", "kernel")).Unquote(8), "", 3, 0},
+		"PCR 8 not quoted":                                   {stub(image(log(), "boot", "kernel")).Unquote(8), "", 2, 0},
+		"PCR 11 not quoted":                                  {stub(image(log(), "boot", "kernel")).Unquote(11), "", 2, 0},
+		"PCR 11 extended by others":                          {stub(image(log(), "boot", "kernel")).Extend(11, []byte("x")), "", 2, 0},
+		"no separator says where firmware ended":             {stub(image(bare(), "firmware's", "boot")), "", 2, 0},
+		"firmware's application before the attempt":          {stub(image(action(image(log(), "a"), called), "boot")), "", 1, 1},
+		"the same before the separator":                      {stub(image(action(image(bare(), "a", "b"), called).Measure(4, vectors.Separator, make([]byte, 4)), "boot", "kernel")), "kernel", 2, 2},
+		"an attempt before that returned":                    {stub(image(action(action(image(action(log(), called), "pxe", "x"), "Returning from EFI Application from Boot Option"), called), "boot", "kernel")), "kernel", 2, 2},
+		"a number names the boot option":                     {stub(image(action(log(), "Booting to Boot0001 Option"), "boot")), "", 1, 0},
+		"a high number names it":                             {stub(image(action(log(), "Booting to Boot20AF Option"), "boot")), "", 1, 0},
+		"the text of a high number is not what was measured": {stub(image(log().Event(4, vectors.Action, []byte("evil"), []byte("Booting to Boot20AF Option")), "boot")), "boot", 2, 0},
+		"a BIOS and its boot sector":                         {stub(image(action(action(log(), "Calling INT 19h"), "Booting BCV device 80h (Hard drive)"), "sector", "x")), "", 2, 0},
+		"a second separator, which anybody can append":       {stub(image(image(log(), "evil").Measure(4, vectors.Separator, make([]byte, 4)), "boot", "kernel")), "kernel", 3, 0},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			f, _ := replay(t, c.log.Raw(), c.log.Quoted(t)).Facts(nodeclaim.SHA256)
-			if (f.Kernel != "") != c.want {
-				t.Errorf("kernel %q of images %v", f.Kernel, f.BootLoader)
+			want := eventlog.Digest("")
+			if c.kernel != "" {
+				want = eventlog.NewDigest(nodeclaim.SHA256, digestOf(c.kernel))
+			}
+			if f.Kernel != want || len(f.BootLoader) != c.loader || len(f.OtherImages) != c.others {
+				t.Errorf("kernel %q of images %v, others %v; want %q of %d, others %d", f.Kernel, f.BootLoader, f.OtherImages, want, c.loader, c.others)
 			}
 		})
 	}
+}
+
+func digestOf(text string) []byte {
+	sum := sha256.Sum256([]byte(text))
+	return sum[:]
 }
 
 func TestEventsForPeopleSayWhatIsConfirmed(t *testing.T) {

@@ -1,6 +1,7 @@
 package eventlog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"strings"
@@ -9,17 +10,56 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
-// images are the digests of PCR 4 that are neither separator nor a known string: images in the
-// order in which they were started. Nothing is taken from their data (a device path): it
-// is the log's word only.
-func (m measured) images() []Digest {
-	var out []Digest
+// attempt is what PCR 4 says of the boot attempt that led to the running system.
+type attempt struct {
+	images, others []Digest // see Facts.BootLoader and Facts.OtherImages
+	started        []Digest // see Facts.Started
+	separated      bool     // a separator ends what firmware started before it
+	legacy         bool     // a BIOS, which measures boot sectors
+}
+
+// attempt reads PCR 4 by position: what stands before its first separator is the firmware's, and each text with
+// which an attempt begins or ends (TCG PFP 1.06, 3.3.4.5) puts what was started before it among
+// the others. Nothing is taken from an image's data (a device path): it is the log's word only.
+func (m measured) attempt() attempt {
+	var a attempt
 	for _, e := range m.byPCR[4] {
-		if m.words.known[e.digest] == "" {
-			out = append(out, e.digest)
+		begins := m.words.begins[e.digest]
+		switch {
+		case m.separator(e):
+			begins = !a.separated
+			a.separated = true
+		case m.words.known[e.digest] != "":
+			a.legacy = a.legacy || m.words.legacy[e.digest]
+			if m.words.recent[e.digest] {
+				a.started = append(a.started, e.digest)
+			}
+		case m.bootOption(e):
+			begins = true
+			a.started = append(a.started, e.digest)
+		default:
+			a.images = append(a.images, e.digest)
+			a.started = append(a.started, e.digest)
+		}
+		if begins {
+			a.others = append(a.others, a.images...)
+			a.images = nil
 		}
 	}
-	return out
+	return a
+}
+
+// bootOption tells whether an event is a text that names a boot option of any number, and its digest confirms that.
+func (m measured) bootOption(e measurement) bool {
+	text := string(bytes.TrimRight(e.data, "\x00"))
+	for _, f := range []struct{ before, after string }{{"Booting to Boot", " Option"}, {"Returning from Boot", " Option"}, {"Failed to boot Boot", " Option"}} {
+		rest, begins := strings.CutPrefix(text, f.before)
+		number, ends := strings.CutSuffix(rest, f.after)
+		if begins && ends && len(number) == 4 && strings.Trim(number, "0123456789abcdefABCDEF") == "" {
+			return m.covers(e, []byte(text)) || m.covers(e, e.data)
+		}
+	}
+	return false
 }
 
 // sectionNames are the sections that systemd-stub measures (UAPI Group, "UKI" specification,
@@ -57,23 +97,56 @@ func (m measured) sections() map[string]Digest {
 	return out
 }
 
-// kernel is the .linux section where there is one; where PCR 11 proves that there is none, the last of
-// several images. GRUB is among the images too and may start a kernel without the firmware: then the last may be GRUB.
-func (m measured) kernel(f Facts) Digest {
+// kernel is the .linux section where there is one. Where PCR 11 proves that there is none, it is the last image of
+// the boot attempt, if that cannot be a boot loader: a loader may start a kernel without the firmware, which then
+// measures nothing, and firmware and loaders start further loaders. So two things must come together:
+//
+//   - something measured that a kernel was started: the kernel's EFI stub, into PCR 9, where PCR 8 proves that
+//     GRUB took no command; or GRUB, into PCR 8, a command that starts one;
+//   - the attempt has more images than loaders are proven to have run: GRUB and the loader that started it; shim, which
+//     measures its keys into PCR 14, and the loader that it started; else one.
+func (m measured) kernel(f Facts, a attempt) Digest {
 	if d, ok := f.Sections[".linux"]; ok {
 		return d
 	}
-	if !m.replayed(11) || !m.replayed(8) {
+	if !m.replayed(11) || !m.replayed(8) || !a.separated || a.legacy {
 		return ""
 	}
 	loaders := 1
-	if len(m.byPCR[8]) > 0 {
-		loaders = 2 // shim and GRUB
+	switch {
+	case len(m.byPCR[8]) > 0:
+		if !m.linuxCommand() {
+			return ""
+		}
+		loaders = 2
+	case len(m.stubEvents()) == 0:
+		return ""
+	case !m.empty(14):
+		loaders = 2
 	}
-	if n := len(f.BootLoader); n > loaders {
-		return f.BootLoader[n-1]
+	images := slices.Compact(slices.Clone(a.images)) // shim and the firmware may both measure one
+	if len(images) <= loaders {
+		return ""
 	}
-	return ""
+	return images[len(images)-1]
+}
+
+// linuxCommands are GRUB's that load a kernel for it to start.
+var linuxCommands = []string{"linux", "linuxefi", "linux16"}
+
+// linuxCommand tells whether PCR 8 has a command of GRUB that loads a kernel, as its digest confirms.
+func (m measured) linuxCommand() bool {
+	for _, e := range m.byPCR[8] {
+		s, ok := m.text(e)
+		if !ok { // GRUB of RHEL 8 has another label, which is in no digest either
+			s, ok = strings.CutPrefix(string(bytes.TrimRight(e.data, "\x00")), "grub_cmd ")
+			ok = ok && m.covers(e, []byte(s))
+		}
+		if verb, _, args := strings.Cut(s, " "); ok && args && slices.Contains(linuxCommands, verb) {
+			return true
+		}
+	}
+	return false
 }
 
 // stubEvents are the measurements that the kernel's EFI stub made into PCR 9. GRUB measures
@@ -98,7 +171,7 @@ func (m measured) initrd(f Facts) Digest {
 		return section
 	case len(e) == 2:
 		return e[1].digest
-	case len(e) == 0 && m.empty(12) && m.empty(13):
+	case len(e) == 0 && m.replayed(9) && m.empty(12) && m.empty(13):
 		return section
 	default:
 		return ""
@@ -147,7 +220,7 @@ func (m measured) grubCommandLine() (string, bool) {
 		if commands[unquoted(s)] {
 			found = s
 		}
-		if verb, rest, _ := strings.Cut(s, " "); slices.Contains([]string{"linux", "linuxefi", "linux16"}, verb) {
+		if verb, rest, _ := strings.Cut(s, " "); slices.Contains(linuxCommands, verb) {
 			commands[unquoted(rest)] = true
 		}
 	}

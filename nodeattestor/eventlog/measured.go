@@ -3,6 +3,7 @@ package eventlog
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,8 @@ type measured struct {
 	byPCR map[int][]measurement // a key for each replayed PCR, also for one without events
 	order []measurement
 	words *words
+	// unreplayed are PCRs that were quoted and whose events are not known.
+	unreplayed []int
 }
 
 // measurement is an event and its digest in the bank.
@@ -33,20 +36,56 @@ type words struct {
 	known  map[Digest]string
 	breaks map[Digest]bool   // separators
 	names  map[Digest]string // section names of unified kernel images
-	// userspace has what systemd measures and that says nothing about how the machine was started.
+	// userspace has what user space measures and that says nothing about how the machine was started.
 	userspace map[Digest]string
+	// begins are the texts in PCR 4 with which a boot attempt begins or the one before it ends.
+	begins map[Digest]bool
+	legacy map[Digest]bool // of a BIOS
+	recent map[Digest]bool // taken for images by older sets
 }
 
-// actions are the strings that firmware measures into PCR 4 and 5 and that are no
-// image (TCG PFP 1.06, 10.4.4). They are recognised by their digest: data could lie.
-var actions = []string{
-	"Calling EFI Application from Boot Option",
-	"Returning from EFI Application from Boot Option",
-	"Exit Boot Services Invocation",
-	"Exit Boot Services Returned with Failure",
-	"Exit Boot Services Returned with Success",
-	"BOOT ATTEMPTS OMITTED",
+// action is a string that firmware measures into PCR 4 or 5 and that is no image. It is recognised
+// by its digest: data could lie.
+type action struct {
+	text string
+	// attempt says that what was started before it, if anything, was started before this boot attempt.
+	attempt bool
+	// legacy says that a BIOS says so, which starts a boot sector and measures that alone.
+	legacy bool
+	// recent says that releases before this table took it for an image, as sets of reference values may.
+	recent bool
 }
+
+// actions are the strings of TCG PFP 1.06, 10.4.4, those of the BIOS (TCG PC Client Implementation Specification for
+// Conventional BIOS 1.21, 11.3; SeaBIOS src/tcgbios.c), and those that name a boot option by its number.
+var actions = func() []action {
+	out := []action{
+		{text: "Calling EFI Application from Boot Option", attempt: true},
+		{text: "Returning from EFI Application from Boot Option", attempt: true},
+		{text: "Exit Boot Services Invocation"},
+		{text: "Exit Boot Services Returned with Failure"},
+		{text: "Exit Boot Services Returned with Success"},
+		{text: "BOOT ATTEMPTS OMITTED"},
+		{text: "Calling INT 19h", attempt: true, legacy: true, recent: true},
+		{text: "Returned INT 18h", attempt: true, legacy: true, recent: true},
+		{text: "Returned via INT 18h", attempt: true, legacy: true, recent: true},
+		{text: "Booting BCV device 80h (Hard drive)", attempt: true, legacy: true, recent: true},
+		{text: "Booting BCV device 00h (Floppy)", attempt: true, legacy: true, recent: true},
+		{text: "Booting from CD ROM device", attempt: true, legacy: true, recent: true},
+	}
+	for i := range bootOptions {
+		name := fmt.Sprintf("Boot%04X", i)
+		out = append(out,
+			action{text: "Booting to " + name + " Option", attempt: true, recent: true},
+			action{text: "Returning from " + name + " Option", attempt: true, recent: true},
+			action{text: "Failed to boot " + name + " Option", attempt: true, recent: true})
+	}
+	return out
+}()
+
+// bootOptions is how many numbers of boot options (UEFI 2.11, 3.1.1) are recognised without the log's help. Firmware gives
+// them out from 0000 on. A text with a higher one is recognised where the log has it and its digest confirms it.
+const bootOptions = 64
 
 // separators are the data of EV_SEPARATOR: two forms of "pre-boot ends here" and the
 // one that reports an error (TCG PFP 1.06, 10.4.2).
@@ -62,9 +101,11 @@ var wordsOf = func() map[nodeclaim.HashAlg]func() *words {
 }()
 
 func newWords(alg nodeclaim.HashAlg) *words {
-	w := &words{known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}, userspace: map[Digest]string{}}
-	for _, s := range actions {
-		w.known[hash(alg, []byte(s))] = s
+	w := &words{known: map[Digest]string{}, breaks: map[Digest]bool{}, names: map[Digest]string{}, userspace: map[Digest]string{}, begins: map[Digest]bool{}, legacy: map[Digest]bool{}, recent: map[Digest]bool{}}
+	for _, a := range actions {
+		d := hash(alg, []byte(a.text))
+		w.known[d] = a.text
+		w.begins[d], w.legacy[d], w.recent[d] = a.attempt, a.legacy, a.recent
 	}
 	for _, s := range separators {
 		w.known[hash(alg, s)] = "separator"
@@ -73,7 +114,7 @@ func newWords(alg nodeclaim.HashAlg) *words {
 	for _, n := range sectionNames {
 		w.names[hash(alg, []byte(n+"\x00"))] = n
 	}
-	for _, s := range append(slices.Clone(phases), osSeparator) {
+	for _, s := range userspaceWords() {
 		w.userspace[hash(alg, []byte(s))] = s
 	}
 	return w
@@ -116,15 +157,16 @@ func (m measured) separator(e measurement) bool { return m.words.breaks[e.digest
 func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	f := Facts{Bank: m.alg.String(), SecureBoot: SecureBoot{State: SecureBootUnknown}}
 	f.Firmware = m.firmware()
-	f.scripted = len(m.byPCR[8]) > 0
+	f.scripted = len(m.byPCR[8]) > 0 || slices.Contains(m.unreplayed, 8)
 	var refusals nodeclaim.Refusals
 	var err error
-	if f.SecureBoot, err = m.secureBoot(); err != nil {
+	if f.SecureBoot, f.authorities, err = m.secureBoot(); err != nil {
 		refusals = append(refusals, nodeclaim.AsRefusals(err)...)
 	}
-	f.BootLoader = m.images()
+	a := m.attempt()
+	f.BootLoader, f.OtherImages, f.started = a.images, a.others, a.started
 	f.Sections = m.sections()
-	f.Kernel = m.kernel(f)
+	f.Kernel = m.kernel(f, a)
 	f.Initrd = m.initrd(f)
 	f.CommandLine, f.loadOptions = m.commandLine(f)
 	if f.CommandLine.Text == "" {

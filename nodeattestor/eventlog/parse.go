@@ -25,11 +25,14 @@ const noPCR = -1
 
 // Log is a parsed log. Nothing in it is verified: its events become facts only by Replay.
 type Log struct {
-	algs   []nodeclaim.HashAlg       // banks with known hashes, in the header's order
+	algs   []nodeclaim.HashAlg       // banks with known hashes that every event has, in the header's order
+	lacks  map[nodeclaim.HashAlg]int // for a bank of the header that cannot be replayed: the first event without its digest
 	places map[nodeclaim.HashAlg]int // where in an event's digests each of the header's algorithms is
 	events []event
 	// userspace are the events of user space's own log, after all others; a bank may lack a digest.
 	userspace []event
+	// osExtended are further PCRs that the operating system extends and has no log of (WithOSExtended).
+	osExtended []int
 }
 
 // event is one entry of the log as it was written; pcr is noPCR or 0 to MaxPCR.
@@ -37,25 +40,29 @@ type event struct {
 	index   int
 	pcr     int
 	typ     EventType // untrusted: no digest covers it
-	digests [][]byte  // in the header's order
+	digests [][]byte  // in the header's order; nil where the event has none
 	data    []byte    // untrusted, unless a digest confirms it
 	origin  string    // "systemd:phase"; "" in the firmware's log
 }
 
-// Banks lists the hash algorithms whose digests the log has.
+// Banks lists the hash algorithms whose digests every event of the log has.
 func (l Log) Banks() []nodeclaim.HashAlg { return slices.Clone(l.algs) }
 
 // Parse reads a TCG event log: crypto-agile (TCG_PCR_EVENT2 after a Spec ID header) or the
 // SHA-1-only form of older firmware (TCG_PCR_EVENT), all integers little-endian (TCG PC
 // Client Platform Firmware Profile 1.06, 10.2.1, 10.2.2, 10.4.5.1). It is strict: every
-// event has every digest of the header exactly once, and no byte is left over.
+// event has at least one of the header's digests, each at most once, and no byte is left over.
+// The profile wants all of them. Linux also hands on logs with fewer
+// (__calc_tpm2_event_size in include/linux/tpm_eventlog.h), and real ones exist
+// (canonical/tcglog-parser#9). A bank whose digest an event lacks cannot be replayed.
 // Errors are *nodeclaim.Refusal with check "eventlog.format".
 func Parse(raw []byte) (Log, error) {
 	if len(raw) > MaxLogSize {
 		return Log{}, format("the log has %d bytes, more than the %d allowed", len(raw), MaxLogSize)
 	}
 	if len(raw) == 0 {
-		return Log{}, format("the log is empty")
+		return Log{}, format("the log is empty: the firmware handed none to the kernel, as is known of some Azure virtual machines with " +
+			"Trusted Launch (agentrust-io/cmcp#433), so nothing says what the quoted PCRs hold")
 	}
 	r := &reader{rest: raw}
 	first, err := r.legacyEvent(0)
@@ -73,10 +80,8 @@ func Parse(raw []byte) (Log, error) {
 	log := Log{events: []event{first}, places: map[nodeclaim.HashAlg]int{}}
 	for i, a := range algs {
 		log.places[a.alg] = i
-		if a.alg.Valid() {
-			log.algs = append(log.algs, a.alg)
-		}
 	}
+	missing := make([]int, len(algs)) // the first event without that digest; 0, which is the header, for none
 	for len(r.rest) > 0 {
 		if err := log.room(); err != nil {
 			return Log{}, err
@@ -85,9 +90,29 @@ func Parse(raw []byte) (Log, error) {
 		if err != nil {
 			return Log{}, err
 		}
+		for i := range algs {
+			if e.digests[i] == nil && missing[i] == 0 && e.extended() {
+				missing[i] = e.index
+			}
+		}
 		log.events = append(log.events, e)
 	}
+	log.banks(algs, missing)
 	return log, nil
+}
+
+// banks notes which of the header's algorithms all events have a digest of.
+func (l *Log) banks(algs []algorithm, missing []int) {
+	l.lacks = map[nodeclaim.HashAlg]int{}
+	for i, a := range algs {
+		switch {
+		case !a.alg.Valid():
+		case missing[i] > 0:
+			l.lacks[a.alg] = missing[i]
+		default:
+			l.algs = append(l.algs, a.alg)
+		}
+	}
 }
 
 func parseLegacy(r *reader, first event) (Log, error) {
@@ -263,11 +288,11 @@ func (r *reader) agileEvent(i int, algs []algorithm) (event, error) {
 	if err != nil {
 		return event{}, err
 	}
-	if int64(n) != int64(len(algs)) {
+	if n == 0 || int64(n) > int64(len(algs)) {
 		return event{}, format("event %d has %d digests, the header promises %d", i, n, len(algs))
 	}
 	e.digests = r.room(len(algs))
-	for range algs {
+	for range n {
 		b, err := r.take(2, "digest algorithm")
 		if err != nil {
 			return event{}, err

@@ -9,26 +9,20 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
 
-// elsewhere names the PCRs that others than the firmware's log extend after boot, and who.
-// Only these may be left unreplayed; any other quoted PCR must be reached exactly.
-var elsewhere = map[int]string{
-	10: "IMA",
-	11: "systemd, which marks boot phases",
-	15: "systemd, which measures the machine id and volume keys",
-	16: "debugging tools", 17: "a dynamic launch", 18: "a dynamic launch", 19: "a dynamic launch",
-	20: "a dynamic launch", 21: "a dynamic launch", 22: "a dynamic launch", 23: "applications",
-}
-
 // Replay parses a log and replays it against quoted PCRs.
 func Replay(raw []byte, pcrs quote.PCRs) (Boot, error) { return ReplayBoth(raw, nil, pcrs) }
 
 // ReplayBoth is Replay of the firmware's log and of user space's after it (see Log.WithUserspace), nil where there is none.
-func ReplayBoth(raw, userspace []byte, pcrs quote.PCRs) (Boot, error) {
+// osExtended are further PCRs that the operating system extends without a log (see Log.WithOSExtended).
+func ReplayBoth(raw, userspace []byte, pcrs quote.PCRs, osExtended ...int) (Boot, error) {
 	log, err := Parse(raw)
 	if err != nil {
 		return Boot{}, err
 	}
 	if log, err = log.WithUserspace(userspace); err != nil {
+		return Boot{}, err
+	}
+	if log, err = log.WithOSExtended(osExtended); err != nil {
 		return Boot{}, err
 	}
 	return log.Replay(pcrs)
@@ -40,7 +34,7 @@ func ReplayBoth(raw, userspace []byte, pcrs quote.PCRs) (Boot, error) {
 //  1. every quoted bank is one of the log's;
 //  2. every quoted PCR is reached exactly (TCG PFP 1.06, 3.3.3: the log's events, in order, yield the PCR), by the
 //     firmware's log or by that and the first few of user space's events, which go on while the TPM quotes; or it
-//     is one that others extend after boot and is then unreplayed;
+//     is one that others extend after boot (the table extenders, WithOSExtended) and is then unreplayed;
 //  3. facts are drawn from the replayed PCRs alone.
 //
 // Errors are nodeclaim.Refusals, every PCR that fails with its own, checks "eventlog.bank",
@@ -72,7 +66,7 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 	var refusals nodeclaim.Refusals
 	for _, i := range pcrs.Indices(alg) {
 		quoted, _ := pcrs.Value(alg, i)
-		_, other := elsewhere[i]
+		ours := slices.Contains(l.osExtended, i)
 		way, reached := l.reach(alg, i, values[i], quoted)
 		switch {
 		case reached:
@@ -82,33 +76,23 @@ func (l Log) replayBank(alg nodeclaim.HashAlg, pcrs quote.PCRs) (bank, nodeclaim
 			if i == phasePCR {
 				b.phases = way.phases
 			}
-		case other:
+		case ours || mayEndElsewhere(i):
 			b.unreplayed = append(b.unreplayed, i)
+			if ours {
+				b.booted[i] = values[i]
+			}
 		default:
-			refusals = append(refusals, *nodeclaim.Refuse("eventlog.pcr", fmt.Sprintf(
-				"event log: its %d events for PCR %d (%s) lead to %x, the TPM quoted %x: the log was changed or cut, or something was measured that it does not have",
-				l.count(i), i, alg, values[i], quoted)))
+			refusals = append(refusals, *l.unreached(alg, i, values[i], quoted))
 		}
 	}
 	if len(refusals) > 0 {
 		return bank{}, refusals
 	}
 	b.measured = newMeasured(l, alg, b.replayed, later)
+	b.measured.unreplayed = b.unreplayed
 	b.facts, refusals = b.measured.facts()
 	return b, refusals
 }
-
-// phasePCR is where systemd marks boot phases.
-const phasePCR = 11
-
-// phases are systemd's marks on the way up and down (systemd-pcrphase.service(8)).
-var phases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
-
-// osSeparator is what systemd 261 and later measure when user space begins, so that nothing measured after
-// it can pass for the firmware's (systemd-pcrosseparator.service(8)), and separated into which PCRs.
-const osSeparator = "os-separator"
-
-var separated = []int{0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14}
 
 // exits has, for a PCR, sequences of strings that firmware extends after the log's last event. It logs these into a second
 // table, which older kernels do not add to their log (TCG PFP 1.06, 10.4.4; go-attestation has the same in its
@@ -121,15 +105,6 @@ var exits = map[int][][]string{
 	},
 }
 
-// unlogged has, for a PCR, what user space is known to extend where it shows no log of it.
-var unlogged = func() map[int][][]string {
-	out := map[int][][]string{phasePCR: {phases, phases[2:]}} // the second without an initrd
-	for _, i := range separated {
-		out[i] = [][]string{{osSeparator}}
-	}
-	return out
-}()
-
 // way is how a quoted PCR is reached.
 type way struct {
 	booted []byte   // its value when user space began
@@ -141,7 +116,7 @@ type way struct {
 // with the first few of user space's events, or with what user space is known to extend. PCR 10 is IMA's, which has a
 // log of its own.
 func (l Log) reach(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) (way, bool) {
-	if pcr == 10 {
+	if pcr == imaPCR {
 		return way{}, false
 	}
 	starts := [][]byte{value}
@@ -166,29 +141,11 @@ func (l Log) reach(alg nodeclaim.HashAlg, pcr int, value, quoted []byte) (way, b
 	return way{}, false
 }
 
-// reachByWords tries what user space is known to extend.
-func reachByWords(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (way, bool) {
-	for _, words := range unlogged[pcr] {
-		v := start
-		for i, word := range words {
-			if v = extended(alg, v, sum(alg, []byte(word))); !bytes.Equal(v, quoted) {
-				continue
-			}
-			w := way{booted: start}
-			if pcr == phasePCR {
-				w.phases = words[:i+1]
-			}
-			return w, true
-		}
-	}
-	return way{}, false
-}
-
 // reachByLog tries the first few of user space's events.
 func (l Log) reachByLog(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (way, bool) {
 	w := way{booted: start}
 	v := start
-	known := wordsOf[alg]().userspace
+	known := wordsOf[alg]()
 	for i := range l.userspace {
 		e := &l.userspace[i]
 		if e.pcr != pcr {
@@ -201,9 +158,9 @@ func (l Log) reachByLog(alg nodeclaim.HashAlg, pcr int, start, quoted []byte) (w
 		v = extended(alg, v, digest)
 		// A node may pass off the firmware's last events as user space's. So all of them count as measurements of the
 		// boot, as far as facts go, except strings that can be nothing else.
-		if word, ok := known[NewDigest(alg, digest)]; !ok {
+		if word, ok := known.ofUserspace(alg, e, digest); !ok {
 			w.later = append(w.later, e)
-		} else if word != osSeparator {
+		} else if pcr == phasePCR {
 			w.phases = append(w.phases, word)
 		}
 		if bytes.Equal(v, quoted) {
@@ -222,6 +179,9 @@ func extended(alg nodeclaim.HashAlg, value, digest []byte) []byte {
 // if the log were true. A quote over exactly these values proves it; nothing else does.
 // PCRs without events have their reset value (TCG PC Client Platform TPM Profile 1.05, 4.6.2).
 func (l Log) Unverified(alg nodeclaim.HashAlg) (map[int][]byte, error) {
+	if first, lacks := l.lacks[alg]; lacks {
+		return nil, refuse("bank", "event %d has no digest of bank %s, which the log's header names: that bank cannot be replayed, only %v can", first, alg, l.algs)
+	}
 	if !l.has(alg) {
 		return nil, nodeclaim.Refuse("eventlog.bank", fmt.Sprintf("event log: bank %s was quoted, the log has only %v", alg, l.algs))
 	}
@@ -292,7 +252,8 @@ var localitySignature = []byte("StartupLocality\x00")
 // startupLocality is the last byte of PCR 0's initial value: the locality that sent
 // TPM2_Startup, 0 or 3, or 4 after an H-CRTM sequence (TCG PFP 1.06, 10.4.5.3; TPM 2.0
 // Part 1, 34.2.3). The log's word for it is not hashed, but a wrong one misses quoted PCR 0.
-// Firmware that measured an H-CRTM and left the locality out still started at 4.
+// Firmware that measured an H-CRTM and left the locality out still started at 4. Zeros may follow, because coreboot
+// writes all data into records of one size (Dasharo/coreboot#699).
 func (l Log) startupLocality() (byte, error) {
 	found, locality := false, byte(0)
 	for i := range l.events {
@@ -304,8 +265,8 @@ func (l Log) startupLocality() (byte, error) {
 			continue
 		}
 		v := e.data[len(localitySignature):]
-		if len(v) != 1 || v[0] != 0 && v[0] != 3 && v[0] != 4 {
-			return 0, refuse("locality", "event %d: startup locality %x is not 00, 03 or 04", e.index, v)
+		if len(v) == 0 || v[0] != 0 && v[0] != 3 && v[0] != 4 || len(bytes.Trim(v[1:], "\x00")) > 0 {
+			return 0, refuse("locality", "event %d: startup locality %.64x is not 00, 03 or 04, alone or before zeros", e.index, v)
 		}
 		if found && v[0] != locality {
 			return 0, refuse("locality", "event %d: a second startup locality %d, after %d", e.index, v[0], locality)

@@ -1,6 +1,7 @@
 package eventlog_test
 
 import (
+	stdcmp "cmp"
 	"encoding/json"
 	"path"
 	"slices"
@@ -82,8 +83,16 @@ func TestMeasuredBootsReplayToTheirQuotesWithTheirFacts(t *testing.T) {
 
 func checkFacts(t *testing.T, f eventlog.Facts, want vectors.Expectation) {
 	t.Helper()
-	got := vectors.Expectation{SecureBoot: string(f.SecureBoot.State), Text: f.CommandLine.Text, Images: len(f.BootLoader)}
-	want = vectors.Expectation{SecureBoot: want.SecureBoot, Text: want.Text, Images: want.Images}
+	got := vectors.Expectation{SecureBoot: string(f.SecureBoot.State), Text: f.CommandLine.Text, Images: len(f.BootLoader), Others: len(f.OtherImages)}
+	for name, d := range map[string]struct {
+		have eventlog.Digest
+		want []string
+	}{"kernel": {f.Kernel, want.Kernel}, "initrd": {f.Initrd, want.Initrd}} {
+		if !slices.Contains(d.want, stdcmp.Or(string(d.have), "absent")) {
+			t.Errorf("%s is %s, want %v", name, stdcmp.Or(string(d.have), "absent"), d.want)
+		}
+	}
+	want = vectors.Expectation{SecureBoot: want.SecureBoot, Text: want.Text, Images: want.Images, Others: want.Others}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("facts (-want +got):\n%s", diff)
 	}

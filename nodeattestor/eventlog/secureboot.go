@@ -3,6 +3,7 @@ package eventlog
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"unicode/utf16"
 )
 
@@ -68,24 +69,27 @@ func decodeUTF16(b []byte) (string, bool) {
 //
 // Every event of PCR 7 must be confirmed: its digest is that of its data, or of a separator or
 // known string, or a quirk covers it. One that is not could hide what was measured behind
-// changed data, so the log is refused. Types are not looked at.
-func (m measured) secureBoot() (SecureBoot, error) {
+// changed data, so the log is refused. Types are not looked at. A separator is known by its digest, so
+// its data may be longer than that, as coreboot's are (StarLabsLtd/firmware#437).
+//
+// listed are the authorities with what older releases listed among them, see Facts.ListedAuthorities.
+func (m measured) secureBoot() (out SecureBoot, listed []Authority, err error) {
 	unknown := SecureBoot{State: SecureBootUnknown}
-	s := unknown
+	s := keys{SecureBoot: unknown}
 	separator := -1
 	for _, e := range m.byPCR[7] {
 		d := e.digest
 		v, isVariable := parseVariable(e.data)
 		switch {
 		case m.separator(e) && separator >= 0:
-			return unknown, refuse("separator", "event %d is a second separator in PCR 7, after event %d: nothing measured after it can be placed", e.index, separator)
+			return unknown, nil, refuse("separator", "event %d is a second separator in PCR 7, after event %d: nothing measured after it can be placed", e.index, separator)
 		case m.separator(e):
 			separator = e.index
 		case m.words.known[d] != "":
 			s.Others = append(s.Others, d)
 		case isVariable && m.covers(e, e.data):
 			if err := s.add(v, d, separator < 0, e.index); err != nil {
-				return unknown, err
+				return unknown, nil, err
 			}
 		case m.covers(e, e.data):
 			s.Others = append(s.Others, d)
@@ -94,13 +98,31 @@ func (m measured) secureBoot() (SecureBoot, error) {
 				s.addQuirky(q, v, d, separator < 0)
 				continue
 			}
-			return unknown, refuse("event", "event %d in PCR 7: its data is not what was measured (digest %s): the log was changed, or the firmware measures what it does not log", e.index, d)
+			return unknown, nil, refuse("event", "event %d in PCR 7: its data is not what was measured (digest %s): the log was changed, or the firmware measures what it does not log", e.index, d)
 		}
 	}
 	if separator < 0 { // what is a setting and what vouched for an image cannot be told apart
-		return unknown, nil
+		return unknown, nil, nil
 	}
-	return s, nil
+	return s.SecureBoot, s.listed, nil
+}
+
+// keys is what PCR 7 says so far.
+type keys struct {
+	SecureBoot
+	listed []Authority
+}
+
+// authority files a variable that let an image start.
+func (s *keys) authority(name string, d Digest) {
+	s.Authorities = append(s.Authorities, Authority{name, d})
+	s.listed = append(s.listed, Authority{name, d})
+}
+
+// setting files a variable that let nothing start.
+func (s *keys) setting(name string, d Digest) {
+	s.Others = append(s.Others, d)
+	s.listed = append(s.listed, Authority{name, d})
 }
 
 // quirk is a known way in which real software measures something else than the UEFI_VARIABLE_DATA that
@@ -133,7 +155,7 @@ func (m measured) quirky(e measurement) (quirk, variable, bool) {
 
 // addQuirky files a variable that a quirk confirms: after the separator as an authority,
 // without its name where no digest covers that; before it only as a measurement, never as a setting.
-func (s *SecureBoot) addQuirky(q quirk, v variable, d Digest, before bool) {
+func (s *keys) addQuirky(q quirk, v variable, d Digest, before bool) {
 	if before {
 		s.Others = append(s.Others, d)
 		return
@@ -142,12 +164,17 @@ func (s *SecureBoot) addQuirky(q quirk, v variable, d Digest, before bool) {
 	if !q.named {
 		name = "unknown"
 	}
-	s.Authorities = append(s.Authorities, Authority{name, d})
+	s.authority(name, d)
 }
 
 // add files a confirmed variable. Only firmware measures before the separator; whoever
 // controls the machine later can append, but not before it and not instead.
-func (s *SecureBoot) add(v variable, d Digest, before bool, index int) error {
+//
+// An authority is what let an image start (TCG PFP 1.06, 3.3.4.8). After the separator that is
+// any variable but known settings. Before it, firmware measures its settings, of
+// which the profile names five and machines in user mode have more (AuditMode, DeployedMode, dbt,
+// dbr, a vendor's own), and the entries of db that let option ROMs start: db again.
+func (s *keys) add(v variable, d Digest, before bool, index int) error {
 	if v.guid == globalGUID && v.name == "SecureBoot" {
 		return s.setState(v.data, d, before, index)
 	}
@@ -162,11 +189,27 @@ func (s *SecureBoot) add(v variable, d Digest, before bool, index int) error {
 			return nil
 		}
 	}
-	s.Authorities = append(s.Authorities, Authority{v.name, d})
+	if v.setting() || before && (v.guid != databaseGUID || v.name != "db") {
+		s.setting(v.name, d)
+		return nil
+	}
+	s.authority(v.name, d)
 	return nil
 }
 
-func (s *SecureBoot) setState(data []byte, d Digest, before bool, index int) error {
+// setting tells whether a variable is one by which secure boot is set up and which never lets an image
+// start, whatever the place at which it is measured (UEFI 2.11, 3.3 and 32.3).
+func (v variable) setting() bool {
+	switch v.guid {
+	case globalGUID:
+		return slices.Contains([]string{"AuditMode", "DeployedMode", "SetupMode"}, v.name)
+	case databaseGUID:
+		return slices.Contains([]string{"dbx", "dbt", "dbr"}, v.name)
+	}
+	return false
+}
+
+func (s *keys) setState(data []byte, d Digest, before bool, index int) error {
 	state := SecureBootDisabled
 	switch {
 	case bytes.Equal(data, []byte{1}):

@@ -24,7 +24,10 @@ type Expectation struct {
 	Log        string                               // log: "replays", or "parses" where the PCRs are unknown
 	SecureBoot string                               // secureboot: enabled, disabled or unknown
 	Text       string                               // cmdline: the proven kernel command line
-	Images     int                                  // images: number of images in PCR 4
+	Images     int                                  // images: number of images of the boot attempt in PCR 4
+	Others     int                                  // others: number of images that PCR 4 has besides, default 0
+	Kernel     []string                             // kernel: its digest in each bank, or "absent"
+	Initrd     []string                             // initrd: the same
 	IMAEntries int                                  // ima: number of entries
 	Against    map[string][]string                  // against: SET CHECK...; no check: the set accepts the case
 	PCRs       map[nodeclaim.HashAlg]map[int][]byte // pcr: BANK INDEX HEX
@@ -67,6 +70,12 @@ func (e *Expectation) set(key, value string) (err error) {
 		e.Text = value
 	case "images":
 		e.Images, err = strconv.Atoi(value)
+	case "others":
+		e.Others, err = strconv.Atoi(value)
+	case "kernel":
+		e.Kernel = words
+	case "initrd":
+		e.Initrd = words
 	case "ima":
 		e.IMAEntries, err = strconv.Atoi(value)
 	case "against":
