@@ -122,7 +122,7 @@ func TestKernelIsTheLastImageOnlyWhereNothingElseCanBe(t *testing.T) {
 		"one image, measured twice":                          {stub(image(log(), "x", "x")), "", 2, 0},
 		"shim and GRUB":                                      {grub(image(log(), "shim", "grub")), "", 2, 0},
 		"shim, GRUB and kernel":                              {grub(image(log(), "shim", "grub", "kernel")), "kernel", 3, 0},
-		"the same, GRUB of RHEL 8":                           {image(log(), "shim", "grub", "kernel").Event(8, vectors.IPL, []byte("linux /x"), []byte("grub_cmd linux /x\x00")), "kernel", 3, 0},
+		"the same, GRUB of RHEL 8":                           {image(log(), "shim", "grub", "kernel").Event(8, vectors.IPL, []byte("linux /x\x00"), []byte("grub_cmd linux /x\x00")), "kernel", 3, 0},
 		"shim, GRUB and a kernel that is measured twice":     {grub(image(log(), "shim", "grub", "kernel", "kernel")), "kernel", 4, 0},
 		"shim, GRUB and what it chained to":                  {image(log(), "shim", "grub", "other").Measure(8, vectors.IPL, []byte("chainloader /other")), "", 3, 0},
 		"GRUB's command is not what was measured":            {image(log(), "shim", "grub", "other").Event(8, vectors.IPL, []byte("chainloader /x"), []byte("grub_cmd: linux /x")), "", 3, 0},

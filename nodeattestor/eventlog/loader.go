@@ -138,8 +138,8 @@ var linuxCommands = []string{"linux", "linuxefi", "linux16"}
 func (m measured) linuxCommand() bool {
 	for _, e := range m.byPCR[8] {
 		s, ok := m.text(e)
-		if !ok { // GRUB of RHEL 8 has another label, which is in no digest either
-			s, ok = strings.CutPrefix(string(bytes.TrimRight(e.data, "\x00")), "grub_cmd ")
+		if !ok { // GRUB of RHEL 8 has another label, which is in no digest either, and measures the final NUL
+			s, ok = strings.CutPrefix(string(e.data), "grub_cmd ")
 			ok = ok && m.covers(e, []byte(s))
 		}
 		if verb, _, args := strings.Cut(s, " "); ok && args && slices.Contains(linuxCommands, verb) {

@@ -25,20 +25,41 @@ var capturedPCRs = []int{0, 2, 3, 4, 7, 8, 9, 11, 12, 13, 14}
 // PCRs that are quoted, replayed and stable, and all measured files but those that one of the keys signed, which
 // the set then allows as such. It pins one bank, sha256
 // if it was quoted, so that machines with more or fewer banks match too. The set has
-// no validity window. It must accept the evidence that it came from, or Capture fails.
+// no validity window. It must accept the evidence that it came from, or Capture fails. What the evidence
+// does not prove is in no set ([Absent] says what that is), and a set that would pin nothing about the kernel
+// is an error: [CaptureUnpinned] makes it.
 func Capture(name string, ev Evidence, keys ...imasig.Key) (Set, error) {
+	return capture(name, ev, false, keys)
+}
+
+// CaptureUnpinned is Capture for a machine that measures nothing of its kernel. The set then says so itself
+// (Set.AllowsUnpinnedKernel), unless something pins the kernel after all.
+func CaptureUnpinned(name string, ev Evidence, keys ...imasig.Key) (Set, error) {
+	return capture(name, ev, true, keys)
+}
+
+// captureBank is the bank that a captured set pins; false where the evidence proves no boot.
+func captureBank(ev Evidence) (nodeclaim.HashAlg, bool) {
+	banks := ev.Boot.Banks()
+	switch {
+	case len(banks) == 0:
+		return 0, false
+	case slices.Contains(banks, nodeclaim.SHA256):
+		return nodeclaim.SHA256, true
+	}
+	return banks[0], true
+}
+
+func capture(name string, ev Evidence, unpinned bool, keys []imasig.Key) (Set, error) {
 	if !namePattern.MatchString(name) {
 		return Set{}, errName("capture", name)
 	}
-	banks := ev.Boot.Banks()
-	if len(banks) == 0 {
+	bank, ok := captureBank(ev)
+	if !ok {
 		return Set{}, fmt.Errorf("reference: capture: the evidence proves no boot")
 	}
-	bank := banks[0]
-	if slices.Contains(banks, nodeclaim.SHA256) {
-		bank = nodeclaim.SHA256
-	}
 	s := Set{name: name, boot: captureBoot(bank, ev)}
+	s.boot.unpinnedKernel = unpinned && !s.PinsKernel()
 	if ev.IMA != nil && len(ev.IMA.Entries) > 0 {
 		s.ima = captureIMA(ev.IMA, keys)
 	} else if len(keys) > 0 {
@@ -53,6 +74,9 @@ func Capture(name string, ev Evidence, keys ...imasig.Key) (Set, error) {
 	}
 	if refusals := written.Check(ev, time.Unix(0, 0)); len(refusals) > 0 {
 		return Set{}, fmt.Errorf("reference: capture: a set of this machine would refuse it: %w", refusals)
+	}
+	if !unpinned && !written.PinsKernel() {
+		return Set{}, errUnpinned(Absent(ev))
 	}
 	return written, nil
 }

@@ -29,6 +29,11 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 		c.refuse("reference.bank", "%s is of bank %s, which was not quoted", c, s.boot.bank)
 	} else {
 		c.facts = facts
+		if s.boot.pcrs[s.boot.bank][4] == nil {
+			// Only the PCR's exact value says which images before the boot attempt are good, and who controls the
+			// machine later can append the begin of an attempt. So all that ran counts.
+			c.facts.BootLoader = facts.Started()
+		}
 		c.scripted()
 		c.secureBoot()
 		c.commandLine()
@@ -132,7 +137,7 @@ func (c *checker) secureBootDifferences(want eventlog.SecureBoot) []finding {
 	if len(changed) > 0 {
 		out = append(out, finding{"secureboot.keys", fmt.Sprintf("secure boot's %s differ from those in %s", strings.Join(changed, ", "), c)})
 	}
-	if want.Authorities != nil && !slices.Equal(have.Authorities, want.Authorities) {
+	if want.Authorities != nil && !slices.Equal(have.Authorities, want.Authorities) && !slices.Equal(c.facts.ListedAuthorities(), want.Authorities) {
 		out = append(out, finding{"secureboot.authority", fmt.Sprintf("images were let in by %s, %s has %s", authorities(have.Authorities), c, authorities(want.Authorities))})
 	}
 	return out
@@ -226,13 +231,26 @@ func (c *checker) anyOf(check, what string, have eventlog.Digest, want []eventlo
 		return
 	}
 	if have == "" {
-		c.component(check, pcrs, "%s is not proven by the evidence, %s has %s", what, c, joinDigests(want))
+		c.component(check, pcrs, "%s is not proven by the evidence, %s has %s%s", what, c, joinDigests(want), c.loaderHint(what, want))
 		return
 	}
 	c.component(check, pcrs, "%s has digest %s, %s has %s", what, have, c, joinDigests(want))
 }
 
+// loaderHint explains a set that took a boot loader for the kernel, as captures before 2026-11-29 did.
+func (c *checker) loaderHint(what string, want []eventlog.Digest) string {
+	if what != "kernel" || !slices.ContainsFunc(want, func(d eventlog.Digest) bool { return slices.Contains(c.facts.Started(), d) }) {
+		return ""
+	}
+	return "; PCR 4 has that image, but nothing proves that it is the kernel and no boot loader: capture the set again"
+}
+
+// bootLoader accepts all of PCR 4 too, because sets from before 2026-11-29 list it so; that demands more than the
+// images of the boot attempt do.
 func (c *checker) bootLoader() {
+	if slices.ContainsFunc(c.set.boot.bootLoader, func(want []eventlog.Digest) bool { return slices.Equal(want, c.facts.Started()) }) {
+		return
+	}
 	hint := ""
 	if c.explained[4] && len(c.facts.Sections) > 0 {
 		hint = " (a unified kernel image: it holds kernel, command line and initrd, see there)"

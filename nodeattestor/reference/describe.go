@@ -24,6 +24,9 @@ func (s Set) Describe() []string {
 		d.add("boot loader: %s", line)
 	}
 	d.each("kernel: ", texts(s.boot.kernel))
+	if s.boot.unpinnedKernel {
+		d.add("kernel: any, by unpinnedKernel")
+	}
 	d.each("initrd: ", texts(s.boot.initrd))
 	d.each("kernel command line: ", strs(s.boot.commandLine))
 	for _, bank := range slices.Sorted(maps.Keys(s.boot.pcrs)) {

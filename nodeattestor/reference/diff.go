@@ -26,6 +26,9 @@ func Diff(from, to Set) []string {
 	d.alternatives("kernel", texts(from.boot.kernel), texts(to.boot.kernel))
 	d.alternatives("initrd", texts(from.boot.initrd), texts(to.boot.initrd))
 	d.commandLines(from.boot.commandLine, to.boot.commandLine)
+	if from.boot.unpinnedKernel != to.boot.unpinnedKernel {
+		d.add("any kernel passes: %t -> %t", from.boot.unpinnedKernel, to.boot.unpinnedKernel)
+	}
 	d.pcrs(from.boot.pcrs, to.boot.pcrs)
 	d.conditions(from.conditions, to.conditions)
 	d.ima(from.ima, to.ima)

@@ -72,6 +72,9 @@ func (b boot) node() *yaml.Node {
 		}
 		put(n, "commandLine", lines)
 	}
+	if b.unpinnedKernel {
+		put(n, unpinnedKernelKey, scalar(allowUnpinned))
+	}
 	banks := &yaml.Node{Kind: yaml.MappingNode}
 	for _, alg := range slices.Sorted(maps.Keys(b.pcrs)) {
 		values := &yaml.Node{Kind: yaml.MappingNode}

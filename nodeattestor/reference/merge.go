@@ -89,6 +89,7 @@ func (m *merger) boot(s Set) {
 	b.kernel = merged(m, s, "the kernel", b.kernel, from.kernel, equal)
 	b.initrd = merged(m, s, "the initrd", b.initrd, from.initrd, equal)
 	b.commandLine = merged(m, s, "the kernel command line", b.commandLine, from.commandLine, equal)
+	m.same(b.unpinnedKernel == from.unpinnedKernel, s, "whether they say that any kernel passes")
 }
 
 func distinct[T any](list []T, of func(T) string) []string {

@@ -145,6 +145,11 @@ func (p *parser) boot(n *yaml.Node) boot {
 			b.commandLine = p.commandLines(v)
 		case "pcrs":
 			p.pcrs(v, b.pcrs)
+		case unpinnedKernelKey:
+			b.unpinnedKernel = true
+			if text := p.text(v, key); text != allowUnpinned {
+				p.at(v, "unpinnedKernel %.40q: use allow, or leave the key out", text)
+			}
 		default:
 			return false
 		}

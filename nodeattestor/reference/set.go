@@ -79,6 +79,8 @@ type boot struct {
 	initrd      []eventlog.Digest     // any of them
 	commandLine []commandLine         // any of them
 	pcrs        map[nodeclaim.HashAlg]map[int][][]byte
+	// unpinnedKernel says that whoever made the set knows that any kernel passes.
+	unpinnedKernel bool
 }
 
 // commandLine is a text, or a digest where the text was never known.

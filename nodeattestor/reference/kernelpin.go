@@ -1,0 +1,105 @@
+package reference
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+)
+
+// The key and the word by which a set says that any kernel may run.
+const (
+	unpinnedKernelKey = "unpinnedKernel"
+	allowUnpinned     = "allow"
+)
+
+// PinsKernel tells whether the set pins anything that is known to cover the kernel: its digest, a condition on it or on
+// the sections of a unified kernel image, or the exact value of a PCR that a kernel, or the loader that
+// reads it, is measured into (9 and 11) with something in it. A PCR 4 may hold a kernel or loaders only,
+// which its value does not tell.
+func (s Set) PinsKernel() bool {
+	if len(s.boot.kernel) > 0 {
+		return true
+	}
+	for _, c := range s.conditions {
+		if slices.Contains(c.needs, "kernel.digest") || slices.Contains(c.needs, "uki.sections") {
+			return true
+		}
+	}
+	for _, byPCR := range s.boot.pcrs {
+		for _, pcr := range []int{9, 11} {
+			if len(byPCR[pcr]) > 0 && !slices.ContainsFunc(byPCR[pcr], unextended) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// unextended tells whether a PCR's value is the one before anything was measured.
+func unextended(value []byte) bool { return len(bytes.Trim(value, "\x00")) == 0 }
+
+// AllowsUnpinnedKernel tells whether the set says itself that it pins nothing about the kernel.
+func (s Set) AllowsUnpinnedKernel() bool { return s.boot.unpinnedKernel }
+
+// KernelWarning says in a person's words that any kernel passes, "" where the set pins one. It refuses nothing, because
+// sets from before 2026-11-29 pin what they could.
+func (s Set) KernelWarning() string {
+	if s.PinsKernel() {
+		return ""
+	}
+	why := "capture it again on a machine that measures its kernel, or write unpinnedKernel: allow into boot"
+	if s.boot.unpinnedKernel {
+		why = "as its unpinnedKernel says"
+	}
+	return "it pins nothing that is known to cover the kernel, so a machine may run any kernel that its boot loader starts: " + why
+}
+
+// Absent says in a person's words which facts about what was started the evidence does not prove, and what would
+// measure them, a line for each. What is absent is in no captured set.
+func Absent(ev Evidence) []string {
+	bank, ok := captureBank(ev)
+	if !ok {
+		return nil
+	}
+	f, _ := ev.Boot.Facts(bank)
+	var out []string
+	add := func(absent bool, what, how string) {
+		if absent {
+			out = append(out, fmt.Sprintf("%s: not proven by the evidence, so the set does not pin it; %s", what, how))
+		}
+	}
+	const image = "a unified kernel image (systemd-stub measures its sections into PCR 11)"
+	by := image + ", or GRUB with its tpm module (it measures its commands into PCR 8 and the files that it reads into PCR 9)"
+	if filesPinned(ev, bank, f) {
+		by = "GRUB's files and commands are pinned by the exact values of PCRs 8 and 9 all the same"
+	}
+	add(len(f.Firmware) == 0, "firmware", "quote PCR 0")
+	add(f.SecureBoot.State.Tristate() == nodeclaim.Unknown, "state of secure boot", "quote PCR 7, which firmware with UEFI measures")
+	add(len(f.BootLoader) == 0, "boot loader", "quote PCR 4, into which UEFI firmware measures images")
+	add(f.Kernel == "", "kernel", "it is measured by "+by)
+	add(f.Initrd == "", "initrd", "it is measured by the kernel's EFI stub (Linux 5.18 and later, into PCR 9), "+by)
+	add(!f.CommandLine.Known(), "kernel command line", "it is measured by the kernel's EFI stub (Linux 6.1 and later, into PCR 9), "+by)
+	for _, pcr := range capturedPCRs {
+		if slices.Contains(ev.Boot.Unreplayed(bank), pcr) {
+			out = append(out, fmt.Sprintf("PCR %d: the logs do not lead to its value, so nothing is read from it and the set does not pin it", pcr))
+		}
+	}
+	return out
+}
+
+// filesPinned tells whether GRUB ran and what it read and was told is in PCRs that a capture pins.
+func filesPinned(ev Evidence, bank nodeclaim.HashAlg, f eventlog.Facts) bool {
+	replayed := ev.Boot.Replayed(bank)
+	nine, ok := ev.PCRs.Value(bank, 9)
+	return f.Scripted() && ok && slices.Contains(replayed, 8) && slices.Contains(replayed, 9) && !unextended(nine)
+}
+
+// errUnpinned refuses a capture that would let any kernel pass.
+func errUnpinned(absent []string) error {
+	return fmt.Errorf("reference: capture: the set would pin nothing about the kernel, so any kernel would pass. Have the machine measure it, "+
+		"or ask for such a set by name (--allow-unpinned-kernel). %s", strings.Join(absent, ". "))
+}
