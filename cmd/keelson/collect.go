@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,7 +113,7 @@ func (f collectFlags) validate() (nodeclaim.Selection, error) {
 }
 
 // fixedFiles are in every folder.
-var fixedFiles = []string{fileAttest, fileSignature, fileAK, fileEventLog, fileSystemdLog, fileIMALog, fileCommandLine}
+var fixedFiles = []string{fileAttest, fileSignature, fileAK, fileEventLog, fileSystemdLog, fileIMALog, fileCommandLine, filePCRs}
 
 // quote has the TPM's part of the evidence.
 func (f collectFlags) quote(ctx context.Context, dev *tpmdev.Device, sel nodeclaim.Selection) (files map[string][]byte, err error) {
@@ -125,7 +126,7 @@ func (f collectFlags) quote(ctx context.Context, dev *tpmdev.Device, sel nodecla
 	if err != nil {
 		return nil, err
 	}
-	files = map[string][]byte{fileAttest: quotes[0].Attest, fileSignature: quotes[0].Signature, fileAK: key.Public}
+	files = map[string][]byte{fileAttest: quotes[0].Attest, fileSignature: quotes[0].Signature, fileAK: key.Public, filePCRs: writtenPCRs(quotes[0].Values)}
 	endorsements, err := dev.Endorsements(ctx)
 	if err != nil {
 		return nil, err
@@ -140,6 +141,15 @@ func (f collectFlags) quote(ctx context.Context, dev *tpmdev.Device, sel nodecla
 		}
 	}
 	return files, nil
+}
+
+// writtenPCRs writes PCR values as readPCRs reads them.
+func writtenPCRs(values map[int][]byte) []byte {
+	var out []byte
+	for _, i := range slices.Sorted(maps.Keys(values)) {
+		out = fmt.Appendf(out, "%2d: 0x%X\n", i, values[i])
+	}
+	return out
 }
 
 // key is the agent's AK, or one that is made now; done forgets the latter.

@@ -20,12 +20,14 @@ with its digest. Linux has the log of the running machine in /sys/kernel/securit
 
 "confirmed" means that the digest in the log is that of the text shown. Nothing here proves the digests themselves: only a
 quote over the PCR values does (keelson evidence verify). With --tpm, the values are compared with those of this
-machine's TPM, unquoted.
+machine's TPM, unquoted. --os-extended-pcrs shows what can be read at most where the operating system extends these PCRs
+and no log leads to them: without them.
 
 Exit 0: shown. Exit 1: the log contradicts itself, or the TPM. Exit 2: wrong use, or a file that is no event log.`
 
 type eventlogFlags struct {
 	bank, output, tpm string
+	osExtended        []int
 }
 
 func addEventlog(root *cobra.Command) {
@@ -38,6 +40,7 @@ func addEventlog(root *cobra.Command) {
 	}
 	show.Flags().StringVar(&f.bank, "bank", "", "bank to show, as sha256 (default the log's strongest)")
 	show.Flags().StringVar(&f.tpm, "tpm", "", "TPM device or Unix socket whose PCRs the log is compared with")
+	osExtendedFlag(show, &f.osExtended)
 	outputFlag(show, &f.output)
 	group := group("eventlog", "Read TCG event logs")
 	group.AddCommand(show)
@@ -78,12 +81,15 @@ func showEventlog(ctx context.Context, out io.Writer, file string, f eventlogFla
 	if err != nil {
 		return err
 	}
+	if log, err = log.WithOSExtended(f.osExtended); err != nil {
+		return err
+	}
 	s, err := newShownLog(log, alg)
 	if err != nil {
 		return inFile(file, err)
 	}
 	if f.tpm != "" {
-		if err := s.compare(ctx, f.tpm, alg); err != nil {
+		if err := s.compare(ctx, f.tpm, alg, f.osExtended); err != nil {
 			return err
 		}
 	}
@@ -103,12 +109,13 @@ func (f eventlogFlags) pick(log eventlog.Log) (nodeclaim.HashAlg, error) {
 	if f.bank != "" {
 		alg, err := nodeclaim.ParseHashAlg(f.bank)
 		if err == nil && !slices.Contains(log.Banks(), alg) {
-			err = fmt.Errorf("the log has no bank %s, only %v", alg, log.Banks())
+			_, err = log.Unverified(alg) // which says why, where the log's header names the bank
+			err = fmt.Errorf("the log has no bank %s, only %v, that can be replayed: %w", alg, log.Banks(), err)
 		}
 		return alg, err
 	}
 	if len(log.Banks()) == 0 {
-		return 0, errors.New("the log has no bank")
+		return 0, errors.New("no bank of the log can be replayed: events lack digests, or all are of unknown algorithms")
 	}
 	return slices.Max(log.Banks()), nil // TPM_ALG_IDs rise with strength
 }
@@ -143,7 +150,7 @@ func newShownLog(log eventlog.Log, alg nodeclaim.HashAlg) (shownLog, error) {
 var later = []int{10, 11, 12, 13, 15}
 
 // compare sets the log against the PCRs of a TPM.
-func (s *shownLog) compare(ctx context.Context, path string, alg nodeclaim.HashAlg) (err error) {
+func (s *shownLog) compare(ctx context.Context, path string, alg nodeclaim.HashAlg, osExtended []int) (err error) {
 	dev, err := (&tpmFlags{tpm: path}).open(ctx)
 	if err != nil {
 		return err
@@ -163,7 +170,7 @@ func (s *shownLog) compare(ctx context.Context, path string, alg nodeclaim.HashA
 	for i := range s.PCRs {
 		p := &s.PCRs[i]
 		p.TPM = hex.EncodeToString(values[p.Index])
-		if p.TPM != p.Value && !slices.Contains(later, p.Index) {
+		if p.TPM != p.Value && !slices.Contains(later, p.Index) && !slices.Contains(osExtended, p.Index) {
 			s.Problems = append(s.Problems, *nodeclaim.Refuse("eventlog.pcr", fmt.Sprintf(
 				"the log's events for PCR %d lead to %s, the TPM holds %s", p.Index, p.Value, p.TPM)))
 		}

@@ -35,6 +35,7 @@ const (
 	fileSignature   = "quote.sig"
 	fileAK          = "ak.tpmpub"
 	fileCommandLine = "cmdline.txt"
+	filePCRs        = "pcrs.txt"
 	ekPattern       = "ek-*.pem"
 )
 
@@ -44,7 +45,8 @@ the quote covers what they lead to, and compare with reference sets.
 The folder has binary_bios_measurements and binary_runtime_measurements (from securityfs),
 quote.attest (TPMS_ATTEST), quote.sig (TPMT_SIGNATURE), ak.tpmpub (TPM2B_PUBLIC); optionally
 tpm2-measure.log (what systemd measured after boot), cmdline.txt (/proc/cmdline, believed only where a
-digest confirms it) and ek-*.pem.
+digest confirms it) and ek-*.pem. With --os-extended-pcrs, pcrs.txt says what these PCRs hold ("  8: 0xHEX" a
+line, as tpm2_pcrread writes them), because no log leads to them; the quote decides whether that is so.
 
 The verdict is "trusted" only if a reference set accepts the evidence. Without --reference the
 evidence is replayed and its facts are shown, and the verdict is "untrusted" (reference.none):
@@ -64,6 +66,7 @@ type evidenceFlags struct {
 	signers    []string
 	output     string
 	padded     bool
+	osExtended []int
 }
 
 func addEvidence(root *cobra.Command) {
@@ -81,6 +84,7 @@ func addEvidence(root *cobra.Command) {
 	flags.StringArrayVar(&f.signers, "signer", nil, signerHelp)
 	flags.StringVarP(&f.output, "output", "o", "text", "text for people or json for programs")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
+	osExtendedFlag(verify, &f.osExtended)
 	evidence.AddCommand(verify, collectCommand())
 	root.AddCommand(evidence)
 }
@@ -102,7 +106,7 @@ func verifyEvidence(out io.Writer, f evidenceFlags, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	bundle, err := readBundle(f.dir)
+	bundle, err := readBundle(f.dir, f.osExtended)
 	if err != nil {
 		return err
 	}
@@ -124,10 +128,24 @@ func verifyEvidence(out io.Writer, f evidenceFlags, now time.Time) error {
 	return nil
 }
 
+// osExtendedFlag names PCRs as the server's os_extended_pcrs does.
+func osExtendedFlag(c *cobra.Command, to *[]int) {
+	c.Flags().IntSliceVar(to, "os-extended-pcrs", nil, "PCRs among 8, 9, 11 to 15 that the machine's operating system extends without a log; nothing is read from them where the log does not lead to them")
+}
+
+// checkOSExtended refuses PCRs that are not the operating system's.
+func checkOSExtended(pcrs []int) error {
+	_, err := eventlog.Log{}.WithOSExtended(pcrs)
+	return err
+}
+
 // readBundle reads an evidence folder. The node wrote the files, so their sizes are bounded.
-func readBundle(dir string) (appraise.Bundle, error) {
-	var b appraise.Bundle
-	var line []byte
+func readBundle(dir string, osExtended []int) (appraise.Bundle, error) {
+	b := appraise.Bundle{OSExtended: osExtended}
+	if err := checkOSExtended(osExtended); err != nil {
+		return b, err
+	}
+	var line, pcrs []byte
 	var errs []error
 	for _, f := range []struct {
 		name     string
@@ -142,6 +160,7 @@ func readBundle(dir string) (appraise.Bundle, error) {
 		{fileAK, &b.AK, ak.MaxPublicSize, false},
 		{fileSystemdLog, &b.Userspace, eventlog.MaxUserspaceLog, true},
 		{fileCommandLine, &line, eventlog.MaxCommandLine, true},
+		{filePCRs, &pcrs, maxPCRsFile, true},
 	} {
 		data, err := readLimited(filepath.Join(dir, f.name), f.limit)
 		if f.optional && errors.Is(err, fs.ErrNotExist) {
@@ -153,7 +172,26 @@ func readBundle(dir string) (appraise.Bundle, error) {
 		*f.to = data
 	}
 	b.CommandLine = string(line)
+	if len(osExtended) > 0 {
+		b.Values = readPCRs(pcrs)
+	}
 	return b, errors.Join(errs...)
+}
+
+// maxPCRsFile bounds pcrs.txt, which has some 24 lines.
+const maxPCRsFile = 64 << 10
+
+// readPCRs reads what PCRs are said to hold. Lines that say nothing of that are passed over: the quote decides.
+func readPCRs(text []byte) map[int][]byte {
+	out := map[int][]byte{}
+	for line := range strings.Lines(string(text)) {
+		index, value, ok := strings.Cut(line, ": 0x")
+		i, err := strconv.Atoi(strings.TrimSpace(index))
+		if v, hexErr := hex.DecodeString(strings.TrimSpace(value)); ok && err == nil && hexErr == nil {
+			out[i] = v
+		}
+	}
+	return out
 }
 
 // readLimited reads a file of at most limit bytes.
@@ -186,6 +224,7 @@ type report struct {
 	Refusals  nodeclaim.Refusals           `json:"refusals"`
 	Facts     json.RawMessage              `json:"facts"`
 	PCRs      map[string]map[string]string `json:"pcrs"`
+	Notes     []string                     `json:"notes,omitempty"`
 	facts     *appraise.Facts
 	events    []eventlog.Entry
 }
@@ -193,6 +232,7 @@ type report struct {
 func newReport(o appraise.Outcome, pcrs quote.PCRs, refusals nodeclaim.Refusals) report {
 	r := report{Verdict: untrusted, Refusals: refusals, Facts: json.RawMessage("{}"), PCRs: map[string]map[string]string{}, facts: o.Facts(), events: o.Boot.Events(o.Bank)}
 	if len(refusals) == 0 && o.Reference != "" {
+		r.Notes = o.Notes
 		r.Verdict, r.Reference, r.Refusals = trusted, &o.Reference, nodeclaim.Refusals{}
 	}
 	for bank, values := range pcrs.All() {
@@ -228,6 +268,9 @@ func (r report) text() string {
 	fmt.Fprintf(&b, "verdict: %s\n", r.Verdict)
 	if r.Reference != nil {
 		fmt.Fprintf(&b, "reference set: %s\n", *r.Reference)
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "warning: %s\n", n)
 	}
 	for _, x := range r.Refusals {
 		fmt.Fprintf(&b, "refused (%s): %s\n", x.Check, x.Reason)
@@ -271,6 +314,9 @@ func factsText(f eventlog.Facts) string {
 	}
 	for i, d := range f.BootLoader {
 		fmt.Fprintf(&b, "boot loader image %d: %s\n", i+1, d)
+	}
+	for _, d := range f.OtherImages {
+		fmt.Fprintf(&b, "image that ran before this boot attempt: %s\n", d)
 	}
 	return b.String()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,9 @@ const captureHelp = `Make a reference set from the evidence of a golden node: a 
 
 The folder is as for "keelson evidence verify". Its quote must cover what its logs lead to; the quote's
 own nonce is taken as it stands, because a reference set says what was good, not when. The set
-pins the boot's components (firmware, secure boot, boot loader, kernel, initrd, command line), the
+pins the boot's components (firmware, secure boot, boot loader, kernel, initrd, command line) as far as something
+measured them, and says on standard error which are absent and what would measure them. A set that would pin nothing about
+the kernel, so that any kernel passes, is refused unless --allow-unpinned-kernel asks for it; it then says so itself. It pins the
 PCRs that are stable on a healthy machine, and every measured file; with --ima-key those that the key
 signed (IMA signatures, security.ima) are allowed as such, whatever their digest. Read it before you trust it.
 
@@ -25,6 +28,8 @@ Exit 0: written. Exit 1: the evidence is refused. Exit 2: wrong use, or a file t
 type captureFlags struct {
 	dir, name, out string
 	padded         bool
+	unpinned       bool
+	osExtended     []int
 	keys           []string
 }
 
@@ -34,7 +39,7 @@ func addReference(root *cobra.Command) {
 	capture := &cobra.Command{
 		Use: "capture --dir DIR --name NAME -o FILE", Short: "Make a reference set from a golden node's evidence", Long: captureHelp, Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			set, err := captureReference(f)
+			set, err := captureReference(c.ErrOrStderr(), f)
 			if err != nil {
 				return err
 			}
@@ -46,12 +51,14 @@ func addReference(root *cobra.Command) {
 	flags.StringVar(&f.name, "name", "", "name of the set, as in \"prod-2026-10\" (required)")
 	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
 	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
+	flags.BoolVar(&f.unpinned, "allow-unpinned-kernel", false, "make a set that pins nothing about the kernel, where nothing measured it: any kernel then passes")
+	osExtendedFlag(capture, &f.osExtended)
 	flags.StringArrayVar(&f.keys, "ima-key", nil, "PEM file with a public key or X.509 certificate whose signed files are allowed; may be repeated")
 	ref.AddCommand(capture, mergeCommand(), diffCommand(), signCommand(), verifySetCommand(), showCommand())
 	root.AddCommand(ref)
 }
 
-func captureReference(f captureFlags) ([]byte, error) {
+func captureReference(report io.Writer, f captureFlags) ([]byte, error) {
 	switch {
 	case f.dir == "":
 		return nil, errors.New("--dir is missing: name the folder with the golden node's evidence")
@@ -60,7 +67,7 @@ func captureReference(f captureFlags) ([]byte, error) {
 	case f.out == "":
 		return nil, errors.New("-o is missing: name the file to write, or - for standard output")
 	}
-	bundle, err := readBundle(f.dir)
+	bundle, err := readBundle(f.dir, f.osExtended)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +75,19 @@ func captureReference(f captureFlags) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := appraise.Capture(f.name, bundle, ima.Options{PaddedSHA1: f.padded}, keys...)
+	opt, capture := ima.Options{PaddedSHA1: f.padded}, appraise.Capture
+	if f.unpinned {
+		capture = appraise.CaptureUnpinned
+	}
+	var l lines
+	l.list("warning: ", appraise.Absent(bundle, opt))
+	set, err := capture(f.name, bundle, opt, keys...)
+	if w := set.KernelWarning(); err == nil && w != "" {
+		l.add("warning: set %s: %s", f.name, w)
+	}
+	if err := l.write(report); err != nil {
+		return nil, err
+	}
 	if err != nil {
 		err = fmt.Errorf("capture from %s: %w", f.dir, err)
 		if len(nodeclaim.AsRefusals(err)) > 0 {

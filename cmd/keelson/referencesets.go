@@ -147,6 +147,9 @@ func showReference(out io.Writer, f showFlags, file string, now time.Time) error
 		l.add("not usable now: %s", r.Reason)
 	}
 	l.list("warning: ", set.Weaknesses())
+	if w := set.KernelWarning(); w != "" {
+		l.add("warning: %s", w)
+	}
 	l.list("", set.Describe())
 	return l.write(out)
 }

@@ -6,6 +6,7 @@
 package appraise
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -26,6 +27,7 @@ type Input struct {
 	Measured    *reference.Measured // what Sets learned of a list that IMA does not hold; else nil
 	Sets        reference.Sets      // the operator's
 	Now         time.Time           // against the sets' validity
+	OSExtended  []int               // further PCRs that the operating system extends (eventlog.Log.WithOSExtended)
 }
 
 // Outcome is what was proven, also when no set accepts it: a refused machine's facts are
@@ -42,6 +44,8 @@ type Outcome struct {
 	IMAState   nodeclaim.IMAState
 	// Weak is set when the decision rests on SHA-1.
 	Weak bool
+	// Notes say in a person's words what the set that accepted the evidence does not look at.
+	Notes []string
 }
 
 // Logs replays the event log against the quoted PCRs, draws the facts, and looks for a
@@ -49,7 +53,7 @@ type Outcome struct {
 // trusted; without any, Outcome.Reference names the set that accepted it.
 func Logs(in Input) (Outcome, nodeclaim.Refusals) {
 	out := Outcome{IMA: in.IMA}
-	boot, err := eventlog.ReplayBoth(in.EventLog, in.Userspace, in.PCRs)
+	boot, err := eventlog.ReplayBoth(in.EventLog, in.Userspace, in.PCRs, in.OSExtended...)
 	if err != nil {
 		return out, refusals(err)
 	}
@@ -65,6 +69,9 @@ func Logs(in Input) (Outcome, nodeclaim.Refusals) {
 	out.Weak = out.Bank.Weak() || in.IMA != nil && in.IMA.Weak
 	if len(refused) == 0 && set.ChecksIMA() {
 		out.IMAState = nodeclaim.IMAClean
+	}
+	if w := set.KernelWarning(); len(refused) == 0 && w != "" {
+		out.Notes = append(out.Notes, fmt.Sprintf("reference set %s: %s", set.Name(), w))
 	}
 	return out, refused
 }

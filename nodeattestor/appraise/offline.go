@@ -26,6 +26,10 @@ type Bundle struct {
 	Userspace   []byte // systemd's log of what it measured after boot, may be empty
 	IMALog      []byte // binary measurement list, may be empty
 	CommandLine string // an offer, see Input
+	// OSExtended are further PCRs that the operating system extends, and Values what they are said to
+	// hold: no log leads to them, and the quote, which has a digest of all values only, decides.
+	OSExtended []int
+	Values     map[int][]byte
 }
 
 // Offline appraises a bundle. A quote carries only the digest of the PCRs, so their values come
@@ -38,27 +42,55 @@ func Offline(b Bundle, nonce []byte, sets reference.Sets, opt ima.Options, now t
 	if err != nil {
 		return Outcome{}, proven, refusals(err)
 	}
-	out, refused := Logs(Input{PCRs: proven, EventLog: b.EventLog, Userspace: b.Userspace, CommandLine: b.CommandLine, IMA: result, Sets: sets, Now: now})
+	out, refused := Logs(Input{PCRs: proven, EventLog: b.EventLog, Userspace: b.Userspace, CommandLine: b.CommandLine, IMA: result, Sets: sets, Now: now, OSExtended: b.OSExtended})
 	return out, proven, refused
 }
 
 // Capture makes a reference set from the bundle of a golden node, whose quote must prove its
 // logs. The nonce is the quote's own: what was good on that machine once is what a set holds. Files that one
-// of the keys signed are allowed as such, and not listed.
+// of the keys signed are allowed as such, and not listed. A set that would pin nothing about the kernel is an error.
 func Capture(name string, b Bundle, opt ima.Options, keys ...imasig.Key) (reference.Set, error) {
+	ev, err := b.golden(opt)
+	if err != nil {
+		return reference.Set{}, err
+	}
+	return reference.Capture(name, ev, keys...)
+}
+
+// CaptureUnpinned is Capture that also makes a set that pins nothing about the kernel (reference.CaptureUnpinned).
+func CaptureUnpinned(name string, b Bundle, opt ima.Options, keys ...imasig.Key) (reference.Set, error) {
+	ev, err := b.golden(opt)
+	if err != nil {
+		return reference.Set{}, err
+	}
+	return reference.CaptureUnpinned(name, ev, keys...)
+}
+
+// Absent says what a capture of the bundle would not pin, and what would measure it (reference.Absent). It is empty where
+// the quote does not prove the bundle's logs.
+func Absent(b Bundle, opt ima.Options) []string {
+	ev, err := b.golden(opt)
+	if err != nil {
+		return nil
+	}
+	return reference.Absent(ev)
+}
+
+// golden is what the bundle proves, by the quote's own nonce.
+func (b Bundle) golden(opt ima.Options) (reference.Evidence, error) {
 	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](b.Attest)
 	if err != nil {
-		return reference.Set{}, nodeclaim.Refuse("quote.parse", fmt.Sprintf("the quote is not a TPMS_ATTEST: %v", err))
+		return reference.Evidence{}, nodeclaim.Refuse("quote.parse", fmt.Sprintf("the quote is not a TPMS_ATTEST: %v", err))
 	}
 	proven, result, err := b.prove(attest.ExtraData.Buffer, opt)
 	if err != nil {
-		return reference.Set{}, err
+		return reference.Evidence{}, err
 	}
-	boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, proven)
+	boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, proven, b.OSExtended...)
 	if err != nil {
-		return reference.Set{}, err
+		return reference.Evidence{}, err
 	}
-	return reference.Capture(name, reference.Evidence{Boot: boot.ConfirmCommandLine(b.CommandLine), PCRs: proven, IMA: result}, keys...)
+	return reference.Evidence{Boot: boot.ConfirmCommandLine(b.CommandLine), PCRs: proven, IMA: result}, nil
 }
 
 // prove finds the PCR values that the quote covers and replays the IMA list to them.
@@ -91,11 +123,13 @@ func (b Bundle) prove(nonce []byte, opt ima.Options) (quote.PCRs, *ima.Result, e
 	if err != nil {
 		return quote.PCRs{}, nil, err
 	}
+	b.claim(values)
 	if !b.search(key.Hash(), info.PCRDigest.Buffer, sel, values, opt) {
 		now, err := log.UnverifiedNow(sel.Bank)
 		if err != nil {
 			return quote.PCRs{}, nil, err
 		}
+		b.claim(now)
 		if !b.search(key.Hash(), info.PCRDigest.Buffer, sel, now, opt) {
 			return quote.PCRs{}, nil, b.explain(sel, values, opt)
 		}
@@ -107,6 +141,15 @@ func (b Bundle) prove(nonce []byte, opt ima.Options) (quote.PCRs, *ima.Result, e
 	}
 	result, err := b.replayIMA(q.PCRs, opt)
 	return q.PCRs, result, err
+}
+
+// claim takes over what PCRs are said to hold that the operating system extends.
+func (b Bundle) claim(values map[int][]byte) {
+	for _, i := range b.OSExtended {
+		if v, ok := b.Values[i]; ok && len(v) == len(values[i]) {
+			values[i] = v
+		}
+	}
 }
 
 // ownSelection is the one bank that the quote is over.
@@ -188,7 +231,7 @@ func (b Bundle) replayIMA(pcrs quote.PCRs, opt ima.Options) (*ima.Result, error)
 		return nil, err
 	}
 	if r.Doubtful() {
-		if boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, pcrs); err == nil {
+		if boot, err := eventlog.ReplayBoth(b.EventLog, b.Userspace, pcrs, b.OSExtended...); err == nil {
 			r.Booted(boot.Booted)
 		}
 	}

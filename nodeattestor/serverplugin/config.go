@@ -34,6 +34,7 @@ type hclConfig struct {
 	References      []string         `hcl:"references"`
 	RefSigners      []string         `hcl:"reference_signers"`
 	PCRs            map[string][]int `hcl:"pcrs"`
+	OSExtendedPCRs  []int            `hcl:"os_extended_pcrs"`
 	RequireIMA      *bool            `hcl:"require_ima"`
 	IMAPaddedSHA1   bool             `hcl:"ima_padded_sha1"`
 	Tag             *hclTag          `hcl:"tag"`
@@ -117,6 +118,7 @@ func (b *builder) config(text, trustDomain string) *config {
 	c.policy.Revoked = b.revoked(raw.Revoked)
 	c.policy.References = b.references(&raw)
 	c.policy.Selections = b.selections("pcrs", raw.PCRs)
+	c.policy.OSExtended = raw.OSExtendedPCRs
 	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
 	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
 	b.logLimits(&raw, c.policy)

@@ -89,6 +89,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if sets := c.weak(); len(sets) > 0 {
 		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
 	}
+	p.warnOfKernels(c)
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
 	door, err := p.metrics.Listen(c.listen)
@@ -150,6 +151,15 @@ func (c *config) weak() []string {
 		}
 	}
 	return out
+}
+
+// warnOfKernels names the reference sets that let any kernel pass, as sets captured before 2026-11-29 may.
+func (p *Plugin) warnOfKernels(c *config) {
+	for _, s := range c.policy.References {
+		if w := s.KernelWarning(); w != "" {
+			p.log.Warn("reference set pins no kernel", "set", s.Name(), "why", w)
+		}
+	}
 }
 
 // open opens what a configuration names, beside the old one, which an error leaves at work. What both

@@ -61,12 +61,13 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 	if !p.bound {
 		return nodeclaim.Claims{}, fmt.Errorf("verify: finish before the node was bound")
 	}
-	list, err := p.logs.finish(p.pcrs)
+	list, err := p.logs.finish(p.pcrs, p.policy.OSExtended)
 	if err != nil {
 		return nodeclaim.Claims{}, err
 	}
 	outcome, refusals := appraise.Logs(appraise.Input{
 		PCRs: p.pcrs, EventLog: p.logs.eventLog, Userspace: p.logs.userspace, IMA: list, Measured: p.logs.measured, CommandLine: p.line, Sets: p.sets, Now: now,
+		OSExtended: p.policy.OSExtended,
 	})
 	claims := nodeclaim.Claims{
 		EK: p.EK(), EKCertified: p.identity.Certified(), Manufacturer: p.identity.Manufacturer(), Node: p.Node(),
@@ -74,7 +75,7 @@ func (p *Pending) Finish(now time.Time) (nodeclaim.Claims, error) {
 		ResetCount: p.resets, RestartCount: p.starts, IMA: outcome.IMAState, Weak: outcome.Weak,
 	}
 	notes, counted := p.counters()
-	claims.Notes = notes
+	claims.Notes = append(notes, outcome.Notes...)
 	if claims.Weak {
 		claims.Notes = append(claims.Notes, "the decision rests on SHA-1, for which collisions can be made: quote another bank, and pin that in the reference sets")
 	}

@@ -135,7 +135,7 @@ func rawAt(c *evidence.Chunk, want uint64, room []byte) ([]byte, error) {
 }
 
 // finish ends the logs; the result is nil when no IMA log was demanded.
-func (l *logs) finish(pcrs quote.PCRs) (*ima.Result, error) {
+func (l *logs) finish(pcrs quote.PCRs, osExtended []int) (*ima.Result, error) {
 	if !l.eventDone || !l.userDone || !l.imaDone {
 		return nil, fmt.Errorf("verify: finish before the logs were complete")
 	}
@@ -144,7 +144,7 @@ func (l *logs) finish(pcrs quote.PCRs) (*ima.Result, error) {
 	}
 	if l.ima.Doubtful() {
 		// User space has extended PCRs since the kernel computed boot_aggregate; the event logs prove what they were.
-		if boot, err := eventlog.ReplayBoth(l.eventLog, l.userspace, pcrs); err == nil {
+		if boot, err := eventlog.ReplayBoth(l.eventLog, l.userspace, pcrs, osExtended...); err == nil {
 			l.ima.Booted(boot.Booted)
 		}
 	}

@@ -35,6 +35,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
@@ -48,6 +49,9 @@ type Policy struct {
 	References reference.Sets
 	IMA        bool // demand an IMA log that replays to quoted PCR 10
 	IMAOptions ima.Options
+	// OSExtended are further PCRs that the nodes' operating system extends without a log. They may end elsewhere than
+	// the event logs lead; no fact comes from such a PCR then (eventlog.Log.WithOSExtended).
+	OSExtended []int
 	Tag        TagPolicy
 	// Revoked lists EKs that are trusted no more, with the operator's reason. One of them stands for all that the
 	// inventory lists for its machine.
@@ -134,6 +138,11 @@ func (p *Policy) Validate() error {
 	}
 	if len(p.References) == 0 {
 		fail("no reference sets: every node would be refused")
+	}
+	for _, i := range p.OSExtended {
+		if !eventlog.OSExtendable(i) {
+			fail("PCR %d cannot be extended by the operating system: name PCRs 8 to 15 without 10", i)
+		}
 	}
 	p.validateClasses(fail)
 	p.validateIMA(fail)
