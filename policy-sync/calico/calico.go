@@ -8,7 +8,8 @@
 // teams' own policies; Deny is final. In order:
 //
 //	1    keelson.revoked (global)          deny from and to revoked addresses
-//	100  keelson.<TrustPolicy> (namespaced) pass what the policy allows, for attested pods
+//	100  keelson.<TrustPolicy> (namespaced) pass what the policy allows, for attested pods;
+//	     further rules of a large policy in keelson.<TrustPolicy>.2, .3 …
 //	900  keelson.attested-egress (global)  attested pods: deny to enrolled namespaces, pass elsewhere
 //	1000 keelson.default-deny (namespaced) every pod of the namespace: pass DNS and istiod, deny the rest
 //	1001 keelson.default-deny (global)     the same by the namespace's label
@@ -119,6 +120,7 @@ func (r *renderer) tier() {
 // revoked writes sets of addresses and one policy, first of all, that denies them both ways. The policy and the first set always
 // exist, the others while they hold an address; a revocation only adds to one set.
 func (r *renderer) revoked() {
+	why := r.in.WhyRevoked()
 	for i, shard := range r.in.RevokedShards() {
 		if i > 0 && len(shard) == 0 {
 			continue
@@ -128,7 +130,7 @@ func (r *renderer) revoked() {
 		for _, a := range shard {
 			set.Spec.Nets = append(set.Spec.Nets, cidr(a.Address))
 		}
-		o := r.add(desired.Make(set, desired.Blacklist, "", r.in.WhyRevoked()))
+		o := r.add(desired.Make(set, desired.Blacklist, "", why))
 		o.Closes = [][]string{{"spec", "nets"}}
 	}
 

@@ -39,17 +39,16 @@ type Intents struct {
 	RevokedSets map[string]int
 }
 
-// WhyRevoked joins the reasons of all revoked addresses.
+// WhyRevoked joins the reasons of all revoked addresses, of which it gives the first sixteen.
 func (in Intents) WhyRevoked() string {
 	if len(in.Revoked) == 0 {
 		return "no address is revoked"
 	}
-	var out []string
+	reasons := map[string]bool{}
 	for _, r := range in.Revoked {
-		out = append(out, r.Reason)
+		reasons[r.Reason] = true
 	}
-	slices.Sort(out)
-	out = slices.Compact(out)
+	out := sortedKeys(reasons)
 	if rest := len(out) - maxReasons; rest > 0 {
 		out = append(out[:maxReasons], fmt.Sprintf("and %d more reasons", rest))
 	}

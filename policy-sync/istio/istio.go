@@ -3,6 +3,10 @@
 // Per enrolled namespace: a PeerAuthentication STRICT and an AuthorizationPolicy that
 // allows nothing. Per TrustPolicy: a DENY of every principal that the policy does not
 // name, and of all that it does not let a named one do (complement.go), and an ALLOW of what it does.
+// The DENY leaves alone what other policies allow that select some of the same pods
+// (design/2026-11-29-two-policies-on-one-pod.md). Revoked addresses are denied in the mesh's
+// root namespace, for the attested pods of every namespace that enforces.
+//
 // The DENY is what protects: ALLOWs of
 // different authors are a union, so anybody's ALLOW could widen ours, but no ALLOW
 // overrides a DENY. A caller without a principal (plain text) is denied by it too.
@@ -96,6 +100,7 @@ func policy(namespace, name, mode string) *securityv1.AuthorizationPolicy {
 // mesh's root namespace and select the attested pods of every namespace that enforces, so that a revocation writes one of them
 // however many namespaces there are. Pods that are not attested are closed by allow-nothing.
 func (r *renderer) revoked() {
+	why := r.in.WhyRevoked()
 	for i, shard := range r.in.RevokedShards() {
 		if len(shard) == 0 {
 			continue
@@ -114,7 +119,7 @@ func (r *renderer) revoked() {
 		for chunk := range slices.Chunk(blocks, blocksPerRule) {
 			p.Spec.Rules = append(p.Spec.Rules, &securityapi.Rule{From: []*securityapi.Rule_From{{Source: &securityapi.Source{IpBlocks: chunk}}}})
 		}
-		o := r.add(p, desired.Blacklist, "", r.in.WhyRevoked())
+		o := r.add(p, desired.Blacklist, "", why)
 		o.Closes, o.Split = [][]string{{"spec", "rules"}}, Split
 	}
 }

@@ -121,6 +121,11 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 		"if a lease has no namespace, refuse":            {good + "leaderElection: {namespace: ''}\n", []string{"line 3: leaderElection: a lease needs"}},
 		"if the file is far too large, say so":           {strings.Repeat("#", maxFile+1), []string{"more than"}},
 		"if an unnamed service is half, refuse":          {good + "dns: {namespace: x}\n", []string{"line 3: dns: service DNS"}},
+		"if a further DNS service is half, refuse":       {good + "moreDNS: [{namespace: x}]\n", []string{"line 3: moreDNS: DNS service 2"}},
+		"if a DNS address is none, refuse":               {good + "dnsNets: [here]\n", []string{`line 3: dnsNets: DNS address "here"`}},
+		"if a DNS block is everything, refuse":           {good + "dnsNets: [0.0.0.0/0]\n", []string{`line 3: dnsNets: DNS block "0.0.0.0/0"`}},
+		"if a DNS port is none, refuse":                  {good + "dnsPorts: [0]\n", []string{"line 3: dnsPorts: DNS port 0"}},
+		"if the root namespace is no name, refuse":       {good + "istioRootNamespace: A_b\n", []string{"line 3: istioRootNamespace: Istio's root namespace"}},
 		"if older nodes alone are tainted, refuse":       {good + "taint: false\ntaintExisting: true\n", []string{"line 4: taintExisting: nodes that were there before"}},
 		"if the share of deletes is off, refuse":         {good + "maxDeletePercent: 101\n", []string{"line 3: maxDeletePercent:"}},
 	}

@@ -34,7 +34,11 @@ type file struct {
 	RefuseSharedServiceAccounts bool          `yaml:"refuseSharedServiceAccounts"`
 	AllowedHostPaths            []string      `yaml:"allowedHostPaths"`
 	DNS                         serviceFile   `yaml:"dns"`
+	MoreDNS                     []serviceFile `yaml:"moreDNS"`
+	DNSNets                     []string      `yaml:"dnsNets"`
+	DNSPorts                    []int32       `yaml:"dnsPorts"`
 	Istiod                      serviceFile   `yaml:"istiod"`
+	IstioRootNamespace          string        `yaml:"istioRootNamespace"`
 	Images                      imagesFile    `yaml:"images"`
 	Listen                      listenFile    `yaml:"listen"`
 	LeaderElection              leaderFile    `yaml:"leaderElection"`
@@ -100,9 +104,13 @@ func (f file) config(p *problems) Config {
 		LeaderElection: LeaderElection(f.LeaderElection), Resync: f.Resync, Debounce: f.Debounce,
 		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint, TaintExisting: f.TaintExisting,
 			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder, AllowedHostPaths: f.AllowedHostPaths,
-			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), MaxDeletePercent: f.MaxDeletePercent},
+			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), DNSNets: f.DNSNets, DNSPorts: f.DNSPorts,
+			IstioRootNamespace: f.IstioRootNamespace, MaxDeletePercent: f.MaxDeletePercent},
 		SPIRE:  f.spire(p),
 		Images: f.Images.config(p),
+	}
+	for _, s := range f.MoreDNS {
+		c.Snapshot.MoreDNS = append(c.Snapshot.MoreDNS, snapshot.Service(s))
 	}
 	if f.Kubeconfig != "" {
 		p.exists("kubeconfig", f.Kubeconfig)
@@ -135,7 +143,8 @@ func (f file) config(p *problems) Config {
 // keys are the keys that the pure part's complaints are about, by how a complaint starts.
 var keys = []struct{ start, key string }{
 	{"trust domain", "trustDomain"}, {"X.509-SVID", "x509SVIDTTL"}, {"brake", "maxHold"}, {"tier order", "tierOrder"},
-	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"service istiod", "istiod"},
+	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"DNS service", "moreDNS"}, {"DNS address", "dnsNets"}, {"DNS block", "dnsNets"}, {"DNS port", "dnsPorts"},
+	{"Istio's root namespace", "istioRootNamespace"}, {"service istiod", "istiod"},
 	{"allowed host path", "allowedHostPaths"},
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/istio"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
+	"github.com/keelson-project/keelson/test/cluster/mesh"
 )
 
 // mall is the pods of the test: a frontend that may call the API, somebody else of the same namespace, and a pod without proxy.
@@ -199,7 +200,7 @@ func (m *mall) render(t *testing.T, in desired.Intents, only ...string) {
 
 func (m *mall) label(t *testing.T, value any) {
 	t.Helper()
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{v1alpha1.PolicyLabel("api"): value}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": map[string]any{v1alpha1.PolicyLabel("api"): value, v1alpha1.PodEnforcedLabel: value}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +314,7 @@ func (m *mall) remove(namespace, name string) (string, error) {
 func (m *mall) revoked(t *testing.T) {
 	m.render(t, intents([]trustgraph.Revoked{{Address: m.frontend.ip, Reason: "the node of pod shop/frontend is proved bad"}}, charge), "revoked")
 	m.refused(t, m.frontend, http.MethodPost, "/charge")
-	if out, err := m.remove("payments", "keelson.revoked"); err != nil {
+	if out, err := m.remove(mesh.Namespace, "keelson.revoked"); err != nil {
 		t.Fatal(err, out)
 	}
 	m.becomes(t, m.frontend, http.MethodPost, m.base+"/charge", 200)
