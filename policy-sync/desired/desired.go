@@ -123,6 +123,8 @@ type Node struct {
 	Name, UID string
 	// Labels are all labels under v1alpha1.NodeLabelPrefix; others of that prefix go.
 	Labels map[string]string
+	// Keep are labels that stay where the Node has them, and are not added, while the grace period holds the node.
+	Keep map[string]string
 	// Taint says whether v1alpha1.UntrustedTaint is on it; nil leaves taints alone.
 	Taint *bool
 	// Proved is true when the node is proved bad: what follows from it is never held back.
@@ -307,24 +309,24 @@ func sortedKeys[V any](m map[string]V) []string {
 	return out
 }
 
-// node: a trusted node bears its verdict and its tags and no taint, any other node the
-// taint alone, and one that is proved bad that verdict too, by which policy-sync and SPIRE's
-// server, who tolerate the taint, are kept away (design/2026-11-26-policy-sync-off-bad-nodes.md). That includes a node on hold: the brake keeps what runs there as it is,
-// but nothing new should be placed there. A node that was there before Keelson and has
-// never proved itself keeps its pods until somebody asks for the taint: it has no label, so
-// nothing on it is let in anyway, and a cluster would stand still while its nodes attest
-// for the first time.
+// node: a trusted node bears its verdict, its reference set and its tags and no taint, any other node the taint alone, and an
+// untrusted one that verdict too, by which policy-sync and SPIRE's server, who tolerate the taint, are kept away
+// (design/2026-11-26-policy-sync-off-bad-nodes.md).
+//
+// A node in its grace period keeps the labels that it has: its pods' node affinity requires them (guard/affinity.go), and a
+// kubelet that restarts fails a running pod whose required affinity its node does not meet (kubernetes #123980). It gets none
+// that it does not have, and the taint, so that nothing new is placed there.
+//
+// A node that was there before Keelson and has never proved itself keeps its pods until an administrator asks for the taint: it
+// has no label, so nothing on it is let in anyway, and a cluster would stand still while its nodes attest for the first time.
 func node(g trustgraph.Graph, n trustgraph.Node) Node {
 	out := Node{Name: n.Name, UID: n.UID, Labels: map[string]string{}, Proved: n.Verdict == v1alpha1.VerdictUntrusted}
 	trusted := n.Verdict == v1alpha1.VerdictTrusted
 	if trusted {
-		out.Labels[v1alpha1.NodeVerdictLabel] = string(v1alpha1.VerdictTrusted)
-		if len(validation.IsValidLabelValue(n.Reference)) == 0 && n.Reference != "" {
-			out.Labels[v1alpha1.NodeReferenceLabel] = n.Reference
-		}
-		for k, v := range n.Tags {
-			putTag(out.Labels, v1alpha1.NodeTagPrefix, k, v)
-		}
+		out.Labels = trustedLabels(n)
+	}
+	if n.Held {
+		out.Keep = trustedLabels(n)
 	}
 	if n.Verdict == v1alpha1.VerdictUntrusted {
 		out.Labels[v1alpha1.NodeVerdictLabel] = string(v1alpha1.VerdictUntrusted)
@@ -341,6 +343,18 @@ func node(g trustgraph.Graph, n trustgraph.Node) Node {
 		out.Reason = fmt.Sprintf("%s; the brake holds its pods until %s, new ones are kept away", strings.Join(n.Why, "; "), until)
 	default:
 		out.Reason = strings.Join(n.Why, "; ")
+	}
+	return out
+}
+
+// trustedLabels are what a trusted node bears.
+func trustedLabels(n trustgraph.Node) map[string]string {
+	out := map[string]string{v1alpha1.NodeVerdictLabel: string(v1alpha1.VerdictTrusted)}
+	if len(validation.IsValidLabelValue(n.Reference)) == 0 && n.Reference != "" {
+		out[v1alpha1.NodeReferenceLabel] = n.Reference
+	}
+	for k, v := range n.Tags {
+		putTag(out, v1alpha1.NodeTagPrefix, k, v)
 	}
 	return out
 }

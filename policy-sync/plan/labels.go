@@ -71,6 +71,11 @@ func (d *differ) nodes(want []desired.Node) error {
 
 func (d *differ) node(n *corev1.Node, w desired.Node) error {
 	gone, come := labelDiff(n.Labels, w.Labels, func(k string) bool { return strings.HasPrefix(k, v1alpha1.NodeLabelPrefix) })
+	for k, v := range w.Keep {
+		if n.Labels[k] == v {
+			delete(gone, k)
+		}
+	}
 	if v, ok := come[v1alpha1.NodeVerdictLabel]; ok && v == string(v1alpha1.VerdictUntrusted) {
 		gone[v1alpha1.NodeVerdictLabel] = v // it opens nothing: it stands in the place of what goes
 		delete(come, v1alpha1.NodeVerdictLabel)

@@ -373,14 +373,22 @@ func (b *builder) reportBlocks() {
 
 // some names up to 16 of many: "node a", "nodes a, b and 3 more".
 func some(noun string, names []string) string {
+	if len(names) != 1 {
+		noun += "s"
+	}
+	return noun + " " + someOf(names)
+}
+
+// someOf joins up to 16 texts of many: "a, b and 3 more".
+func someOf(texts []string) string {
 	const most = 16
-	switch n := len(names); {
-	case n == 1:
-		return noun + " " + names[0]
+	switch n := len(texts); {
+	case n == 0:
+		return "none"
 	case n > most:
-		return fmt.Sprintf("%ss %s and %d more", noun, strings.Join(names[:most], ", "), n-most)
+		return fmt.Sprintf("%s and %d more", strings.Join(texts[:most], ", "), n-most)
 	default:
-		return noun + "s " + strings.Join(names, ", ")
+		return strings.Join(texts, ", ")
 	}
 }
 

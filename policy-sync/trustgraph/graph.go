@@ -184,6 +184,8 @@ type builder struct {
 	blocks *blocks
 	// used are the addresses that somebody trusted has, made by shields; see revoke.go.
 	used map[netip.Addr]user
+	// classes are the reference sets that nodes match (by ""), and the values of each of their tags; see noteNodes.
+	classes map[string][]string
 	// platforms are the nodes' own, by name.
 	platforms map[string]string
 	// memory is the snapshot's Attested by UID.

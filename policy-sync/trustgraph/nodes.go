@@ -139,3 +139,62 @@ func (b *builder) refuseSharedEK(node *Node, owners []string) {
 	node.Verdict, node.Held = v1alpha1.VerdictUnknown, false
 	node.Why = []string{fmt.Sprintf("node %s: its EK is claimed by several nodes (%s); an administrator has to say whose it is", node.Name, list(owners))}
 }
+
+// noteNodes notes what a policy requires of a node that no node has: a reference set or a tag that is misspelt closes every pod
+// of the policy. What NodeTrusts say counts whatever
+// their verdict is now, so that an outage changes no note.
+func (b *builder) noteNodes(p *Policy) {
+	if len(b.nodes) == 0 {
+		return
+	}
+	if b.classes == nil {
+		b.classes = map[string][]string{}
+		for i := range b.s.NodeTrusts {
+			t := &b.s.NodeTrusts[i].Spec
+			if t.Reference != "" {
+				b.classes[""] = append(b.classes[""], t.Reference)
+			}
+			for k, v := range t.Tags {
+				b.classes[k] = append(b.classes[k], v)
+			}
+		}
+		for k := range b.classes {
+			b.classes[k] = sorted(b.classes[k])
+		}
+	}
+	missing := func(want, have []string) bool {
+		return len(want) > 0 && !slices.ContainsFunc(want, func(w string) bool { _, ok := slices.BinarySearch(have, w); return ok })
+	}
+	req := p.Spec.Require.Node
+	if have := b.classes[""]; missing(req.References, have) {
+		p.Notes = append(p.Notes, fmt.Sprintf("no node matches any of references [%s]; nodes match: %s", someOf(req.References), someOf(have)))
+	}
+	for _, key := range sortedKeys(req.Tags) {
+		if have := b.classes[key]; key != "" && missing(req.Tags[key], have) {
+			p.Notes = append(p.Notes, fmt.Sprintf("no node has tag %s with any of [%s]; nodes have: %s", key, someOf(req.Tags[key]), someOf(have)))
+		}
+	}
+}
+
+// noteUnknownBlocks notes in each policy which of its pods' nodes have no known address block.
+func (b *builder) noteUnknownBlocks() {
+	t := b.blockTable()
+	nodes := map[string][]string{} // by policy
+	for i := range b.g.Pods {
+		p := &b.g.Pods[i]
+		if _, there := b.nodes[p.Node]; !there || p.HostNetwork || p.Ended || t.known(p.Node) {
+			continue
+		}
+		for _, m := range p.Matches {
+			key := p.Namespace + "/" + m.Policy
+			nodes[key] = append(nodes[key], p.Node)
+		}
+	}
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if names := sorted(nodes[p.Key()]); len(names) > 0 {
+			p.Notes = append(p.Notes, fmt.Sprintf("no address block is known of %s: addresses of the policy's pods there can be revoked only after these were attested, for %s after that",
+				some("node", names), Remember))
+		}
+	}
+}

@@ -47,6 +47,7 @@ func (b *builder) buildPolicies() {
 // notePolicy notes what of an accepted policy no data plane can express.
 func (b *builder) notePolicy(p *Policy) {
 	note := func(format string, args ...any) { p.Notes = append(p.Notes, fmt.Sprintf(format, args...)) }
+	b.noteNodes(p)
 	if p.Spec.Workloads.Selector != nil {
 		note("workloads.selector binds network policy only: an SVID cannot tell pods of one service account apart by labels")
 	}

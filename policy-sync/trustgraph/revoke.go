@@ -45,6 +45,7 @@ func (b *builder) buildRevocations() {
 	b.reportRefused(causes, refused)
 	b.recallRevocations(causes)
 	b.reportBlocks()
+	b.noteUnknownBlocks()
 	b.evictions()
 }
 
