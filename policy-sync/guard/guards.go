@@ -225,9 +225,15 @@ func apiGuards(p Params) []check {
 	return []check{
 		{
 			name: "nodetrust-writes", why: "only SPIRE servers write verdicts",
-			rules:       []admissionv1.NamedRuleWithOperations{on(v1alpha1.Group, writes, "nodetrusts", "nodetrusts/status")},
+			rules:       []admissionv1.NamedRuleWithOperations{on(v1alpha1.Group, writes, "nodetrusts")},
 			when:        []admissionv1.MatchCondition{notUsers("not-a-spire-server", p.SPIREServers...)},
 			validations: []admissionv1.Validation{forbidden("a NodeTrust is written by the SPIRE server's node attestor alone")},
+		},
+		{
+			name: "nodetrust-status", why: "only policy-sync says what a verdict comes to now",
+			rules:       []admissionv1.NamedRuleWithOperations{on(v1alpha1.Group, writes, "nodetrusts/status")},
+			when:        []admissionv1.MatchCondition{notUsers("not-policy-sync", p.PolicySync)},
+			validations: []admissionv1.Validation{forbidden("the status of a NodeTrust is written by policy-sync alone")},
 		},
 		{
 			name: "nodetrust-deletes", why: "a NodeTrust binds a TPM to a node; only admins release it",

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,7 +30,11 @@ var fieldOwner = client.FieldOwner(v1alpha1.FieldManager)
 func (s *Store) apply(ctx context.Context, o plan.Operation) error {
 	switch o.Action {
 	case plan.Create:
-		return s.writer.Create(ctx, o.Object.DeepCopy(), fieldOwner)
+		err := s.writer.Create(ctx, o.Object.DeepCopy(), fieldOwner)
+		if apierrors.IsAlreadyExists(err) {
+			return s.takeOver(ctx, o, err)
+		}
+		return err
 	case plan.Update:
 		// The object carries the live one's resourceVersion and UID; see the package comment for why it is not merged.
 		return s.writer.Update(ctx, o.Object.DeepCopy(), fieldOwner)
@@ -45,6 +51,28 @@ func (s *Store) apply(ctx context.Context, o plan.Operation) error {
 	}
 }
 
+// takeOver replaces an object that stands under one of our names in our tier and that no reading finds, because it lacks the
+// tier's label (see selector): a plan would create it again for ever. Whoever may not write in our tier could not make one, and
+// the plan replaces what stands under our names anyway. refused is the API server's answer to its creation.
+func (s *Store) takeOver(ctx context.Context, o plan.Operation, refused error) error {
+	by := selector(snapshot.Kind{GroupVersionKind: o.Target.GroupVersionKind})
+	if by == nil {
+		return refused
+	}
+	live := &unstructured.Unstructured{}
+	live.SetGroupVersionKind(o.Target.GroupVersionKind)
+	if err := s.writer.Get(ctx, client.ObjectKeyFromObject(o.Object), live); err != nil {
+		return err
+	}
+	if by.Matches(labels.Set(live.GetLabels())) {
+		return refused // the reader is late, and sees it soon
+	}
+	object := o.Object.DeepCopy()
+	object.SetUID(live.GetUID())
+	object.SetResourceVersion(live.GetResourceVersion())
+	return s.writer.Update(ctx, object, fieldOwner)
+}
+
 // remove deletes an object that is ours, and only the very object that the plan saw. The plan never says otherwise; this is
 // the last line before somebody else's object is gone.
 func (s *Store) remove(ctx context.Context, t plan.Target) error {
@@ -54,7 +82,12 @@ func (s *Store) remove(ctx context.Context, t plan.Target) error {
 	}
 	live := &unstructured.Unstructured{}
 	live.SetGroupVersionKind(t.GroupVersionKind)
-	if err := s.reader.Get(ctx, client.ObjectKey{Namespace: t.Namespace, Name: t.Name}, live); err != nil {
+	key := client.ObjectKey{Namespace: t.Namespace, Name: t.Name}
+	err := s.reader.Get(ctx, key, live)
+	if apierrors.IsNotFound(err) && selector(snapshot.Kind{GroupVersionKind: t.GroupVersionKind}) != nil {
+		err = s.writer.Get(ctx, key, live) // one without the tier's label is not in the cache
+	}
+	if err != nil {
 		return err
 	}
 	if live.GetLabels()[v1alpha1.OwnerLabel] != v1alpha1.OwnerValue {

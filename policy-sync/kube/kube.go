@@ -11,6 +11,7 @@ package kube
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -45,6 +46,8 @@ type Store struct {
 	recorder events.EventRecorder
 	config   snapshot.Config
 	kinds    []snapshot.Kind
+	// looked is when unlabelled looked last, in Unix nanoseconds.
+	looked atomic.Int64
 }
 
 // New makes a store. It reads from reader (a cache, or the API itself) and writes through writer. A nil recorder writes no

@@ -28,6 +28,8 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 		rule("", append([]string{"patch"}, read...), "nodes", "pods"),
 		rule(v1alpha1.Group, read, "nodetrusts", "trustpolicies"),
 		rule(v1alpha1.Group, []string{"get", "update", "patch"}, "trustpolicies/status"),
+		rule(v1alpha1.Group, []string{"patch"}, "nodetrusts/status"),
+		rule("networking.k8s.io", read, "servicecidrs"),
 		rule("events.k8s.io", []string{"create", "patch"}, "events"),
 	}
 	return []runtime.Object{
@@ -72,7 +74,7 @@ var single = map[string][]string{"Tier": {v1alpha1.CalicoTier}, "GlobalNetworkSe
 // dataPlaneRules are the rights on Calico's and Istio's objects. For policies in tiers Calico's API server asks for the same
 // verb on a made-up resource as well, tier.<resource> by the name "<tier>.*": that keeps policy-sync inside its own tier.
 func dataPlaneRules() []rbacv1.PolicyRule {
-	out := []rbacv1.PolicyRule{rule(blockAffinity.Group, read, blockAffinity.Resource)}
+	out := []rbacv1.PolicyRule{rule(blockAffinity.Group, read, blockAffinity.Resource, ipPool.Resource)}
 	for _, k := range snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}) {
 		verbs := read
 		if k.Written {

@@ -1,12 +1,17 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -25,9 +30,10 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 		pods       corev1.PodList
 		trusts     v1alpha1.NodeTrustList
 		policies   v1alpha1.TrustPolicyList
+		services   networkingv1.ServiceCIDRList
 	)
 	for what, list := range map[string]client.ObjectList{
-		"nodes": &nodes, "namespaces": &namespaces, "pods": &pods, "nodetrusts": &trusts, "trustpolicies": &policies,
+		"nodes": &nodes, "namespaces": &namespaces, "pods": &pods, "nodetrusts": &trusts, "trustpolicies": &policies, "servicecidrs": &services,
 	} {
 		if err := s.reader.List(ctx, list); err != nil {
 			return snapshot.Snapshot{}, fmt.Errorf("kube: list %s: %w", what, err)
@@ -42,16 +48,41 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 		}
 		out.Objects = append(out.Objects, objects...)
 	}
+	out.Objects = append(out.Objects, s.unlabelled(ctx, out.Objects)...)
+	out.ServiceCIDRs = serviceCIDRs(services.Items)
 	if s.config.Calico {
-		blocks, err := s.list(ctx, blockAffinity)
-		if err != nil {
-			return snapshot.Snapshot{}, err
-		}
-		if out.Blocks, err = nodeBlocks(blocks); err != nil {
+		if err := s.readBlocks(ctx, &out); err != nil {
 			return snapshot.Snapshot{}, err
 		}
 	}
 	return out, nil
+}
+
+// readBlocks reads which addresses Calico gives out and to which node's pods.
+func (s *Store) readBlocks(ctx context.Context, out *snapshot.Snapshot) error {
+	affinities, err := s.list(ctx, blockAffinity)
+	if err != nil {
+		return err
+	}
+	pools, err := s.list(ctx, ipPool)
+	if err != nil {
+		return err
+	}
+	out.Blocks, out.Pools = nodeBlocks(affinities), workloadPools(pools)
+	return nil
+}
+
+// serviceCIDRs are the ranges of Services' addresses that can be read; the API server has validated them.
+func serviceCIDRs(items []networkingv1.ServiceCIDR) []netip.Prefix {
+	var out []netip.Prefix
+	for i := range items {
+		for _, text := range items[i].Spec.CIDRs {
+			if p, err := netip.ParsePrefix(text); err == nil {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
 }
 
 // selector is what a kind's list is narrowed to; nil is everything. Calico's API server narrows a list or a watch of tiered
@@ -71,13 +102,24 @@ var blockAffinity = snapshot.Kind{
 	Resource:         "blockaffinities",
 }
 
-func nodeBlocks(objects []*unstructured.Unstructured) (map[string][]netip.Prefix, error) {
-	out := map[string][]netip.Prefix{}
+// ipPool is a range from which Calico's IPAM takes blocks.
+var ipPool = snapshot.Kind{
+	GroupVersionKind: schema.GroupVersionKind{Group: "projectcalico.org", Version: "v3", Kind: "IPPool"},
+	Resource:         "ippools",
+}
+
+// nodeBlocks are the nodes' confirmed blocks. Calico confirms a block for one node only (libcalico-go, ipam_block_reader_writer.go,
+// confirmAffinity), but every node's Calico credentials may write an affinity. So of two that overlap, the older one counts, and
+// one that cannot be read bounds nothing instead of ending the reading of all others.
+func nodeBlocks(objects []*unstructured.Unstructured) map[string][]netip.Prefix {
+	type claim struct {
+		node, name string
+		prefix     netip.Prefix
+		created    metav1.Time
+	}
+	var claims []claim
 	for _, o := range objects {
-		spec, _, err := unstructured.NestedMap(o.Object, "spec")
-		if err != nil {
-			return nil, fmt.Errorf("kube: BlockAffinity %s: %w", o.GetName(), err)
-		}
+		spec, _, _ := unstructured.NestedMap(o.Object, "spec")
 		node, _ := spec["node"].(string)
 		cidr, _ := spec["cidr"].(string)
 		// A block that is pending or going away may be another node's the next moment; a virtual one has no node.
@@ -86,17 +128,102 @@ func nodeBlocks(objects []*unstructured.Unstructured) (map[string][]netip.Prefix
 		}
 		prefix, err := netip.ParsePrefix(cidr)
 		if err != nil {
-			return nil, fmt.Errorf("kube: BlockAffinity %s: %w", o.GetName(), err)
+			continue
 		}
-		out[node] = append(out[node], prefix)
+		claims = append(claims, claim{node, o.GetName(), prefix.Masked(), o.GetCreationTimestamp()})
 	}
-	return out, nil
+	slices.SortFunc(claims, func(x, y claim) int {
+		return cmp.Or(x.created.Compare(y.created.Time), cmp.Compare(x.name, y.name))
+	})
+	out, taken := map[string][]netip.Prefix{}, map[netip.Prefix]claim{}
+	for _, c := range claims {
+		if first, ok := overlapping(taken, c.prefix, func(o claim) bool { return o.node != c.node }); ok && first.created.Before(&c.created) {
+			continue
+		}
+		if _, ok := taken[c.prefix]; !ok {
+			taken[c.prefix] = c
+		}
+		out[c.node] = append(out[c.node], c.prefix)
+	}
+	return out
+}
+
+// overlapping finds one of the taken prefixes that contains p and that other accepts: one look-up per length. One that lies
+// within p is found by the graph, which believes no block that is wider than Calico makes them.
+func overlapping[C any](taken map[netip.Prefix]C, p netip.Prefix, other func(C) bool) (C, bool) {
+	for bits := p.Bits(); bits >= 0; bits-- {
+		if c, ok := taken[netip.PrefixFrom(p.Addr(), bits).Masked()]; ok && other(c) {
+			return c, true
+		}
+	}
+	var none C
+	return none, false
+}
+
+// workloadPools are the pools that pods may have addresses of. A disabled pool gives out none, but pods keep what they have. One
+// that cannot be read has no blocks: every node's Calico credentials may write pools, too.
+func workloadPools(objects []*unstructured.Unstructured) []netip.Prefix {
+	out := []netip.Prefix{}
+	for _, o := range objects {
+		cidr, _, _ := unstructured.NestedString(o.Object, "spec", "cidr")
+		uses, _, unreadable := unstructured.NestedStringSlice(o.Object, "spec", "allowedUses")
+		prefix, err := netip.ParsePrefix(cidr)
+		// Without allowedUses, a pool is for workloads and tunnels.
+		if err != nil || unreadable != nil || len(uses) > 0 && !slices.Contains(uses, "Workload") {
+			continue
+		}
+		out = append(out, prefix.Masked())
+	}
+	return out
+}
+
+// unlabelledEvery is how often objects of ours are looked for that the label of the tier does not find.
+const unlabelledEvery = 10 * time.Minute
+
+// unlabelled finds policies of ours, by the label of their owner, that the list by the tier's label (see selector) has not found.
+// Where Calico's v3 kinds are plain custom resources, no API server sets the tier's label: an object of an earlier version, or one
+// that has lost the label, would stay for ever and open what it opens. What cannot be listed so is looked for later: what was
+// read is complete by the tier's label, as it always is where Calico has its API server.
+func (s *Store) unlabelled(ctx context.Context, have []*unstructured.Unstructured) []*unstructured.Unstructured {
+	last, now := s.looked.Load(), time.Now().UnixNano()
+	if s.writer == nil || !s.config.Calico || last != 0 && now-last < int64(unlabelledEvery) || !s.looked.CompareAndSwap(last, now) {
+		return nil
+	}
+	seen := map[string]bool{}
+	key := func(o *unstructured.Unstructured) string {
+		return o.GetKind() + " " + o.GetNamespace() + "/" + o.GetName()
+	}
+	for _, o := range have {
+		seen[key(o)] = true
+	}
+	var out []*unstructured.Unstructured
+	for _, k := range s.kinds {
+		if selector(k) == nil {
+			continue
+		}
+		found, err := s.listBy(ctx, s.writer, k, labels.SelectorFromSet(labels.Set{v1alpha1.OwnerLabel: v1alpha1.OwnerValue}))
+		if err != nil {
+			continue
+		}
+		out = append(out, slices.DeleteFunc(found, func(o *unstructured.Unstructured) bool { return seen[key(o)] || !inOurTier(o) })...)
+	}
+	return out
+}
+
+// inOurTier reports whether a policy is one of our tier.
+func inOurTier(o *unstructured.Unstructured) bool {
+	tier, _, err := unstructured.NestedString(o.Object, "spec", "tier")
+	return err == nil && tier == v1alpha1.CalicoTier
 }
 
 func (s *Store) list(ctx context.Context, k snapshot.Kind) ([]*unstructured.Unstructured, error) {
+	return s.listBy(ctx, s.reader, k, selector(k))
+}
+
+func (s *Store) listBy(ctx context.Context, from client.Reader, k snapshot.Kind, by labels.Selector) ([]*unstructured.Unstructured, error) {
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(listKind(k.GroupVersionKind))
-	if err := s.reader.List(ctx, list, &client.ListOptions{LabelSelector: selector(k)}); err != nil {
+	if err := from.List(ctx, list, &client.ListOptions{LabelSelector: by}); err != nil {
 		return nil, fmt.Errorf("kube: list %s.%s: %w", k.Resource, k.Group, err)
 	}
 	out := make([]*unstructured.Unstructured, 0, len(list.Items))

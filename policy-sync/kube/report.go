@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -19,6 +21,8 @@ import (
 // Report is what a pass has to say to people.
 type Report struct {
 	Policies []PolicyStatus
+	// NodeTrusts are those whose status is to change.
+	NodeTrusts []NodeTrustStatus
 	// Changes are operations that were carried out, in order.
 	Changes []plan.Operation
 }
@@ -30,6 +34,12 @@ type PolicyStatus struct {
 	Status          v1alpha1.TrustPolicyStatus
 }
 
+// NodeTrustStatus is what one NodeTrust's status should say.
+type NodeTrustStatus struct {
+	Name   string
+	Status v1alpha1.NodeTrustStatus
+}
+
 // Report writes the statuses that differ from what is there, and one event per object that people look at and what happened
 // to it. It tries all of them.
 func (s *Store) Report(ctx context.Context, r Report) error {
@@ -39,10 +49,27 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 			problems = append(problems, fmt.Errorf("kube: status of TrustPolicy %s/%s: %w", p.Namespace, p.Name, stale(err)))
 		}
 	}
+	for _, n := range r.NodeTrusts {
+		if err := s.nodeTrust(ctx, n); err != nil {
+			problems = append(problems, fmt.Errorf("kube: status of NodeTrust %s: %w", n.Name, stale(err)))
+		}
+	}
 	if s.recorder != nil {
 		s.events(ctx, r.Changes)
 	}
 	return errors.Join(problems...)
+}
+
+// nodeTrust patches the status alone, so that it takes no part in the races of those who write verdicts. One that is gone needs
+// no status; one that was made again under its name gets its own in the next pass.
+func (s *Store) nodeTrust(ctx context.Context, n NodeTrustStatus) error {
+	status := map[string]any{"verdict": n.Status.Verdict, "why": n.Status.Why, "since": n.Status.Since}
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	target := &v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: n.Name}}
+	return client.IgnoreNotFound(s.writer.Status().Patch(ctx, target, client.RawPatch(types.MergePatchType, patch), fieldOwner))
 }
 
 func (s *Store) status(ctx context.Context, p PolicyStatus) error {

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 )
@@ -60,6 +61,10 @@ func TestPolicySyncMayChangeWhatIsItsOwn(t *testing.T) {
 		{"update", "coordination.k8s.io", "leases", "kube-system", kube.Lease, false},
 		{"create", "", "pods", "payments", "", false},
 		{"get", "", "secrets", namespace, "any", false},
+		{"list", calico, "ippools", "", "", true},
+		{"list", "networking.k8s.io", "servicecidrs", "", "", true},
+		{"update", v1alpha1.Group, "nodetrusts", "", "any", false},
+		{"patch", v1alpha1.Group, "nodetrusts", "", "any", false},
 	} {
 		t.Run(fmt.Sprintf("%s %s %s", tc.verb, tc.resource, tc.name), func(t *testing.T) {
 			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -37,10 +38,11 @@ func object(k snapshot.Kind) *unstructured.Unstructured {
 // Watch calls trigger whenever something that Read reads has changed. It decides nothing: what is to be done about a change
 // is found out by reading everything.
 func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func()) error {
-	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{}}
+	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{},
+		&networkingv1.ServiceCIDR{}}
 	kinds := snapshot.Kinds(config)
 	if config.Calico {
-		kinds = append(kinds, blockAffinity)
+		kinds = append(kinds, blockAffinity, ipPool)
 	}
 	for _, k := range kinds {
 		objects = append(objects, object(k))

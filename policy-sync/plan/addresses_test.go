@@ -370,3 +370,54 @@ func lie(t *rapid.T, s *snapshot.Snapshot, verdicts map[string]string, affinitie
 		}
 	}
 }
+
+// TestANodeTrustSaysWhatItComesTo: in its status, which is written when that changes and not otherwise.
+func TestANodeTrustSaysWhatItComesTo(t *testing.T) {
+	status := func(t *testing.T, s *snapshot.Snapshot) map[string]string {
+		t.Helper()
+		for range 2 { // what is written is what the next pass wants
+			written := mustMake(t, *s).Graph.NodeTrusts
+			for _, n := range written {
+				for i := range s.NodeTrusts {
+					if s.NodeTrusts[i].Name == n.Name {
+						s.NodeTrusts[i].Status = n.Status
+					}
+				}
+			}
+		}
+		if again := mustMake(t, *s).Graph.NodeTrusts; len(again) > 0 {
+			t.Errorf("it is written again: %v", again)
+		}
+		out := map[string]string{}
+		for _, n := range s.NodeTrusts {
+			out[n.Name] = string(n.Status.Verdict) + "|" + n.Status.Why
+		}
+		return out
+	}
+	s := snapshottest.Demo()
+	s.NodeTrusts = append(s.NodeTrusts, snapshottest.Trust("gone-1", "DE"))
+	expect := func(node, verdict, why string) {
+		t.Helper()
+		if got := status(t, &s)[node]; !strings.HasPrefix(got, verdict+"|") || !strings.Contains(got, why) {
+			t.Errorf("%s: %s, want %s, %s", node, got, verdict, why)
+		}
+	}
+	expect("fra-1", "trusted", "")
+	expect("evil-1", "untrusted", "kernel command line")
+	expect("gone-1", "unknown", "there is no Node of this name")
+	since := s.NodeTrusts[0].Status.Since.Time
+	s.At = s.At.Add(30 * time.Second)
+	s.NodeTrusts[0].Spec.ValidUntil = metav1.NewMicroTime(s.At.Add(time.Minute)) // it is renewed
+	if again := mustMake(t, s).Graph.NodeTrusts; len(again) > 0 {
+		t.Errorf("a renewed proof changes the status: %v", again)
+	}
+	s.At = s.At.Add(time.Minute)
+	expect("fra-1", "stale", "its proof ended at")
+	if got := s.NodeTrusts[0].Status.Since.Time; !got.After(since) {
+		t.Errorf("stale since %s", got)
+	}
+	s.Config.MaxHold = time.Hour
+	expect("fra-1", "held", "its proof ended at")
+	s.Nodes[0].UID = "another"
+	expect("fra-1", "unknown", "an earlier Node")
+}

@@ -67,7 +67,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 // report writes statuses and events. What is decided in a moment (planned from a stale reading, without an answer that is on
 // its way) is untold: a condition that flaps says nothing.
 func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool) error {
-	r := kube.Report{Changes: p.changes}
+	r := kube.Report{Changes: p.changes, NodeTrusts: nodeTrusts(d.Graph)}
 	if !untold {
 		r.Policies = Statuses(d.Graph, p.failed, spireErr)
 	}

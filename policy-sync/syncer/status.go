@@ -27,6 +27,15 @@ func Statuses(g trustgraph.Graph, failed []Failure, spire error) []kube.PolicySt
 	return out
 }
 
+// nodeTrusts are the NodeTrusts whose status is to change.
+func nodeTrusts(g trustgraph.Graph) []kube.NodeTrustStatus {
+	var out []kube.NodeTrustStatus
+	for _, n := range g.NodeTrusts {
+		out = append(out, kube.NodeTrustStatus(n))
+	}
+	return out
+}
+
 // attested is when the evidence of each node's verdict came in.
 func attested(trusts []v1alpha1.NodeTrust) map[string]time.Time {
 	out := make(map[string]time.Time, len(trusts))

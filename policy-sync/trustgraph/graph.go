@@ -34,6 +34,8 @@ type Graph struct {
 	Revoked []Revoked
 	// Attested are the pods to remember: they are the next snapshot's.
 	Attested []snapshot.Attested
+	// NodeTrusts are those whose status is to change.
+	NodeTrusts []NodeTrustState
 	// Evict are the SPIRE agents of nodes that are proved bad.
 	Evict []Eviction
 	// OwnEntries are the IDs of the SPIRE entries that this cluster's policy-sync made.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -48,6 +49,39 @@ func (b *builder) buildNodes() {
 			b.report("NodeTrust %s is about a node that does not exist", name)
 		}
 	}
+	b.stateNodeTrusts()
+}
+
+// NodeTrustState is a NodeTrust whose status is to change.
+type NodeTrustState struct {
+	Name   string
+	Status v1alpha1.NodeTrustStatus
+}
+
+// stateNodeTrusts fills Graph.NodeTrusts: those whose status does not say what the graph does.
+func (b *builder) stateNodeTrusts() {
+	for i := range b.s.NodeTrusts {
+		t := &b.s.NodeTrusts[i]
+		n, ok := b.nodes[t.Name]
+		want := v1alpha1.NodeTrustStatus{Verdict: v1alpha1.NodeTrustState(n.Verdict), Why: joined(n.Why)}
+		switch {
+		case !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted:
+			want.Verdict, want.Why = v1alpha1.NodeTrustState(v1alpha1.VerdictUntrusted), fmt.Sprintf("node %s is proved bad; there is no Node of this name", t.Name)
+		case !ok:
+			want.Verdict, want.Why = v1alpha1.NodeTrustState(v1alpha1.VerdictUnknown), "there is no Node of this name"
+		case n.Held:
+			want.Verdict = v1alpha1.NodeTrustState(v1alpha1.VerdictHeld)
+		}
+		have := t.Status
+		if have.Verdict == want.Verdict && have.Why == want.Why {
+			continue
+		}
+		if want.Since = have.Since; have.Verdict != want.Verdict || have.Since == nil {
+			want.Since = &metav1.Time{Time: b.s.At.Truncate(time.Second)}
+		}
+		b.g.NodeTrusts = append(b.g.NodeTrusts, NodeTrustState{Name: t.Name, Status: want})
+	}
+	slices.SortFunc(b.g.NodeTrusts, func(x, y NodeTrustState) int { return strings.Compare(x.Name, y.Name) })
 }
 
 // untouched lists such nodes of the graph, sorted.

@@ -6,13 +6,14 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:validation:Enum=trusted;untrusted
 type Verdict string
 
-// The verdicts that a NodeTrust may hold. Two more follow from time and absence and
-// are never written: stale (validUntil has passed) and unknown (no NodeTrust).
-// Only trusted opens anything.
+// The verdicts of a node. A NodeTrust's spec holds trusted or untrusted. The others follow from time and from what else the
+// cluster holds, and stand in its status: stale (validUntil has passed), held (the same, within the grace period) and unknown (no
+// NodeTrust, or none that can be believed). Only trusted opens anything.
 const (
 	VerdictTrusted   Verdict = "trusted"
 	VerdictUntrusted Verdict = "untrusted"
 	VerdictStale     Verdict = "stale"
+	VerdictHeld      Verdict = "held"
 	VerdictUnknown   Verdict = "unknown"
 )
 
@@ -76,20 +77,43 @@ type Reason struct {
 	Reason string `json:"reason"`
 }
 
+// NodeTrustState is what the verdict comes to now.
+// +kubebuilder:validation:Enum=trusted;untrusted;stale;held;unknown
+type NodeTrustState string
+
+// NodeTrustStatus is what policy-sync makes of the spec. It is written when the verdict or its reason changes, not when a proof
+// is renewed; nothing is decided by it.
+type NodeTrustStatus struct {
+	// Verdict is trusted, untrusted, stale (the proof has ended), held (it has ended and the grace period runs) or unknown (the
+	// NodeTrust cannot be believed about a Node that is there).
+	// +optional
+	Verdict NodeTrustState `json:"verdict,omitempty"`
+	// Why says why the verdict is not trusted.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Why string `json:"why,omitempty"`
+	// Since is when policy-sync first saw this verdict.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+}
+
 // NodeTrust is the verdict on one node; its name is the node's name.
 // +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=nt,categories=keelson
 // +kubebuilder:selectablefield:JSONPath=`.spec.ekHash`
-// +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.spec.verdict`
+// +kubebuilder:printcolumn:name="Verdict",type=string,JSONPath=`.status.verdict`
 // +kubebuilder:printcolumn:name="Reference",type=string,JSONPath=`.spec.reference`
 // +kubebuilder:printcolumn:name="Tags",type=string,JSONPath=`.spec.tags`
 // +kubebuilder:printcolumn:name="Attested",type=date,JSONPath=`.spec.attestedAt`
 // +kubebuilder:printcolumn:name="Valid-Until",type=string,JSONPath=`.spec.validUntil`
-// +kubebuilder:printcolumn:name="Why",type=string,JSONPath=`.spec.reasons[0].reason`
+// +kubebuilder:printcolumn:name="Why",type=string,JSONPath=`.status.why`
 type NodeTrust struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 	Spec              NodeTrustSpec `json:"spec"`
+	// +optional
+	Status NodeTrustStatus `json:"status,omitempty"`
 }
 
 // NodeTrustList is a list of NodeTrust.
