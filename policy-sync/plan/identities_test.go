@@ -276,16 +276,15 @@ func TestEntriesOfAnEarlierVersionGoWhenTheNewOnesStand(t *testing.T) {
 	}
 }
 
-// TestARefusedPolicyTakesNoStrangersIdentity: it is for the pods that its labels choose, and one that chooses nobody, or whose labels
-// cannot be read, is for nobody's identity.
+// TestARefusedPolicyTakesNoStrangersIdentity: a policy that was never accepted is as if it were not there, whomever it chooses.
 func TestARefusedPolicyTakesNoStrangersIdentity(t *testing.T) {
 	for name, c := range map[string]struct {
 		workloads v1alpha1.Workloads
 		taken     bool
 	}{
 		"it chooses nobody":           {v1alpha1.Workloads{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "nobody-has-this"}}}, false},
-		"it chooses the account":      {v1alpha1.Workloads{ServiceAccount: "api"}, true},
-		"it chooses pods of it":       {v1alpha1.Workloads{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "api"}}}, true},
+		"it chooses the account":      {v1alpha1.Workloads{ServiceAccount: "api"}, false},
+		"it chooses pods of it":       {v1alpha1.Workloads{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "api"}}}, false},
 		"its labels cannot be read":   {v1alpha1.Workloads{Selector: &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "in"}}}}, false},
 		"it chooses another account":  {v1alpha1.Workloads{ServiceAccount: "other"}, false},
 		"it says nothing of its pods": {v1alpha1.Workloads{}, false},

@@ -134,9 +134,13 @@ type Policy struct {
 	Spec            v1alpha1.TrustPolicySpec
 	// Mode of its namespace; empty when that is not enrolled.
 	Mode string
-	// Accepted is true when Problems is empty.
+	// Accepted is true when Spec is in force: it is the present spec and has no problem, or it is LastAccepted's. A policy without
+	// a spec in force is as if it were not there: it opens nothing, and takes nothing.
 	Accepted bool
+	// Problems are those of the present spec.
 	Problems []string
+	// LastAccepted is the newest spec without problems, for the policy's status; nil when there is none to keep.
+	LastAccepted *v1alpha1.AcceptedSpec
 	// ServiceAccounts are those of the workloads: the named one, or those of selected pods.
 	ServiceAccounts []string
 	// Selected and Attested are the keys of pods.
@@ -179,6 +183,8 @@ type builder struct {
 	modes map[string]string
 	// choosers are the policies of each namespace with their selectors parsed.
 	choosers map[string][]chooser
+	// refused are the same of policies that have no spec in force.
+	refused map[string][]chooser
 	// shared are service accounts that pods outside of every policy use too, with the
 	// sentence that says so, by namespace/name.
 	shared map[string]string
@@ -192,6 +198,9 @@ type builder struct {
 	platforms map[string]string
 	// memory is the snapshot's Attested by UID.
 	memory map[string]snapshot.Attested
+	// holders are the pods that report each address, and nodeAddresses the nodes that have one; see findHolders.
+	holders       map[netip.Addr][]holder
+	nodeAddresses map[netip.Addr]string
 	// raw are the snapshot's pods that Graph.Pods is about, in the same order until finish.
 	raw []*corev1.Pod
 }

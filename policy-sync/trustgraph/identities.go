@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -124,17 +123,16 @@ func (b *builder) issuers(id Identity, nodes map[string]bool) []IdentityNode {
 
 type accountKey struct{ namespace, account string }
 
-// byServiceAccount collects the policies that are for pods of each service account. A policy that is refused is for the pods that
-// its selector chooses, as any other; one whose selector cannot be read is for nobody's identity.
+// byServiceAccount collects the policies that are for pods of each service account. A policy without a spec in force is for
+// nobody's identity.
 func (b *builder) byServiceAccount() map[accountKey][]*Policy {
 	out := map[accountKey][]*Policy{}
-	chosen := b.chosenByRefused()
 	for i := range b.g.Policies {
 		p := &b.g.Policies[i]
 		if p.Mode == "" {
 			continue
 		}
-		for _, sa := range sorted(append(slices.Clone(p.ServiceAccounts), chosen[p.Key()]...)) {
+		for _, sa := range sorted(slices.Clone(p.ServiceAccounts)) {
 			out[accountKey{p.Namespace, sa}] = append(out[accountKey{p.Namespace, sa}], p)
 		}
 	}
@@ -144,40 +142,11 @@ func (b *builder) byServiceAccount() map[accountKey][]*Policy {
 	return out
 }
 
-// chosenByRefused are the service accounts of the pods that each refused policy chooses by labels, by the policy's key.
-func (b *builder) chosenByRefused() map[string][]string {
-	refused := map[string]bool{}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		if w := p.Spec.Workloads; !p.Accepted && w.ServiceAccount == "" && w.Selector != nil {
-			_, err := metav1.LabelSelectorAsSelector(w.Selector)
-			refused[p.Key()] = err == nil
-		}
-	}
-	out := map[string][]string{}
-	if len(refused) == 0 {
-		return out
-	}
-	for i := range b.g.Pods {
-		pod := &b.g.Pods[i]
-		for _, m := range pod.Matches {
-			if key := pod.Namespace + "/" + m.Policy; refused[key] {
-				out[key] = append(out[key], pod.ServiceAccount)
-			}
-		}
-	}
-	return out
-}
-
 // merge intersects what the policies ask.
 func (b *builder) merge(id *Identity, policies []*Policy) {
 	id.Verifiers = [][]string{nil}
 	for _, p := range policies {
 		id.Policies = append(id.Policies, p.Name)
-		if !p.Accepted {
-			id.Problem = fmt.Sprintf("policy %s is not accepted", p.Name)
-			continue
-		}
 		r := p.Spec.Require
 		id.References = intersect(id.References, r.Node.References)
 		for key, values := range r.Node.Tags {

@@ -28,7 +28,7 @@ func (b *builder) buildPods() {
 		b.retain(&b.g.Pods[i], b.raw[i])
 	}
 	for i := range b.g.Pods {
-		b.countPod(&b.g.Pods[i])
+		b.countPod(&b.g.Pods[i], b.raw[i])
 	}
 }
 
@@ -80,7 +80,7 @@ func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 	slices.SortFunc(out.Matches, func(x, y Match) int { return strings.Compare(x.Policy, y.Policy) })
 	switch {
 	case len(out.Matches) == 0:
-		out.Why = append(why, "no TrustPolicy selects the pod")
+		out.Why = append(append(why, "no TrustPolicy selects the pod"), b.refusedOnes(pod)...)
 	case !met:
 		for _, m := range out.Matches {
 			for _, w := range m.Reasons() {
@@ -104,6 +104,9 @@ func (b *builder) general(pod *corev1.Pod, mode string) []string {
 	if snapshot.Ended(pod) {
 		why = append(why, "the pod has ended")
 	}
+	if snapshot.Mirror(pod) {
+		why = append(why, "the pod mirrors a file on its node: its kubelet made it by itself, and nobody else admitted it")
+	}
 	if pod.Spec.HostNetwork {
 		why = append(why, "the pod uses its node's network, which no label can tell from the node itself")
 	}
@@ -119,6 +122,8 @@ func (b *builder) general(pod *corev1.Pod, mode string) []string {
 		why = append(why, fmt.Sprintf("node %s does not exist", pod.Spec.NodeName))
 	case node.Verdict != v1alpha1.VerdictTrusted && !node.Held:
 		why = append(why, node.Why...)
+	case mode != "" && !pod.Spec.HostNetwork && !snapshot.Ended(pod):
+		why = append(why, b.notItsAddresses(pod)...)
 	}
 	return why
 }
@@ -149,9 +154,6 @@ func (b *builder) held(pod *corev1.Pod, node Node) []string {
 func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) unmet {
 	var why []string
 	var out unmet
-	for _, problem := range p.Problems {
-		why = append(why, fmt.Sprintf("policy %s is not readable: %s", p.Name, problem))
-	}
 	if node.Verdict == v1alpha1.VerdictTrusted || node.Held {
 		why = append(why, unmetNode(node, p)...)
 		// A status is the kubelet's word: it is worth what its node is worth.
@@ -227,8 +229,21 @@ func (b *builder) shareServiceAccounts() {
 	}
 }
 
+// refusedOnes says which refused policies would select the pod, or which might if they could be read: the first few.
+func (b *builder) refusedOnes(pod *corev1.Pod) []string {
+	const most = 4
+	var out []string
+	for _, c := range b.refused[pod.Namespace] {
+		if w := c.policy.Spec.Workloads; c.selects(pod) || c.nobody && (w.ServiceAccount == "" || w.ServiceAccount == snapshot.ServiceAccount(pod)) {
+			out = append(out, fmt.Sprintf("policy %s is not readable: %s", c.policy.Name, joined(c.policy.Problems)))
+		}
+	}
+	slices.Sort(out)
+	return out[:min(len(out), most)]
+}
+
 // countPod enters the pod with the policies that select it.
-func (b *builder) countPod(pod *Pod) {
+func (b *builder) countPod(pod *Pod, raw *corev1.Pod) {
 	for _, m := range pod.Matches {
 		p := b.policy(pod.Namespace, m.Policy)
 		p.Selected = append(p.Selected, pod.Key())
@@ -240,6 +255,11 @@ func (b *builder) countPod(pod *Pod) {
 		}
 		for _, r := range pod.Reports {
 			p.Notes = append(p.Notes, "pod "+pod.Name+": "+r)
+		}
+	}
+	for _, c := range b.refused[pod.Namespace] {
+		if c.selects(raw) {
+			c.policy.Selected = append(c.policy.Selected, pod.Key())
 		}
 	}
 	if pod.HostNetwork && len(pod.Matches) == 0 {

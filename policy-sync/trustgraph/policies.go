@@ -26,9 +26,8 @@ func (b *builder) buildPolicies() {
 	for i := range b.s.Policies {
 		tp := &b.s.Policies[i]
 		p := Policy{Namespace: tp.Namespace, Name: tp.Name, UID: string(tp.UID), Generation: tp.Generation, Spec: *tp.Spec.DeepCopy(), Mode: b.modes[tp.Namespace]}
-		p.Problems = problems(tp)
-		p.Accepted = len(p.Problems) == 0
-		if sa := tp.Spec.Workloads.ServiceAccount; sa != "" {
+		inForce(&p, tp)
+		if sa := p.Spec.Workloads.ServiceAccount; sa != "" && p.Accepted {
 			p.ServiceAccounts = []string{sa}
 		}
 		if p.Mode == "" {
@@ -37,10 +36,14 @@ func (b *builder) buildPolicies() {
 		b.notePolicy(&p)
 		b.g.Policies = append(b.g.Policies, p)
 	}
-	b.choosers = map[string][]chooser{}
+	b.choosers, b.refused = map[string][]chooser{}, map[string][]chooser{}
 	for i := range b.g.Policies {
 		p := &b.g.Policies[i]
-		b.choosers[p.Namespace] = append(b.choosers[p.Namespace], newChooser(p))
+		of := b.choosers
+		if !p.Accepted {
+			of = b.refused
+		}
+		of[p.Namespace] = append(of[p.Namespace], newChooser(p))
 	}
 }
 
@@ -101,18 +104,24 @@ type chooser struct {
 	policy   *Policy
 	account  string
 	selector labels.Selector
+	// nobody is true when it cannot be told who is meant.
+	nobody bool
 }
 
-// newChooser parses a policy's selector. A policy whose selector cannot be read is for
-// every pod that it could mean, so that none of them is trusted; and so is one that
-// names no pod at all.
+// newChooser parses a policy's selector. One that cannot be read chooses nobody, and neither does a policy that names
+// no pods: such a policy is refused, so it opens nothing, and it takes nothing from pods that nobody meant.
 func newChooser(p *Policy) chooser {
-	c := chooser{policy: p, account: p.Spec.Workloads.ServiceAccount, selector: labels.Everything()}
-	if p.Spec.Workloads.Selector == nil {
+	w := p.Spec.Workloads
+	c := chooser{policy: p, account: w.ServiceAccount, selector: labels.Everything()}
+	if w.Selector == nil {
+		if w.ServiceAccount == "" {
+			c.selector, c.nobody = labels.Nothing(), true
+		}
 		return c
 	}
-	if sel, err := metav1.LabelSelectorAsSelector(p.Spec.Workloads.Selector); err == nil {
-		c.selector = sel
+	var err error
+	if c.selector, err = metav1.LabelSelectorAsSelector(w.Selector); err != nil {
+		c.selector, c.nobody = labels.Nothing(), true
 	}
 	return c
 }

@@ -47,5 +47,8 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 
 // specsOf are the specs by which a policy may be judged. Which one it is does not matter to who is asked.
 func specsOf(p *v1alpha1.TrustPolicy) []*v1alpha1.TrustPolicySpec {
+	if last := p.Status.LastAccepted; last != nil && last.Generation != p.Generation {
+		return []*v1alpha1.TrustPolicySpec{&p.Spec, &last.Spec}
+	}
 	return []*v1alpha1.TrustPolicySpec{&p.Spec}
 }

@@ -20,6 +20,7 @@ func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
 		ObservedGeneration: p.Generation,
 		Selected:           int32(len(p.Selected)), //nolint:gosec // a cluster's pods fit.
 		Attested:           int32(len(p.Attested)), //nolint:gosec // a cluster's pods fit.
+		LastAccepted:       p.LastAccepted,
 	}
 	st.Notes = p.Notes[:min(len(p.Notes), maxNotes)]
 	for _, key := range p.Selected {
@@ -47,7 +48,7 @@ func (g Graph) refusal(key, policy string) string {
 
 func (p Policy) accepted() metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: "Accepted", ObservedGeneration: p.Generation}
-	if !p.Accepted {
+	if len(p.Problems) > 0 {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Invalid", joined(p.Problems)
 	}
 	return c
@@ -58,6 +59,8 @@ func (p Policy) programmed(applied error) metav1.Condition {
 	switch {
 	case !p.Accepted:
 		c.Reason, c.Message = "Invalid", "the policy is not accepted"
+	case len(p.Problems) > 0:
+		c.Reason, c.Message = "LastAccepted", "the policy is not accepted as it is now; the last spec that was accepted stays in force"
 	case p.Mode == "":
 		c.Reason, c.Message = "NotEnrolled", fmt.Sprintf("label namespace %s with %s", p.Namespace, v1alpha1.ModeLabel)
 	case len(p.Blockers) > 0:

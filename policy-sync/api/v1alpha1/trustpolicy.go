@@ -244,6 +244,9 @@ type TrustPolicyStatus struct {
 	// ObservedGeneration is the generation that the status is about.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// LastAccepted is the newest spec that had no problem. It stays in force while a newer one is refused.
+	// +optional
+	LastAccepted *AcceptedSpec `json:"lastAccepted,omitempty"`
 	// Selected counts the pods that the policy selects.
 	// +optional
 	Selected int32 `json:"selected,omitempty"`
@@ -262,6 +265,13 @@ type TrustPolicyStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// AcceptedSpec is a spec of an earlier or the present generation.
+type AcceptedSpec struct {
+	// Generation is the policy's when it had this spec.
+	Generation int64           `json:"generation"`
+	Spec       TrustPolicySpec `json:"spec"`
 }
 
 // RefusedPod is a selected pod that does not meet the requirements.
