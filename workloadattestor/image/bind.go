@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
@@ -29,6 +30,11 @@ type bound struct {
 	contents []content
 	// odd says that an index has an entry whose platform is spelled in a way of which runtimes differ.
 	odd error
+}
+
+// unheard tells whether an entry that may run is not known because a source could not be asked.
+func (b bound) unheard() bool {
+	return slices.ContainsFunc(b.contents, func(c content) bool { return errors.Is(c.why, ErrUnheard) })
 }
 
 // Bounds on the work for one image.
@@ -61,21 +67,23 @@ type binder struct {
 
 // bind asks every source. One source that fails does not spoil what another one proves; a digest that turns out to be
 // two kinds of thing does.
-func bind(ctx context.Context, sources []source, q question, platform Platform) (bound, error) {
+//
+// It also tells whether everything was read, so that asking again could say no more.
+func bind(ctx context.Context, sources []source, q question, platform Platform) (bound, bool, error) {
 	b := &binder{q: q, platform: platform}
 	for _, s := range sources {
 		if err := b.search(ctx, s); err != nil {
-			return bound{}, err
+			return bound{}, false, err
 		}
 	}
 	if len(b.result.contents) > 0 {
-		return b.result, nil
+		return b.result, len(b.problems) == 0 && !b.result.unheard(), nil
 	}
 	if len(sources) == 0 {
-		return bound{}, fmt.Errorf("image: no source for %s: its registry is not listed in registries, and no oci_layouts are configured", q.id)
+		return bound{}, false, fmt.Errorf("image: no source for %s: its registry is not listed in registries, and no oci_layouts are configured", q.id)
 	}
 	none := fmt.Errorf("image: none of %d sources has a manifest for %s", len(sources), q.id)
-	return bound{}, errors.Join(append([]error{none}, b.problems...)...)
+	return bound{}, false, errors.Join(append([]error{none}, b.problems...)...)
 }
 
 func (b *binder) search(ctx context.Context, s source) error {
@@ -89,6 +97,10 @@ func (b *binder) search(ctx context.Context, s source) error {
 		roots = roots[:maxRoots]
 	}
 	for _, root := range roots {
+		// A tag says nothing more about an image that is known by its own digest, and costs a request.
+		if isTag := !strings.HasPrefix(root, "sha256:"); isTag && (b.kind == kindManifest || b.kind == kindIndex) {
+			continue
+		}
 		doc, err := b.fetch(ctx, s, root)
 		if err != nil {
 			b.problem(err)

@@ -22,16 +22,28 @@ type Config struct {
 	InsecureRegistries []string
 	// Keychain gives credentials; nil asks anonymously.
 	Keychain authn.Keychain
+	// Mirrors are places that are asked instead of a registry, by its host: "docker.io": {"mirror.example/dockerhub"}. A mirror
+	// has the registry's repositories below its own path. Registries lists the names that images have, not mirrors.
+	Mirrors map[string][]string
+	// SignatureRepositories hold signatures of images in other repositories (cosign's COSIGN_REPOSITORY).
+	SignatureRepositories []string
+	// RegistryCAs are PEM certificates that are trusted for one registry, in place of the system's, by its host.
+	RegistryCAs map[string][]byte
+	// RedirectHosts may be asked when a registry sends its client there, for a blob or a token: host, host:port or *.domain. Hosts
+	// in the registry's own domain and those of well-known registries need not be listed.
+	RedirectHosts []string
 	// Layouts are directories in OCI image layout, searched before any registry.
 	Layouts []string
 	// Verifiers, each with a name of its own. None is fine: digests are bound, nothing is signed-by.
 	Verifiers []Verifier
 	// Platform of the node, unless Running says another. It decides only when a runtime reports an index digest.
 	Platform Platform
-	// TTL is how long a proof is served without being made again; zero means DefaultTTL.
+	// TTL is how long a proof is served without being made again; zero means DefaultTTL. From half of it on it is made again
+	// where that works, so a signature that was withdrawn counts no longer than this.
 	TTL time.Duration
-	// FailureTTL is how long a failure is served; zero means DefaultFailureTTL. Keep it short: a signature that is
-	// pushed now should count soon.
+	// FailureTTL is how long a first failure is served; zero means DefaultFailureTTL. It doubles with each further one, so a
+	// signature that is pushed soon counts soon. Where another verifier accepts the image, the third try comes after half
+	// the TTL.
 	FailureTTL time.Duration
 	// Timeout bounds the work for one image; zero means DefaultTimeout.
 	Timeout time.Duration
@@ -41,21 +53,24 @@ type Config struct {
 
 // Defaults of Config.
 const (
-	DefaultTTL        = 15 * time.Minute
+	DefaultTTL        = 2 * time.Hour
 	DefaultFailureTTL = 10 * time.Second
 	DefaultTimeout    = 15 * time.Second
 )
 
-// maxCached bounds each cache. A node runs a few hundred images at most.
-const maxCached = 2048
+// maxCached bounds the images that are remembered. A node runs a few hundred at most, a cluster some thousands.
+const maxCached = 16384
+
+// completeTTL is how long the documents of an image are not read again once all of them were: digests bind them.
+const completeTTL = 24 * time.Hour
 
 // Checker binds images to manifests and checks signatures. It is safe for concurrent use.
 type Checker struct {
 	config     Config
 	layouts    []source
 	registries *registries
-	bindings   *cache[bound]
-	verdicts   *cache[struct{}]
+	images     *cache
+	memory     *memory
 	flight     singleflight.Group
 }
 
@@ -74,6 +89,8 @@ type Result struct {
 	Unread []string
 	// SignedBy are the sorted names of the verifiers that accepted the image, whichever of Manifests and Unread it is.
 	SignedBy []string
+	// Signatures are those for which they accepted it.
+	Signatures []Signature
 	// Failures has one entry per verifier that did not, in configuration order.
 	Failures []Failure
 }
@@ -82,6 +99,15 @@ type Result struct {
 type Failure struct {
 	Verifier string
 	Reason   error
+	// Unknown means that a place where a signature may be could not be asked, so the image is not proved to lack it.
+	Unknown bool
+}
+
+// Signature is one that a verifier counted.
+type Signature struct {
+	Verifier string
+	Format   string // FormatSimpleSigning or FormatBundle; "digest-list" where a list of digests accepted the image
+	Subject  string // the signer: "sha256:<hex>" of a public key, or a certificate's subject
 }
 
 // New makes a Checker. All problems of the configuration are reported at once.
@@ -104,7 +130,7 @@ func New(c Config) (*Checker, error) {
 		}
 		layouts = append(layouts, l)
 	}
-	reg, err := newRegistries(c.Registries, c.InsecureRegistries, c.Keychain)
+	reg, err := newRegistries(c)
 	if err != nil {
 		problems = append(problems, err)
 	}
@@ -118,8 +144,8 @@ func New(c Config) (*Checker, error) {
 		config:     c,
 		layouts:    layouts,
 		registries: reg,
-		bindings:   newCache[bound](maxCached),
-		verdicts:   newCache[struct{}](maxCached),
+		images:     newCache(maxCached),
+		memory:     newMemory(maxMemory),
 	}, nil
 }
 
@@ -162,28 +188,91 @@ func (c *Checker) Check(ctx context.Context, running Running) (Result, error) {
 }
 
 func (c *Checker) check(ctx context.Context, q question) (Result, error) {
-	sources := append(slices.Clone(c.layouts), c.registries.sources(q)...)
-	b, err := c.bind(ctx, sources, q)
+	now := c.config.Now()
+	e, ok := c.images.get(q.key(), now)
+	if !ok {
+		e = &knowledge{}
+	}
+	if !now.Before(e.renew) || e.stale(now) {
+		fresh := e.clone()
+		c.look(ctx, q, fresh)
+		e = fresh
+		c.images.put(q.key(), e, now)
+	}
+	return e.answer(c.config.Verifiers, now)
+}
+
+// look asks the sources again and changes what is known.
+func (c *Checker) look(ctx context.Context, q question, e *knowledge) {
+	now := c.config.Now()
+	sources := append(slices.Clone(c.layouts), c.registries.sources(q, c.memory)...)
+	if !e.complete || !now.Before(e.boundUntil) {
+		c.bind(ctx, q, sources, e)
+	}
+	if e.err != nil {
+		e.retry(c.config, now)
+		return
+	}
+	found := &collector{}
+	asked := append(slices.Clone(sources), c.registries.signatureSources(c.memory)...)
+	verdicts := map[string]verdict{}
+	all := func() bool {
+		for _, v := range c.config.Verifiers {
+			if _, done := verdicts[v.Name()]; done {
+				continue
+			}
+			if d := judge(v, e.bound, found.found); d.refusal == nil {
+				verdicts[v.Name()] = d
+			}
+		}
+		return len(verdicts) == len(c.config.Verifiers)
+	}
+	if c.needsSignatures() {
+		for _, subject := range e.bound.subjects() {
+			if all() {
+				break
+			}
+			for _, s := range asked {
+				found.collect(ctx, s, subject)
+			}
+		}
+	}
+	if !all() {
+		for _, v := range c.config.Verifiers {
+			if _, done := verdicts[v.Name()]; !done {
+				verdicts[v.Name()] = judge(v, e.bound, found.found)
+			}
+		}
+	}
+	e.note(c.config, verdicts, found.problems, now)
+}
+
+func (c *Checker) needsSignatures() bool {
+	return slices.ContainsFunc(c.config.Verifiers, Verifier.needsSignatures)
+}
+
+func (c *Checker) bind(ctx context.Context, q question, sources []source, e *knowledge) {
+	now := c.config.Now()
+	platform := q.platform
+	if platform == (Platform{}) {
+		platform = c.config.Platform
+	}
+	b, complete, err := bind(ctx, sources, q, platform)
 	if err != nil {
-		return Result{}, err
-	}
-	result := b.result()
-	signatures := &signatureReader{sources: sources, subjects: b.subjects()}
-	for _, v := range c.config.Verifiers {
-		if err := c.verify(ctx, v, q, b, signatures); err != nil {
-			result.Failures = append(result.Failures, Failure{Verifier: v.Name(), Reason: err})
-			continue
+		// What was bound by digests stays true; only that it can be shown again is not.
+		if len(e.bound.contents) == 0 || !now.Before(e.boundUntil) {
+			e.bound, e.err, e.complete = bound{}, err, false
 		}
-		result.SignedBy = append(result.SignedBy, v.Name())
+		return
 	}
-	slices.Sort(result.SignedBy)
-	if len(result.SignedBy) == 0 {
-		// Nobody vouches for the index, so it matters that its entries cannot be told or read.
-		if err := b.doubt(); err != nil {
-			return Result{}, err
-		}
+	if !slices.Equal(e.bound.subjects(), b.subjects()) {
+		e.verdicts = nil
 	}
-	return result, nil
+	e.bound, e.err, e.complete = b, nil, complete
+	e.boundUntil = now.Add(max(c.config.TTL, completeTTL))
+	if !complete {
+		e.boundUntil = now.Add(c.config.TTL)
+	}
 }
 
 // result is what the documents say, before a verifier was asked.
@@ -221,68 +310,4 @@ func (b bound) doubt() error {
 		whys = append(whys, fmt.Errorf("image: entry %s of the index: %w", short(c.unread), c.why))
 	}
 	return errors.Join(whys[:min(len(whys), maxRefusals)]...)
-}
-
-func (c *Checker) bind(ctx context.Context, sources []source, q question) (bound, error) {
-	cached, ok := c.bindings.get(q.key(), c.config.Now())
-	if ok && c.config.Now().Before(cached.renew) {
-		return cached.value, cached.err
-	}
-	platform := q.platform
-	if platform == (Platform{}) {
-		platform = c.config.Platform
-	}
-	b, err := bind(ctx, sources, q, platform)
-	if err != nil {
-		// What was bound by digests stays true; only that it can be shown again is not.
-		if kept, ok := c.bindings.putBad(q.key(), err, c.config.Now(), c.config.FailureTTL, true); ok {
-			return kept.value, nil
-		}
-		return bound{}, err
-	}
-	c.bindings.putGood(q.key(), b, c.config.Now(), c.config.TTL)
-	return b, nil
-}
-
-// verify answers for one verifier, from the cache where it can. The question is part of the key: it says which
-// repositories were asked.
-func (c *Checker) verify(ctx context.Context, v Verifier, q question, b bound, signatures *signatureReader) error {
-	key := v.Name() + "\n" + strings.Join(b.subjects(), ",") + "\n" + q.key()
-	cached, ok := c.verdicts.get(key, c.config.Now())
-	if ok && c.config.Now().Before(cached.renew) {
-		return cached.err
-	}
-	var found []signed
-	var problems []error
-	if v.needsSignatures() {
-		found, problems = signatures.read(ctx)
-	}
-	if err := acceptAll(v, b, found); err != nil {
-		err = errors.Join(append([]error{err}, problems...)...)
-		// With every source heard, the signature is gone: that counts now. Otherwise the old proof lasts its time.
-		unheard := len(problems) > 0
-		if _, kept := c.verdicts.putBad(key, err, c.config.Now(), c.config.FailureTTL, unheard); kept {
-			return nil
-		}
-		return err
-	}
-	c.verdicts.putGood(key, struct{}{}, c.config.Now(), c.config.TTL)
-	return nil
-}
-
-// signatureReader reads an image's signatures once for all verifiers, and only if one needs them.
-type signatureReader struct {
-	sources  []source
-	subjects []string
-	done     bool
-	found    []signed
-	problems []error
-}
-
-func (r *signatureReader) read(ctx context.Context) ([]signed, []error) {
-	if !r.done {
-		r.found, r.problems = collectSignatures(ctx, r.sources, r.subjects)
-		r.done = true
-	}
-	return r.found, r.problems
 }

@@ -27,6 +27,8 @@ type manifestDoc struct {
 	digest workloadclaim.ManifestDigest
 	config workloadclaim.ConfigDigest
 	layers []descriptor
+
+	subject string // the digest of what it refers to (OCI image spec 1.1, manifest.md, subject), "" for none
 }
 
 // indexDoc is an image index (OCI image spec, image-index.md; Docker manifest list v2).
@@ -37,11 +39,12 @@ type indexDoc struct {
 
 // descriptor is OCI image spec, descriptor.md, as far as it is needed here.
 type descriptor struct {
-	MediaType   types.MediaType   `json:"mediaType"`
-	Digest      string            `json:"digest"`
-	Size        int64             `json:"size"`
-	Annotations map[string]string `json:"annotations"`
-	Platform    *entryPlatform    `json:"platform"`
+	MediaType    types.MediaType   `json:"mediaType"`
+	ArtifactType string            `json:"artifactType"`
+	Digest       string            `json:"digest"`
+	Size         int64             `json:"size"`
+	Annotations  map[string]string `json:"annotations"`
+	Platform     *entryPlatform    `json:"platform"`
 }
 
 // entryPlatform is the platform of an index's entry (OCI image spec, image-index.md; features: Docker manifest list v2).
@@ -58,6 +61,7 @@ type rawDocument struct {
 	SchemaVersion int             `json:"schemaVersion"`
 	MediaType     types.MediaType `json:"mediaType"`
 	Config        *descriptor     `json:"config"`
+	Subject       *descriptor     `json:"subject"`
 	Layers        []descriptor    `json:"layers"`
 	Manifests     []descriptor    `json:"manifests"`
 }
@@ -113,11 +117,11 @@ func parseManifest(raw []byte, doc rawDocument) (document, error) {
 	if err != nil {
 		return document{}, fmt.Errorf("image: manifest's config: %w", err)
 	}
-	return document{manifest: &manifestDoc{
-		digest: workloadclaim.ManifestDigestOf(raw),
-		config: config,
-		layers: doc.Layers,
-	}}, nil
+	m := &manifestDoc{digest: workloadclaim.ManifestDigestOf(raw), config: config, layers: doc.Layers}
+	if doc.Subject != nil {
+		m.subject = doc.Subject.Digest
+	}
+	return document{manifest: m}, nil
 }
 
 func parseIndex(raw []byte, doc rawDocument) (document, error) {

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
 func FuzzPayload(f *testing.F) {
@@ -58,21 +60,37 @@ func FuzzRunning(f *testing.F) {
 }
 
 func TestCacheStaysWithinItsLimit(t *testing.T) {
-	c, now := newCache[int](3), time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
+	c, now := newCache(3), time.Date(2026, 10, 1, 0, 0, 0, 0, time.UTC)
 	for i := range 10 {
-		c.putGood(strings.Repeat("x", i), i, now.Add(time.Duration(i)*time.Second), time.Hour)
+		c.put(strings.Repeat("x", i), &knowledge{tries: i, renew: now.Add(time.Duration(i) * time.Second)}, now)
 	}
 	if len(c.entries) != 3 {
 		t.Errorf("%d entries", len(c.entries))
 	}
-	if e, ok := c.get(strings.Repeat("x", 9), now); !ok || e.value != 9 {
+	if e, ok := c.get(strings.Repeat("x", 9), now); !ok || e.tries != 9 {
 		t.Error("the newest answer was dropped")
 	}
-	if _, ok := c.get(strings.Repeat("x", 9), now.Add(2*time.Hour)); ok {
-		t.Error("an expired answer is served")
-	}
-	c.putGood("late", 1, now.Add(3*time.Hour), time.Hour)
+	c.put("late", &knowledge{renew: now.Add(49 * time.Hour)}, now.Add(48*time.Hour))
 	if len(c.entries) != 1 {
-		t.Errorf("expired answers are kept: %d entries", len(c.entries))
+		t.Errorf("answers that no one asks for are kept: %d entries", len(c.entries))
+	}
+}
+
+func TestMemoryStaysWithinItsLimit(t *testing.T) {
+	m := newMemory(100)
+	var digests []string
+	for i := range 10 {
+		content := []byte(strings.Repeat(string(rune('a'+i)), 30))
+		m.put(content)
+		digests = append(digests, workloadclaim.ManifestDigestOf(content).String())
+		if _, ok := m.get(digests[0]); !ok {
+			t.Error("what is used is dropped")
+		}
+	}
+	if len(m.items) != 3 || m.order.Len() != 3 || m.left < 0 {
+		t.Errorf("%d documents, %d bytes left", len(m.items), m.left)
+	}
+	if got, ok := m.get(digests[9]); !ok || string(got) != strings.Repeat("j", 30) {
+		t.Error("the newest document is not there")
 	}
 }

@@ -41,6 +41,7 @@ type fixture struct {
 	now      time.Time
 	down     atomic.Bool
 	requests atomic.Int64
+	slow     atomic.Int64 // how long each answer takes
 	layouts  []string
 	raw      sync.Map // manifests that the registry has though it would not take them, by digest or tag
 }
@@ -51,6 +52,7 @@ func newFixture(t *testing.T) *fixture {
 	handler := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.requests.Add(1)
+		time.Sleep(time.Duration(f.slow.Load()))
 		if f.down.Load() {
 			w.WriteHeader(http.StatusBadGateway)
 			return

@@ -41,6 +41,48 @@ func (l *ociLayout) entries() ([]descriptor, error) {
 	return index.Manifests, nil
 }
 
+// kindAnnotation says what an entry is in a layout that `cosign save` wrote (sigstore/cosign pkg/oci/layout): an image, or the
+// signatures of an image, which it does not name.
+const (
+	kindAnnotation = "kind"
+	kindSignatures = "dev.cosignproject.cosign/sigs"
+)
+
+// holdsSignatures tells whether an entry is made to hold signatures.
+func holdsSignatures(e descriptor) bool {
+	return strings.HasSuffix(e.Annotations[refName], ".sig") || e.Annotations[kindAnnotation] == kindSignatures
+}
+
+// signatures lists the entries that are named as cosign names the subject's signatures, those that `cosign save` wrote, and those
+// whose manifests refer to the subject, as OCI 1.1 referrers do.
+func (l *ociLayout) signatures(_ context.Context, subject string) ([]string, error) {
+	entries, err := l.entries()
+	if err != nil {
+		return nil, err
+	}
+	out := []string{signatureTag(subject)}
+	for _, e := range entries[:min(len(entries), maxRoots)] {
+		if e.Annotations[kindAnnotation] == kindSignatures || l.refersTo(e, subject) {
+			out = append(out, e.Digest)
+		}
+	}
+	list, err := l.tagged(strings.TrimSuffix(signatureTag(subject), ".sig"))
+	if err != nil {
+		return out, ignoreNotFound(err)
+	}
+	listed, err := referrers(list)
+	return append(out, listed...), err
+}
+
+func (l *ociLayout) refersTo(e descriptor, subject string) bool {
+	raw, err := l.readBlob(e.Digest, maxDocument)
+	if err != nil {
+		return false
+	}
+	doc, err := parseDocument(raw)
+	return err == nil && doc.manifest != nil && doc.manifest.subject == subject
+}
+
 // roots lists every entry of the layout except signatures: which one is the image is for the digests to say.
 func (l *ociLayout) roots(context.Context, question) ([]string, error) {
 	entries, err := l.entries()
@@ -49,7 +91,7 @@ func (l *ociLayout) roots(context.Context, question) ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Annotations[refName], ".sig") {
+		if !holdsSignatures(e) {
 			out = append(out, e.Digest)
 		}
 	}

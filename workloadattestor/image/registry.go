@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -18,46 +17,137 @@ import (
 
 // registries reads from the registries that the configuration lists.
 type registries struct {
-	allowed  []string // registry hosts, or repository prefixes: "registry.example:5000", "registry.example/team"
-	insecure map[string]bool
-	puller   *remote.Puller
+	allowed    []string // registry hosts, or repository prefixes: "registry.example:5000", "registry.example/team"
+	insecure   map[string]bool
+	mirrors    map[string][]string // by registry, in its full name
+	signatures []name.Repository   // that hold other repositories' signatures
+	puller     *remote.Puller
 }
 
-func newRegistries(allowed, insecure []string, keychain authn.Keychain) (*registries, error) {
-	r := &registries{insecure: map[string]bool{}}
+func newRegistries(c Config) (*registries, error) {
+	r := &registries{insecure: map[string]bool{}, mirrors: map[string][]string{}}
 	var problems []error
-	for _, host := range insecure {
+	for _, host := range c.InsecureRegistries {
 		if _, err := name.NewRegistry(host); err != nil {
 			problems = append(problems, fmt.Errorf("image: insecure registry %s: %w", short(host), err))
 		}
 		r.insecure[host] = true
 	}
-	for _, prefix := range append(append([]string(nil), allowed...), insecure...) {
-		host, path, _ := strings.Cut(strings.TrimSuffix(prefix, "/"), "/")
-		registry, err := name.NewRegistry(host)
-		if err != nil || host == "" {
-			problems = append(problems, fmt.Errorf("image: registry %s: want host, host:port or host/repository: %w", short(prefix), err))
+	for _, prefix := range append(append([]string(nil), c.Registries...), c.InsecureRegistries...) {
+		full, err := parsePrefix(prefix)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("image: registry %s: %w", short(prefix), err))
 			continue
 		}
-		r.allowed = append(r.allowed, strings.TrimSuffix(registry.RegistryStr()+"/"+path, "/"))
+		r.allowed = append(r.allowed, full)
 	}
+	problems = append(problems, r.addMirrors(c.Mirrors), r.addSignatures(c.SignatureRepositories))
+	hosts, err := newHosts(c, r)
+	problems = append(problems, err)
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
+	keychain := c.Keychain
 	if keychain == nil {
 		keychain = anonymous{}
 	}
-	var err error
 	r.puller, err = remote.NewPuller(
 		remote.WithAuthFromKeychain(keychain),
-		remote.WithTransport(&boundedTransport{insecure: r.insecure, base: baseTransport()}),
+		remote.WithTransport(hosts),
 		remote.WithRetryBackoff(remote.Backoff{Duration: 200 * time.Millisecond, Factor: 1, Steps: 2}),
 	)
 	return r, err
 }
 
-// sources makes one source per repository that the question names and the configuration allows.
-func (r *registries) sources(q question) []source {
+// parsePrefix reads "host", "host:port" or "host/repository/prefix", and refuses what no image's name could ever begin with.
+func parsePrefix(prefix string) (string, error) {
+	host, path, _ := strings.Cut(strings.TrimSuffix(prefix, "/"), "/")
+	switch {
+	case strings.Contains(prefix, "://"):
+		return "", errors.New("want host, host:port or host/repository, without a scheme")
+	case strings.ContainsAny(prefix, "*?"):
+		return "", errors.New("want host, host:port or host/repository: there are no wildcards, a host stands for all of its repositories")
+	case strings.ContainsAny(path, "@") || strings.Contains(path, ":"):
+		return "", errors.New("want host, host:port or host/repository, without tag or digest")
+	case host == "registry-1.docker.io":
+		return "", errors.New("images are named docker.io, so write docker.io: registry-1.docker.io is only the machine that serves them")
+	}
+	registry, err := name.NewRegistry(host)
+	if err != nil || host == "" {
+		return "", fmt.Errorf("want host, host:port or host/repository: %w", err)
+	}
+	if registry.RegistryStr() == name.DefaultRegistry && path != "" && !strings.Contains(prefix[len(host)+1:], "/") {
+		return "", fmt.Errorf("no image is named so: an official image is docker.io/library/%s, and all of an organisation's are docker.io/%s/", path, path)
+	}
+	if path != "" {
+		if err := plainPath(path); err != nil {
+			return "", err
+		}
+	}
+	return strings.TrimSuffix(registry.RegistryStr()+"/"+path, "/"), nil
+}
+
+// plainPath refuses components that a server could resolve to another repository.
+func plainPath(path string) error {
+	for _, part := range strings.Split(path, "/") {
+		if part == "" || part == "." || part == ".." {
+			return fmt.Errorf("repository %s: want no empty component, no . and no ..", short(path))
+		}
+	}
+	return nil
+}
+
+func (r *registries) addMirrors(mirrors map[string][]string) error {
+	var problems []error
+	for host, list := range mirrors {
+		registry, err := name.NewRegistry(host)
+		if err != nil || host == "" || strings.Contains(host, "/") {
+			problems = append(problems, fmt.Errorf("image: mirrors of %s: want a registry's host", short(host)))
+			continue
+		}
+		for _, mirror := range list {
+			full, err := parsePrefix(mirror)
+			if err != nil {
+				problems = append(problems, fmt.Errorf("image: mirror %s of %s: %w", short(mirror), short(host), err))
+				continue
+			}
+			r.mirrors[registry.RegistryStr()] = append(r.mirrors[registry.RegistryStr()], full)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (r *registries) addSignatures(repositories []string) error {
+	var problems []error
+	for _, text := range repositories {
+		full, err := parsePrefix(text)
+		if err == nil && !strings.Contains(full, "/") {
+			err = errors.New("want host/repository")
+		}
+		var repo name.Repository
+		if err == nil {
+			repo, err = r.repository(full)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("image: signature repository %s: %w", short(text), err))
+			continue
+		}
+		r.signatures = append(r.signatures, repo)
+	}
+	return errors.Join(problems...)
+}
+
+func (r *registries) repository(full string) (name.Repository, error) {
+	host, _, _ := strings.Cut(full, "/")
+	if r.insecure[host] {
+		return name.NewRepository(full, name.Insecure)
+	}
+	return name.NewRepository(full)
+}
+
+// sources makes one source per repository that the question names and the configuration allows. Where a registry has mirrors,
+// they are asked in its place.
+func (r *registries) sources(q question, m *memory) []source {
 	var out []source
 	seen := map[string]bool{}
 	for _, ref := range q.refs {
@@ -66,12 +156,41 @@ func (r *registries) sources(q question) []source {
 			continue
 		}
 		seen[repo.Name()] = true
-		out = append(out, &repository{repo: repo, puller: r.puller})
+		for _, place := range r.places(repo) {
+			out = append(out, remembering{&repository{repo: place, named: repo, puller: r.puller}, m})
+		}
+	}
+	return out
+}
+
+// places are where a repository's content is read: itself, or its mirrors.
+func (r *registries) places(repo name.Repository) []name.Repository {
+	mirrors := r.mirrors[repo.RegistryStr()]
+	if len(mirrors) == 0 {
+		return []name.Repository{repo}
+	}
+	var out []name.Repository
+	for _, mirror := range mirrors {
+		if place, err := r.repository(mirror + "/" + repo.RepositoryStr()); err == nil {
+			out = append(out, place)
+		}
+	}
+	return out
+}
+
+// signatureSources hold other repositories' signatures, and no images.
+func (r *registries) signatureSources(m *memory) []source {
+	var out []source
+	for _, repo := range r.signatures {
+		out = append(out, remembering{&repository{repo: repo, named: repo, puller: r.puller}, m})
 	}
 	return out
 }
 
 func (r *registries) allows(repo name.Repository) bool {
+	if plainPath(repo.RepositoryStr()) != nil {
+		return false
+	}
 	for _, prefix := range r.allowed {
 		if repo.Name() == prefix || strings.HasPrefix(repo.Name(), prefix+"/") {
 			return true
@@ -83,6 +202,7 @@ func (r *registries) allows(repo name.Repository) bool {
 // repository is a source: one repository of a registry.
 type repository struct {
 	repo   name.Repository
+	named  name.Repository // as images' names have it: another one than repo where that is a mirror
 	puller *remote.Puller
 }
 
@@ -91,11 +211,31 @@ func (r *repository) describe() string { return "repository " + r.repo.Name() }
 func (r *repository) roots(_ context.Context, q question) ([]string, error) {
 	var out []string
 	for _, ref := range q.refs {
-		if ref.Context().Name() == r.repo.Name() {
+		if ref.Context().Name() == r.named.Name() {
 			out = append(out, ref.Identifier())
 		}
 	}
 	return append(out, q.loose...), nil
+}
+
+// signatures asks for the referrers, by the API or by the tag that stands in for it, beside cosign's tag.
+func (r *repository) signatures(ctx context.Context, subject string) ([]string, error) {
+	out := []string{signatureTag(subject)}
+	list, err := remote.Referrers(r.repo.Digest(subject), remote.WithContext(ctx), remote.Reuse(r.puller))
+	if err := notFound(err); errors.Is(err, errNotFound) {
+		return out, nil
+	} else if err != nil {
+		return out, fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
+	}
+	raw, err := list.RawManifest()
+	if err != nil {
+		return out, fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
+	}
+	listed, err := referrers(raw)
+	if err != nil {
+		return out, fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
+	}
+	return append(out, listed...), nil
 }
 
 func (r *repository) manifest(ctx context.Context, ref string) ([]byte, error) {
@@ -123,59 +263,18 @@ func (r *repository) blob(ctx context.Context, digest string) (raw []byte, err e
 	return io.ReadAll(io.LimitReader(body, maxBlob+1))
 }
 
-// notFound tells "the registry does not have it" from every other failure.
+// notFound tells "the registry does not have it" from every other failure. All of those mean that it was not heard.
 func notFound(err error) error {
 	var response *transport.Error
 	if errors.As(err, &response) && response.StatusCode == http.StatusNotFound {
 		return errNotFound
 	}
-	return err
+	if err == nil {
+		return nil
+	}
+	return unheard{err}
 }
 
 type anonymous struct{}
 
 func (anonymous) Resolve(authn.Resource) (authn.Authenticator, error) { return authn.Anonymous, nil }
-
-func baseTransport() http.RoundTripper {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   5 * time.Second,
-		ResponseHeaderTimeout: 5 * time.Second,
-		IdleConnTimeout:       time.Minute,
-		MaxIdleConnsPerHost:   4,
-		ForceAttemptHTTP2:     true,
-	}
-}
-
-// boundedTransport refuses plain HTTP, also after a redirect or for a token, except to hosts that the configuration
-// lists, and bounds every answer. go-containerregistry would fall back to HTTP for private addresses by itself.
-type boundedTransport struct {
-	insecure map[string]bool
-	base     http.RoundTripper
-}
-
-func (t *boundedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !t.insecure[req.URL.Host] {
-		return nil, fmt.Errorf("image: %s would be asked without TLS; list it in insecure_registries if that is meant", req.URL.Host)
-	}
-	response, err := t.base.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	response.Body = &boundedBody{ReadCloser: response.Body, left: maxDocument}
-	return response, nil
-}
-
-type boundedBody struct {
-	io.ReadCloser
-	left int64
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("image: registry's answer is larger than %d bytes", maxDocument)
-	}
-	return n, err
-}

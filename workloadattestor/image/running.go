@@ -58,6 +58,9 @@ func parseRunning(r Running, insecure map[string]bool) (question, error) {
 	q := question{platform: r.Platform}
 	for _, text := range []string{r.ID, r.Ref} {
 		digest, ref, err := parseReported(text, insecure)
+		if err != nil && q.id != "" {
+			continue // the digest is known: what cannot be parsed is only a hint less
+		}
 		if err != nil {
 			return question{}, err
 		}
@@ -141,6 +144,9 @@ func bareDigest(text string) (string, bool) {
 func parseReference(text string, insecure map[string]bool) (name.Reference, error) {
 	ref, err := name.ParseReference(text, name.WithDefaultTag("latest"))
 	if err != nil {
+		return nil, fmt.Errorf("image: reference %s: %w", short(text), err)
+	}
+	if err := plainPath(ref.Context().RepositoryStr()); err != nil {
 		return nil, fmt.Errorf("image: reference %s: %w", short(text), err)
 	}
 	if !insecure[ref.Context().RegistryStr()] {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -9,24 +10,41 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/sigstore/sigstore-go/pkg/bundle"
 )
 
-// Cosign keeps an image's signatures in a manifest beside the image, tagged by the image's digest; each layer is one
-// signed payload with its signature as an annotation (sigstore/cosign specs/SIGNATURE_SPEC.md).
-const payloadMediaType types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
+// Formats of signatures, and the media types of the layers that hold them. Cosign up to version 2 writes simple-signing payloads
+// (sigstore/cosign specs/SIGNATURE_SPEC.md), version 3 Sigstore bundles (sigstore/protobuf-specs, sigstore_bundle.proto).
+const (
+	FormatSimpleSigning = "cosign-simple-signing"
+	FormatBundle        = "sigstore-bundle"
+
+	payloadMediaType types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
+	bundleMediaType                  = "application/vnd.dev.sigstore.bundle" // "…+json;version=0.2" or ".v0.3+json"
+)
 
 const (
 	signatureAnnotation = "dev.cosignproject.cosign/signature"
 	payloadType         = "cosign container image signature"
 
-	maxSignatures     = 32   // layers of one signature manifest that are read
-	maxSignatureBytes = 4096 // RSA-16384 is 2 KiB
+	maxSignatures     = 1000    // of one image that are read, as cosign does
+	maxSignatureSpace = 8 << 20 // bytes of them
+	maxSignatureBytes = 4096    // RSA-16384 is 2 KiB
 )
 
-// signed is a payload with a signature, both unverified: anybody who may push to a repository can put one there.
+// signed is a signature with what it signs, both unverified: anybody who may push to a repository can put one there. It is
+// either a payload with its signature, or a bundle.
 type signed struct {
 	payload   []byte
 	signature []byte
+	bundle    *bundle.Bundle
+}
+
+func (s signed) format() string {
+	if s.bundle != nil {
+		return FormatBundle
+	}
+	return FormatSimpleSigning
 }
 
 // signatureTag is where cosign keeps the signatures of the manifest or index with this digest.
@@ -34,64 +52,114 @@ func signatureTag(digest string) string {
 	return strings.Replace(digest, "sha256:", "sha256-", 1) + ".sig"
 }
 
-// collectSignatures reads the signatures for all subjects (digests of manifests and indexes) from all sources. What
-// it cannot read is returned as problems and does not hide what another source has.
-func collectSignatures(ctx context.Context, sources []source, subjects []string) ([]signed, []error) {
-	var out []signed
-	var problems []error
-	for _, s := range sources {
-		for _, subject := range subjects {
-			found, err := readSignatures(ctx, s, subject)
-			if err != nil && !errors.Is(err, errNotFound) {
-				problems = append(problems, err)
-			}
-			out = append(out, found...)
-		}
-	}
-	return out, problems
+// collector reads the signatures of one image, within the limits on them.
+type collector struct {
+	found    []signed
+	problems []error
+	seen     map[string]bool
+	space    int
 }
 
-func readSignatures(ctx context.Context, s source, subject string) ([]signed, error) {
-	doc, err := fetchManifest(ctx, s, signatureTag(subject))
-	if err != nil {
-		return nil, err
+// collect reads the signatures for one subject (the digest of a manifest or an index) from a source. What it cannot read is
+// a problem and does not hide what another source has.
+func (c *collector) collect(ctx context.Context, s source, subject string) {
+	places, err := s.signatures(ctx, subject)
+	if err != nil && !errors.Is(err, errNotFound) {
+		c.problem(err)
 	}
-	if doc.manifest == nil {
-		return nil, fmt.Errorf("image: %s: %s is an index, want a manifest of signatures", s.describe(), signatureTag(subject))
+	for _, place := range places {
+		doc, err := fetchManifest(ctx, s, place)
+		switch {
+		case errors.Is(err, errNotFound):
+		case err != nil:
+			c.problem(err)
+		case doc.manifest == nil:
+			c.problem(fmt.Errorf("image: %s: %s is an index, want a manifest of signatures", s.describe(), short(place)))
+		default:
+			c.layers(ctx, s, doc.manifest)
+		}
 	}
-	if len(doc.manifest.layers) > maxSignatures {
-		return nil, fmt.Errorf("image: %s: %d signatures for %s, the limit is %d", s.describe(), len(doc.manifest.layers), subject, maxSignatures)
-	}
-	var out []signed
-	var problems []error
-	for _, layer := range doc.manifest.layers {
-		one, err := readSignature(ctx, s, layer)
+}
+
+func (c *collector) layers(ctx context.Context, s source, m *manifestDoc) {
+	for _, layer := range m.layers {
+		simple, bundled := layer.MediaType == payloadMediaType, strings.HasPrefix(string(layer.MediaType), bundleMediaType)
+		id := layer.Digest + layer.Annotations[signatureAnnotation]
+		if !simple && !bundled || c.seen[id] {
+			continue // an artifact of another kind, or the same signature again
+		}
+		if len(c.found) >= maxSignatures || c.space > maxSignatureSpace {
+			c.problem(fmt.Errorf("image: %s: more than %d signatures or %d bytes of them, the rest is not read", s.describe(), maxSignatures, maxSignatureSpace))
+			return
+		}
+		one, size, err := readSignature(ctx, s, layer, simple)
 		if err != nil {
-			problems = append(problems, err)
+			c.problem(err)
 			continue
 		}
-		out = append(out, one)
+		if c.seen == nil {
+			c.seen = map[string]bool{}
+		}
+		c.seen[id] = true
+		c.space += size
+		c.found = append(c.found, one)
 	}
-	return out, errors.Join(problems...)
 }
 
-func readSignature(ctx context.Context, s source, layer descriptor) (signed, error) {
-	if layer.MediaType != payloadMediaType {
-		return signed{}, fmt.Errorf("image: %s: signature payload has media type %s, want %s", s.describe(), short(string(layer.MediaType)), payloadMediaType)
+func (c *collector) problem(err error) {
+	const enough = 16
+	if len(c.problems) < enough {
+		c.problems = append(c.problems, err)
 	}
+}
+
+func readSignature(ctx context.Context, s source, layer descriptor, simple bool) (signed, int, error) {
+	var signature []byte
+	if simple {
+		var err error
+		if signature, err = annotatedSignature(layer); err != nil {
+			return signed{}, 0, fmt.Errorf("image: %s: %w", s.describe(), err)
+		}
+	}
+	content, err := fetchBlob(ctx, s, layer.Digest)
+	if err != nil {
+		return signed{}, 0, err
+	}
+	if simple {
+		return signed{payload: content, signature: signature}, len(content), nil
+	}
+	b, err := parseBundle(content)
+	if err != nil {
+		return signed{}, 0, fmt.Errorf("image: %s: blob %s: %w", s.describe(), short(layer.Digest), err)
+	}
+	return signed{bundle: b}, len(content), nil
+}
+
+func annotatedSignature(layer descriptor) ([]byte, error) {
 	text := layer.Annotations[signatureAnnotation]
 	if len(text) > maxSignatureBytes {
-		return signed{}, fmt.Errorf("image: %s: signature of %d characters, the limit is %d", s.describe(), len(text), maxSignatureBytes)
+		return nil, fmt.Errorf("signature of %d characters, the limit is %d", len(text), maxSignatureBytes)
 	}
 	signature, err := base64.StdEncoding.Strict().DecodeString(text)
 	if err != nil || len(signature) == 0 {
-		return signed{}, fmt.Errorf("image: %s: annotation %s is not a base64 signature", s.describe(), signatureAnnotation)
+		return nil, fmt.Errorf("annotation %s is not a base64 signature", signatureAnnotation)
 	}
-	payload, err := fetchBlob(ctx, s, layer.Digest)
-	if err != nil {
-		return signed{}, err
+	return signature, nil
+}
+
+// parseBundle reads a Sigstore bundle. It says nothing about the signature in it.
+func parseBundle(raw []byte) (*bundle.Bundle, error) {
+	if len(raw) > maxBlob {
+		return nil, fmt.Errorf("image: bundle of %d bytes, the limit is %d", len(raw), maxBlob)
 	}
-	return signed{payload: payload, signature: signature}, nil
+	if _, err := decodeStrict(raw, &json.RawMessage{}); err != nil {
+		return nil, fmt.Errorf("image: bundle: %w", err)
+	}
+	b := &bundle.Bundle{}
+	if err := b.UnmarshalJSON(bytes.TrimSpace(raw)); err != nil {
+		return nil, fmt.Errorf("image: bundle: %w", err)
+	}
+	return b, nil
 }
 
 // simpleSigning is the payload (containers/image docs/containers-signature.5.md, "json data format", with cosign's

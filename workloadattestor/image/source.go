@@ -13,8 +13,21 @@ import (
 // nothing is known.
 var errNotFound = errors.New("not found")
 
-// maxBlob bounds a signature payload: simple-signing payloads are a few hundred bytes.
-const maxBlob = 64 << 10
+// ErrUnheard means that a registry could not be asked: it was away or too slow, it wants credentials, or it asked to be asked
+// later. Such an error proves nothing about an image.
+var ErrUnheard = errors.New("not heard")
+
+// Unknown tells whether an error of Check leaves open what the image is, because a registry could not be asked.
+func Unknown(err error) bool { return errors.Is(err, ErrUnheard) }
+
+// unheard marks an error as ErrUnheard without changing its text.
+type unheard struct{ error }
+
+func (u unheard) Unwrap() []error { return []error{u.error, ErrUnheard} }
+
+// maxBlob bounds a signature payload or a bundle. Simple-signing payloads are a few hundred bytes, bundles with certificates,
+// the log's proof and timestamps about ten thousand.
+const maxBlob = 256 << 10
 
 // source is one place that holds manifests and signatures: a repository of a registry, or an OCI layout.
 type source interface {
@@ -22,6 +35,9 @@ type source interface {
 	describe() string
 	// roots lists tags and digests of this source at which the image may be found.
 	roots(ctx context.Context, q question) ([]string, error)
+	// signatures lists tags and digests of manifests of this source that may hold signatures for a subject, the digest of a
+	// manifest or index.
+	signatures(ctx context.Context, subject string) ([]string, error)
 	// manifest fetches a manifest or index by tag or digest.
 	manifest(ctx context.Context, ref string) ([]byte, error)
 	// blob fetches a small blob by digest.

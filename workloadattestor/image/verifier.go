@@ -7,40 +7,67 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
+	in_toto "github.com/in-toto/attestation/go/v1"
+	"github.com/sigstore/sigstore-go/pkg/bundle"
+	"github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/signature"
 
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
 
-// Verifier is a named rule for accepting images; make one with NewKeyVerifier or NewDigestVerifier. Its name becomes
-// the selector signed-by:<name>.
+// Verifier is a named rule for accepting images; make one with NewKeyVerifier, NewKeylessVerifier or NewDigestVerifier. Its
+// name becomes the selector signed-by:<name>.
 type Verifier interface {
 	// Name is the verifier's name, a DNS label.
 	Name() string
-	// accept tells whether the rule accepts a content; nil means yes.
-	accept(c content, signatures []signed) error
-	// needsSignatures tells whether accept looks at signatures.
+	// vouches returns what a signature vouches for by this rule. errOtherSigner means that the signature is none of this
+	// rule's; every other error is about one that is.
+	vouches(s signed) (vouch, error)
+	// lists tells whether the rule accepts a content without any signature.
+	lists(c content) bool
+	// needsSignatures tells whether the rule looks at signatures.
 	needsSignatures() bool
 }
 
-// keyVerifier accepts images with a cosign signature by one of its keys.
+// vouch is what a verified signature says.
+type vouch struct {
+	digests []string // "sha256:<hex>" of manifests or indexes
+	format  string
+	signer  string // a key's or a certificate's subject, for people
+}
+
+// errOtherSigner means that a signature is not by whom a verifier trusts.
+var errOtherSigner = errors.New("signed by another")
+
+// keyVerifier accepts images with a signature by one of its keys.
 type keyVerifier struct {
 	name string
-	keys []signature.Verifier
+	keys []publicKey
+}
+
+// publicKey is a key with every way of signing that fits it.
+type publicKey struct {
+	fingerprint string // "sha256:<hex>" of its SubjectPublicKeyInfo
+	verifiers   []signature.Verifier
+	bundles     []*verify.Verifier
 }
 
 // maxKeys bounds the keys of one verifier: a current one and those of a roll-over.
 const maxKeys = 16
 
 // NewKeyVerifier makes a verifier from PEM blocks "PUBLIC KEY" (RFC 5280 SubjectPublicKeyInfo): ECDSA P-256, P-384 or
-// P-521, RSA of 2048 to 16384 bits (PKCS #1 v1.5), or Ed25519. Signatures are over SHA-256, as cosign makes them.
-// Several keys serve a roll-over: any of them may have signed.
+// P-521, RSA of 2048 to 16384 bits (PKCS #1 v1.5 or PSS), or Ed25519 (pure or pre-hashed). Signatures are over SHA-256, which
+// cosign uses with every key, or over the hash that fits the key. Several keys serve a roll-over: any of them may have
+// signed.
 func NewKeyVerifier(name string, publicKeys []byte) (Verifier, error) {
 	if _, err := workloadclaim.NewSelector(workloadclaim.KindSignedBy, name); err != nil {
 		return nil, fmt.Errorf("image: verifier's name: %w", err)
@@ -69,18 +96,60 @@ func NewKeyVerifier(name string, publicKeys []byte) (Verifier, error) {
 	return v, nil
 }
 
-func parseKey(block *pem.Block) (signature.Verifier, error) {
+func parseKey(block *pem.Block) (publicKey, error) {
 	if block.Type != string(cryptoutils.PublicKeyPEMType) {
-		return nil, fmt.Errorf("PEM block is %s, want %q", short(block.Type), cryptoutils.PublicKeyPEMType)
+		return publicKey{}, fmt.Errorf("PEM block is %s, want %q", short(block.Type), cryptoutils.PublicKeyPEMType)
 	}
 	pub, err := cryptoutils.UnmarshalPEMToPublicKey(pem.EncodeToMemory(block))
 	if err != nil {
-		return nil, err
+		return publicKey{}, err
 	}
 	if err := checkStrength(pub); err != nil {
-		return nil, err
+		return publicKey{}, err
 	}
-	return signature.LoadVerifier(pub, crypto.SHA256)
+	sum := sha256.Sum256(block.Bytes)
+	key := publicKey{fingerprint: "sha256:" + hex.EncodeToString(sum[:])}
+	if key.verifiers, err = verifiersOf(pub); err != nil {
+		return publicKey{}, err
+	}
+	for _, v := range key.verifiers {
+		b, err := keyBundles(v)
+		if err != nil {
+			return publicKey{}, err
+		}
+		key.bundles = append(key.bundles, b)
+	}
+	return key, nil
+}
+
+// verifiersOf lists the ways of signing that fit a key. Each is sound by itself, so a signature may be of any: the key's owner
+// chose it, and no one else can make one.
+func verifiersOf(pub crypto.PublicKey) ([]signature.Verifier, error) {
+	var out []signature.Verifier
+	var problems []error
+	add := func(v signature.Verifier, err error) {
+		out = append(out, v)
+		problems = append(problems, err)
+	}
+	switch key := pub.(type) {
+	case *ecdsa.PublicKey:
+		add(signature.LoadECDSAVerifier(key, crypto.SHA256))
+		switch bits := key.Curve.Params().BitSize; {
+		case bits > 384:
+			add(signature.LoadECDSAVerifier(key, crypto.SHA512))
+		case bits > 256:
+			add(signature.LoadECDSAVerifier(key, crypto.SHA384))
+		}
+	case *rsa.PublicKey:
+		for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+			add(signature.LoadRSAPKCS1v15Verifier(key, hash))
+			add(signature.LoadRSAPSSVerifier(key, hash, &rsa.PSSOptions{Hash: hash}))
+		}
+	case ed25519.PublicKey:
+		add(signature.LoadED25519Verifier(key))
+		add(signature.LoadED25519phVerifier(key))
+	}
+	return out, errors.Join(problems...)
 }
 
 func checkStrength(pub crypto.PublicKey) error {
@@ -103,59 +172,115 @@ func checkStrength(pub crypto.PublicKey) error {
 func (v *keyVerifier) Name() string          { return v.name }
 func (v *keyVerifier) needsSignatures() bool { return true }
 
-// accept wants one signature that (1) verifies under one of the keys over the payload's bytes as received, and
-// (2) whose payload names a manifest of the image, or an index that lists such a manifest. The tag at which the
-// signature was found says nothing.
-func (v *keyVerifier) accept(c content, signatures []signed) error {
-	if len(signatures) == 0 {
-		return errors.New("no signature found")
-	}
-	var reasons []error
-	for _, s := range signatures {
-		if !v.verifies(s) {
-			continue
+func (v *keyVerifier) lists(content) bool { return false }
+
+// vouches wants a signature that verifies under one of the keys over the signed bytes as received. Only then are they parsed.
+// The place where the signature was found says nothing.
+func (v *keyVerifier) vouches(s signed) (vouch, error) {
+	for _, key := range v.keys {
+		out := vouch{format: s.format(), signer: key.fingerprint}
+		if s.bundle != nil {
+			statement, ok := key.bundleStatement(s.bundle)
+			if !ok {
+				continue
+			}
+			var err error
+			out.digests, err = statementSubjects(statement)
+			return out, err
 		}
-		digest, err := parsePayload(s.payload)
-		switch {
-		case err != nil:
-			reasons = append(reasons, err)
-		case c.names(digest):
-			return nil
-		default:
-			reasons = append(reasons, fmt.Errorf("signed by its key, but for another image, %s", digest))
+		if key.verifies(s) {
+			digest, err := parsePayload(s.payload)
+			out.digests = []string{digest}
+			return out, err
 		}
 	}
-	if len(reasons) > 0 {
-		return errors.Join(reasons...)
-	}
-	return fmt.Errorf("none of %d signatures is by its key", len(signatures))
+	return vouch{}, errOtherSigner
 }
 
-func (v *keyVerifier) verifies(s signed) bool {
-	return slices.ContainsFunc(v.keys, func(key signature.Verifier) bool {
-		return key.VerifySignature(bytes.NewReader(s.signature), bytes.NewReader(s.payload)) == nil
+func (k publicKey) verifies(s signed) bool {
+	return slices.ContainsFunc(k.verifiers, func(v signature.Verifier) bool {
+		return v.VerifySignature(bytes.NewReader(s.signature), bytes.NewReader(s.payload)) == nil
 	})
 }
 
-// acceptAll asks v about everything that may run: one image that is not accepted may be the one that runs.
-func acceptAll(v Verifier, b bound, signatures []signed) error {
+// bundleStatement returns the statement that a bundle signs by this key. It is nil if the bundle signs something else.
+func (k publicKey) bundleStatement(b *bundle.Bundle) (*in_toto.Statement, bool) {
+	for _, v := range k.bundles {
+		result, err := v.Verify(b, verify.NewPolicy(verify.WithoutArtifactUnsafe(), verify.WithKey()))
+		if err == nil {
+			return result.Statement, true
+		}
+	}
+	return nil, false
+}
+
+// verdict is what one verifier says of an image.
+type verdict struct {
+	refusal error // nil if it accepts the image
+	by      []vouch
+}
+
+// judge asks v about everything that may run: one image that is not accepted may be the one that runs.
+func judge(v Verifier, b bound, signatures []signed) verdict {
+	by, reasons := vouchesOf(v, signatures)
+	var out verdict
 	var refusals []error
 	for _, c := range b.contents {
-		err := v.accept(c, signatures)
+		i := slices.IndexFunc(by, func(w vouch) bool { return slices.ContainsFunc(w.digests, c.names) })
 		switch {
-		case err == nil:
+		case v.lists(c):
+		case i >= 0:
+			out.by = append(out.by, by[i])
 		case len(b.contents) == 1 && c.unread == "":
-			return err
+			return verdict{refusal: why(v, by, reasons, len(signatures))}
 		case c.unread != "":
-			refusals = append(refusals, fmt.Errorf("entry %s of the index may run and could not be read (%w): %w", short(c.unread), c.why, err))
+			refusals = append(refusals, fmt.Errorf("entry %s of the index may run and could not be read (%w): %w",
+				short(c.unread), c.why, why(v, by, reasons, len(signatures))))
 		default:
-			refusals = append(refusals, fmt.Errorf("manifest %s of the index may run: %w", c.manifests[0], err))
+			refusals = append(refusals, fmt.Errorf("manifest %s of the index may run: %w", c.manifests[0], why(v, by, reasons, len(signatures))))
 		}
 		if len(refusals) == maxRefusals {
 			break
 		}
 	}
-	return errors.Join(refusals...)
+	if len(refusals) > 0 {
+		return verdict{refusal: errors.Join(refusals...)}
+	}
+	return out
+}
+
+func vouchesOf(v Verifier, signatures []signed) (by []vouch, reasons []error) {
+	if !v.needsSignatures() {
+		return nil, nil
+	}
+	for _, s := range signatures {
+		w, err := v.vouches(s)
+		switch {
+		case err == nil:
+			by = append(by, w)
+		case !errors.Is(err, errOtherSigner) && len(reasons) < maxRefusals:
+			reasons = append(reasons, err)
+		}
+	}
+	return by, reasons
+}
+
+// why says why none of the signatures vouches for an image.
+func why(v Verifier, by []vouch, reasons []error, signatures int) error {
+	reasons = slices.Clone(reasons)
+	for _, w := range by[:min(len(by), maxRefusals)] {
+		reasons = append(reasons, fmt.Errorf("signed by its key, but for another image, %s", strings.Join(w.digests[:min(len(w.digests), maxRefusals)], ", ")))
+	}
+	switch {
+	case !v.needsSignatures():
+		return errors.New("not in its list of digests")
+	case signatures == 0:
+		return errors.New("no signature found")
+	case len(reasons) > 0:
+		return errors.Join(reasons...)
+	default:
+		return fmt.Errorf("none of %d signatures is by its key", signatures)
+	}
 }
 
 // maxRefusals bounds the text about one image.
@@ -214,19 +339,21 @@ func NewDigestVerifier(name string, list DigestList) (Verifier, error) {
 func (v *digestVerifier) Name() string          { return v.name }
 func (v *digestVerifier) needsSignatures() bool { return false }
 
-func (v *digestVerifier) accept(c content, _ []signed) error {
+func (v *digestVerifier) vouches(signed) (vouch, error) { return vouch{}, errOtherSigner }
+
+func (v *digestVerifier) lists(c content) bool {
 	if !c.config.IsZero() && slices.Contains(v.list.Configs, c.config) {
-		return nil
+		return true
 	}
 	for _, m := range c.manifests {
 		if slices.Contains(v.list.Manifests, m) {
-			return nil
+			return true
 		}
 	}
 	for _, i := range c.indexes {
 		if slices.Contains(v.list.Indexes, i) {
-			return nil
+			return true
 		}
 	}
-	return errors.New("not in its list of digests")
+	return false
 }
