@@ -49,7 +49,7 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 		return err
 	}
 	spire, err := spireapi.Open(spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
-		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI})
+		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI, PageTimeout: c.SPIRE.Timeout, MaxRead: c.SPIRE.MaxRead})
 	if err != nil {
 		return err
 	}
@@ -58,6 +58,9 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	}
 	return errors.Join(mgr.Start(ctx), spire.Close())
 }
+
+// readTimeout bounds a whole reading of the SPIRE server. A page that takes longer than spire.timeout ends it sooner.
+const readTimeout = 5 * time.Minute
 
 // assemble adds the loop, the image results and the watches to the manager.
 func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, c syncconfig.Config, log *slog.Logger) error {
@@ -75,7 +78,7 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 	loop = syncer.New(syncer.Options{
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
-		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
+		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
 		WarmUp: c.Images.Checker.Timeout + 5*time.Second,
 	})
 	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 	"github.com/keelson-project/keelson/policy-sync/syncer"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 // taker takes everything away that policy-sync wrote: it reads what is there as policy-sync does, makes the plan of a world in
@@ -56,7 +57,7 @@ func newTaker(access *rest.Config, served discovery.DiscoveryInterface, config s
 	}
 	t := &taker{store: kube.New(api, api, nil, config.Snapshot), withoutSPIRE: c.withoutSPIRE, timeout: config.SPIRE.Timeout, say: c.say}
 	t.spire, err = spireapi.Open(spireapi.Options{TrustDomain: config.SPIRE.TrustDomain, Socket: config.SPIRE.Socket,
-		Address: config.SPIRE.Address, WorkloadAPI: config.SPIRE.WorkloadAPI})
+		Address: config.SPIRE.Address, WorkloadAPI: config.SPIRE.WorkloadAPI, MaxRead: config.SPIRE.MaxRead})
 	return t, err
 }
 
@@ -115,7 +116,7 @@ func (t *taker) plan(ctx context.Context) (snapshot.Snapshot, plan.Plan, error) 
 // nothing is what is wanted: no object, no entry, no label, no taint.
 func nothing(s snapshot.Snapshot) desired.Intents {
 	const reason = "Keelson is taken away"
-	in := desired.Intents{Config: s.Config}
+	in := desired.Intents{Config: s.Config, OwnEntries: entriesOf(s)}
 	for i := range s.Nodes {
 		in.Nodes = append(in.Nodes, desired.Node{Name: s.Nodes[i].Name, UID: string(s.Nodes[i].UID), Taint: new(bool), Reason: reason})
 	}
@@ -123,6 +124,21 @@ func nothing(s snapshot.Snapshot) desired.Intents {
 		in.Pods = append(in.Pods, desired.Pod{Namespace: s.Pods[i].Namespace, Name: s.Pods[i].Name, UID: string(s.Pods[i].UID), Reason: reason})
 	}
 	return in
+}
+
+// entriesOf are the IDs of the SPIRE entries that this cluster's policy-sync made. Those of an earlier version are told by what
+// policies still ask for; where the graph cannot be made, they stay.
+func entriesOf(s snapshot.Snapshot) []string {
+	var out []string
+	if g, err := trustgraph.Build(s); err == nil {
+		out = g.OwnEntries
+	}
+	for _, e := range s.SPIRE.Entries {
+		if cluster, ok := snapshot.EntryCluster(e); ok && cluster == s.ClusterName() || s.ClusterName() == "" && snapshot.OwnedEntry(e) {
+			out = append(out, e.ID)
+		}
+	}
+	return out
 }
 
 // apply does what closes, each even when another fails, and then, if all of it succeeded, what opens, in order.

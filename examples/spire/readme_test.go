@@ -282,11 +282,50 @@ func TestPolicySyncsIdentityIsTheAdmins(t *testing.T) {
 		t.Fatalf("%d entries are made by hand", len(made))
 	}
 	class, own := after(made[0], "-spiffeID"), after(made[1], "-spiffeID")
+	nodes, _, err := unstructured.NestedStringSlice(values(t), "policySync", "config", "spire", "adminNodes")
+	if err != nil || len(nodes) != 1 || !slices.Contains(after(made[0], "-selector"), "keelson_tpm:node:"+nodes[0]) {
+		t.Errorf("policy-sync's identity is for machines with %v, the chart names %v (%v)", after(made[0], "-selector"), nodes, err)
+	}
 	if !slices.Equal(after(made[1], "-parentID"), class) || !strings.HasPrefix(class[0], "spiffe://"+domain+"/") {
 		t.Errorf("policy-sync's entry is under %v, the nodes are %v", after(made[1], "-parentID"), class)
 	}
 	if admin := setting(t, server, "admin_ids"); own[0] != admin {
 		t.Errorf("policy-sync is %s, the server's admin %s", own[0], admin)
+	}
+}
+
+// TestThePolicyIsTheSameEverywhere: the server's ConfigMap and the values for the upstream chart hold the two files word for word, and
+// restrict the identity that the server takes for its admin's.
+func TestThePolicyIsTheSameEverywhere(t *testing.T) {
+	content, err := os.ReadFile("../../charts/spire-values/values.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chart := map[string]any{}
+	if err := yaml.Unmarshal(content, &chart); err != nil {
+		t.Fatal(err)
+	}
+	config := one[corev1.ConfigMap](t, "ConfigMap", "spire-server").Data
+	for name, key := range map[string]string{"policy.rego": "rego", "policy_data.json": "policy_data"} {
+		want := read(t, name)
+		if diff := cmp.Diff(want, config[name]); diff != "" {
+			t.Errorf("%s (-file +server.yaml):\n%s", name, diff)
+		}
+		if diff := cmp.Diff(want, at(t, chart, "spire-server", "experimental", "authOpaPolicyEngine", "local", key)); diff != "" {
+			t.Errorf("%s (-file +values.yaml):\n%s", name, diff)
+		}
+		if !strings.Contains(config["server.conf"], `"/etc/spire/`+name+`"`) {
+			t.Errorf("the server does not read %s", name)
+		}
+	}
+	var data struct {
+		EntryAdmins []string `json:"entry_admins"`
+	}
+	if err := yaml.Unmarshal([]byte(read(t, "policy_data.json")), &data); err != nil {
+		t.Fatal(err)
+	}
+	if admin := setting(t, config["server.conf"], "admin_ids"); !slices.Equal(data.EntryAdmins, []string{admin}) {
+		t.Errorf("the policy restricts %v, the server's admin is %s", data.EntryAdmins, admin)
 	}
 }
 

@@ -35,6 +35,8 @@ const (
 	MaxX509SVIDTTL = 24 * time.Hour
 	// DefaultMaxEntries is what one SPIRE server's database, and a reading of it, take with ease.
 	DefaultMaxEntries = 100_000
+	// DefaultMaxRead is how many entries, and how many agents, of a SPIRE server are read at most.
+	DefaultMaxRead = 500_000
 	// DefaultMaxNamespaceEntries leaves room for many large namespaces beside each other.
 	DefaultMaxNamespaceEntries = 20_000
 )

@@ -9,10 +9,12 @@
 package spireapi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
@@ -22,6 +24,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
 // Options say where the SPIRE server is. Exactly one of Socket and Address is set.
@@ -33,6 +37,10 @@ type Options struct {
 	Address string
 	// WorkloadAPI is the address of the SPIRE agent's Workload API ("unix:///…"), from which our own SVID comes.
 	WorkloadAPI string
+	// PageTimeout bounds each page of a reading, and how long a reading waits for the connection; 0 leaves both to the caller's context.
+	PageTimeout time.Duration
+	// MaxRead bounds how many entries, and how many agents, a reading takes; 0 means snapshot.DefaultMaxRead.
+	MaxRead int
 }
 
 func (o Options) validate() error {
@@ -62,6 +70,8 @@ type Client struct {
 	entries     entryv1.EntryClient
 	agents      agentv1.AgentClient
 	source      *workloadapi.X509Source // nil over the socket
+	pageTimeout time.Duration
+	maxRead     int
 }
 
 // maxMessage bounds one answer of the server. A page of entries or agents stays far below (see pageSize).
@@ -71,7 +81,7 @@ const maxMessage = 32 << 20
 func Dial(ctx context.Context, o Options) (*Client, error) { return dial(ctx, o, newComplaints()) }
 
 func dial(ctx context.Context, o Options, said *complaints) (*Client, error) {
-	c := &Client{trustDomain: o.TrustDomain}
+	c := &Client{trustDomain: o.TrustDomain, pageTimeout: o.PageTimeout, maxRead: cmp.Or(o.MaxRead, snapshot.DefaultMaxRead)}
 	target, creds, err := c.endpoint(ctx, o, said)
 	if err != nil {
 		return nil, err

@@ -13,14 +13,12 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
-// pageSize and maxPages bound a listing: half a million entries. A server that goes on beyond is an error, not a partial
-// reading.
-const (
-	pageSize = 500
-	maxPages = 1000
-)
+// pageSize bounds a page of a listing.
+const pageSize = 1000
 
-// Read lists all entries and all agents. Any failure is an error; there is no partial result.
+// Read lists all entries and all agents. Any failure is an error; there is no partial result. The server may take its time for all of
+// them: each page has Options.PageTimeout, so a reading of many entries succeeds as long as the server goes on answering, and ends
+// with ctx at the latest. A server that holds more than Options.MaxRead of either is an error.
 func (c *Client) Read(ctx context.Context) (*snapshot.SPIRE, error) {
 	entries, err := c.readEntries(ctx)
 	if err != nil {
@@ -30,20 +28,32 @@ func (c *Client) Read(ctx context.Context) (*snapshot.SPIRE, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &snapshot.SPIRE{Entries: entries, Agents: agents}, nil
+	out := &snapshot.SPIRE{Entries: entries, Agents: agents}
+	if c.source != nil {
+		svid, err := c.source.GetX509SVID()
+		if err != nil {
+			return nil, fmt.Errorf("spireapi: our own SVID: %w", err)
+		}
+		out.OwnID = svid.ID.String()
+	}
+	return out, nil
 }
 
 func (c *Client) readEntries(ctx context.Context) ([]snapshot.Entry, error) {
 	var out []snapshot.Entry
-	err := pages(func(token string) (string, error) {
+	seen := map[string]bool{}
+	err := c.pages(ctx, func(ctx context.Context, token string) (string, int, error) {
 		resp, err := c.entries.ListEntries(ctx, &entryv1.ListEntriesRequest{PageSize: pageSize, PageToken: token})
 		if err != nil {
-			return "", err
+			return "", 0, err
 		}
 		for _, e := range resp.GetEntries() {
-			out = append(out, fromEntry(e))
+			if !seen[e.GetId()] { // an entry that changes while pages are read may be on two
+				seen[e.GetId()] = true
+				out = append(out, fromEntry(e))
+			}
 		}
-		return resp.GetNextPageToken(), nil
+		return resp.GetNextPageToken(), len(resp.GetEntries()), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("spireapi: list entries: %w", err)
@@ -53,15 +63,15 @@ func (c *Client) readEntries(ctx context.Context) ([]snapshot.Entry, error) {
 
 func (c *Client) readAgents(ctx context.Context) ([]snapshot.Agent, error) {
 	var out []snapshot.Agent
-	err := pages(func(token string) (string, error) {
+	err := c.pages(ctx, func(ctx context.Context, token string) (string, int, error) {
 		resp, err := c.agents.ListAgents(ctx, &agentv1.ListAgentsRequest{PageSize: pageSize, PageToken: token})
 		if err != nil {
-			return "", err
+			return "", 0, err
 		}
 		for _, a := range resp.GetAgents() {
 			out = append(out, fromAgent(a))
 		}
-		return resp.GetNextPageToken(), nil
+		return resp.GetNextPageToken(), len(resp.GetAgents()), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("spireapi: list agents: %w", err)
@@ -69,22 +79,35 @@ func (c *Client) readAgents(ctx context.Context) ([]snapshot.Agent, error) {
 	return out, nil
 }
 
-func pages(next func(token string) (string, error)) error {
-	token := ""
-	for range maxPages {
-		following, err := next(token)
+// bounded ends after atMost, or with ctx where atMost is 0.
+func bounded(ctx context.Context, atMost time.Duration) (context.Context, context.CancelFunc) {
+	if atMost <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, atMost)
+}
+
+// pages asks for page after page, each within its own time.
+func (c *Client) pages(ctx context.Context, next func(ctx context.Context, token string) (string, int, error)) error {
+	token, total := "", 0
+	for {
+		within, cancel := bounded(ctx, c.pageTimeout)
+		following, n, err := next(within, token)
+		cancel()
 		if err != nil {
 			return err
 		}
-		if following == "" {
+		total += n
+		switch {
+		case total > c.maxRead:
+			return fmt.Errorf("the server holds more than %d, the most that are read (spire.maxRead)", c.maxRead)
+		case following == "":
 			return nil
-		}
-		if following == token {
+		case following == token || n == 0:
 			return errors.New("the server gives the same page again and again")
 		}
 		token = following
 	}
-	return fmt.Errorf("more than %d pages of %d", maxPages, pageSize)
 }
 
 func fromEntry(e *types.Entry) snapshot.Entry {

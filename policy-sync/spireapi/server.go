@@ -89,7 +89,9 @@ func (s *Server) connected(ctx context.Context) (*Client, error) {
 
 // Read is Client.Read.
 func (s *Server) Read(ctx context.Context) (*snapshot.SPIRE, error) {
-	c, err := s.connected(ctx)
+	within, cancel := bounded(ctx, s.options.PageTimeout)
+	defer cancel()
+	c, err := s.connected(within)
 	if err != nil {
 		return nil, err
 	}

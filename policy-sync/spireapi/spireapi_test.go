@@ -44,6 +44,11 @@ type server struct {
 
 func start(t *testing.T) server {
 	t.Helper()
+	return startWith(t, cluster.SpireServerOptions{AdminIDs: []string{adminID}})
+}
+
+func startWith(t *testing.T, o cluster.SpireServerOptions) server {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a real SPIRE server, which -short leaves out")
 	}
@@ -54,8 +59,8 @@ func start(t *testing.T) server {
 	t.Cleanup(func() { must(t, group.Close()) })
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	s, err := cluster.StartSpireServer(ctx, group, cluster.SpireServerOptions{Dir: dir, Log: t.Output(), TrustDomain: domain,
-		AdminIDs: []string{adminID}, Plugins: []cluster.Plugin{{Type: "NodeAttestor", Name: "join_token"}}})
+	o.Dir, o.Log, o.TrustDomain, o.Plugins = dir, t.Output(), domain, []cluster.Plugin{{Type: "NodeAttestor", Name: "join_token"}}
+	s, err := cluster.StartSpireServer(ctx, group, o)
 	must(t, err)
 	raw, err := s.Dial()
 	must(t, err)

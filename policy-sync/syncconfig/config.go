@@ -54,6 +54,8 @@ type SPIRE struct {
 	TrustDomain                  spiffeid.TrustDomain
 	Socket, Address, WorkloadAPI string
 	Timeout                      time.Duration
+	// MaxRead bounds how many entries, and how many agents, one reading takes.
+	MaxRead int
 }
 
 // Images says how images are verified.
@@ -93,7 +95,8 @@ func Parse(content []byte) (Config, error) {
 	}
 	r := file{
 		X509SVIDTTL: 5 * time.Minute, Taint: true, Resync: 30 * time.Second, Debounce: 10 * time.Millisecond,
-		Calico: Optional, Istio: Optional, TierOrder: snapshot.DefaultTierOrder, SPIRE: spireFile{Timeout: 5 * time.Second},
+		Calico: Optional, Istio: Optional, TierOrder: snapshot.DefaultTierOrder,
+		SPIRE:          spireFile{Timeout: 5 * time.Second, MaxRead: snapshot.DefaultMaxRead},
 		Listen:         listenFile{Metrics: "127.0.0.1:8080", Health: "127.0.0.1:8081"},
 		LeaderElection: leaderFile{Enabled: true, Namespace: "keelson-system", Name: v1alpha1.LeaseName, LeaseDuration: 15 * time.Second},
 		Images: imagesFile{Recheck: 10 * time.Second, TTL: image.DefaultTTL, FailureTTL: image.DefaultFailureTTL,

@@ -22,6 +22,7 @@ import (
 type file struct {
 	Kubeconfig                  string        `yaml:"kubeconfig"`
 	TrustDomain                 string        `yaml:"trustDomain"`
+	ClusterName                 string        `yaml:"clusterName"`
 	X509SVIDTTL                 time.Duration `yaml:"x509SVIDTTL"`
 	SPIRE                       spireFile     `yaml:"spire"`
 	Calico                      Presence      `yaml:"calico"`
@@ -51,6 +52,12 @@ type spireFile struct {
 	Address     string        `yaml:"address"`
 	WorkloadAPI string        `yaml:"workloadAPI"`
 	Timeout     time.Duration `yaml:"timeout"`
+	// AdminNodes name the machines that may hold policy-sync's own identity, OwnID says which that is over the server's socket.
+	AdminNodes          []string `yaml:"adminNodes"`
+	OwnID               string   `yaml:"ownID"`
+	MaxEntries          int      `yaml:"maxEntries"`
+	MaxNamespaceEntries int      `yaml:"maxNamespaceEntries"`
+	MaxRead             int      `yaml:"maxRead"`
 }
 
 type serviceFile struct {
@@ -105,7 +112,9 @@ func (f file) config(p *problems) Config {
 		Snapshot: snapshot.Config{TrustDomain: f.TrustDomain, X509SVIDTTL: f.X509SVIDTTL, MaxHold: f.MaxHold, Taint: f.Taint, TaintExisting: f.TaintExisting,
 			RefuseSharedServiceAccounts: f.RefuseSharedServiceAccounts, TierOrder: f.TierOrder, AllowedHostPaths: f.AllowedHostPaths,
 			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), DNSNets: f.DNSNets, DNSPorts: f.DNSPorts,
-			IstioRootNamespace: f.IstioRootNamespace, MaxDeletePercent: f.MaxDeletePercent},
+			IstioRootNamespace: f.IstioRootNamespace, MaxDeletePercent: f.MaxDeletePercent,
+			ClusterName: f.ClusterName, OwnID: f.SPIRE.OwnID, AdminNodes: f.SPIRE.AdminNodes,
+			MaxEntries: f.SPIRE.MaxEntries, MaxNamespaceEntries: f.SPIRE.MaxNamespaceEntries},
 		SPIRE:  f.spire(p),
 		Images: f.Images.config(p),
 	}
@@ -145,7 +154,8 @@ var keys = []struct{ start, key string }{
 	{"trust domain", "trustDomain"}, {"X.509-SVID", "x509SVIDTTL"}, {"brake", "maxHold"}, {"tier order", "tierOrder"},
 	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"DNS service", "moreDNS"}, {"DNS address", "dnsNets"}, {"DNS block", "dnsNets"}, {"DNS port", "dnsPorts"},
 	{"Istio's root namespace", "istioRootNamespace"}, {"service istiod", "istiod"},
-	{"allowed host path", "allowedHostPaths"},
+	{"allowed host path", "allowedHostPaths"}, {"cluster name", "clusterName"}, {"own ID", "spire.ownID"},
+	{"admin node", "spire.adminNodes"}, {"largest number of entries", "spire.maxEntries"},
 }
 
 // snapshot reports what the pure part has against its share of the configuration, at the line of the key it means.
@@ -166,8 +176,11 @@ func (p *problems) snapshot(c snapshot.Config) {
 	}
 }
 
+// leastRead is the least bound on what is read of a SPIRE server: the default bound on our own entries.
+const leastRead = snapshot.DefaultMaxEntries
+
 func (f file) spire(p *problems) SPIRE {
-	out := SPIRE{Socket: f.SPIRE.Socket, Address: f.SPIRE.Address, WorkloadAPI: f.SPIRE.WorkloadAPI, Timeout: f.SPIRE.Timeout}
+	out := SPIRE{Socket: f.SPIRE.Socket, Address: f.SPIRE.Address, WorkloadAPI: f.SPIRE.WorkloadAPI, Timeout: f.SPIRE.Timeout, MaxRead: f.SPIRE.MaxRead}
 	out.TrustDomain, _ = spiffeid.TrustDomainFromString(f.TrustDomain) // reported with the rest of snapshot.Config
 	switch {
 	case (f.SPIRE.Socket == "") == (f.SPIRE.Address == ""):
@@ -181,6 +194,9 @@ func (f file) spire(p *problems) SPIRE {
 		if !strings.HasPrefix(f.SPIRE.WorkloadAPI, "unix:") && !strings.HasPrefix(f.SPIRE.WorkloadAPI, "tcp:") {
 			p.at("spire.workloadAPI", "an address needs the Workload API (unix:///…), from which policy-sync's own SVID comes")
 		}
+	}
+	if f.SPIRE.MaxRead < leastRead {
+		p.at("spire.maxRead", "%d is less than %d", f.SPIRE.MaxRead, leastRead)
 	}
 	p.between("spire.timeout", f.SPIRE.Timeout, 100*time.Millisecond, time.Minute)
 	return out

@@ -1,6 +1,7 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -47,7 +48,7 @@ func (s *Syncer) readSPIRE(ctx context.Context) (*snapshot.SPIRE, error) {
 }
 
 func (s *Syncer) read(ctx context.Context, r *reading) {
-	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.o.ReadTimeout, s.o.Timeout))
 	defer cancel()
 	r.got, r.err = s.o.SPIRE.Read(ctx)
 	close(r.done)

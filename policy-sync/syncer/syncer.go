@@ -50,8 +50,10 @@ type Options struct {
 	Resync time.Duration
 	// Debounce is how long to wait for more after the first trigger.
 	Debounce time.Duration
-	// Timeout bounds reading the SPIRE server, each batch of writes to it, and each operation on Kubernetes.
+	// Timeout bounds each batch of writes to it, and each operation on Kubernetes.
 	Timeout time.Duration
+	// ReadTimeout bounds a whole reading of the SPIRE server, which goes on beside the loop; 0 means Timeout.
+	ReadTimeout time.Duration
 	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
 	Patience time.Duration
 	// WarmUp is how long after the start labels are believed to be another replica's; see inheritUntil.

@@ -35,6 +35,8 @@ type spire struct {
 	daemons      map[string]*appsv1.DaemonSet
 	serverConfig map[string]any
 	agentConfig  map[string]any
+	// policy is what the server authorizes by: policy.rego and policy_data.json.
+	policy map[string]string
 }
 
 // renderSPIRE renders the upstream chart, which is not ours to keep a copy of.
@@ -54,7 +56,7 @@ func renderSPIRE(t *testing.T) spire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := spire{objects: objects(t, r.Manifest), daemons: map[string]*appsv1.DaemonSet{}}
+	s := spire{objects: objects(t, r.Manifest), daemons: map[string]*appsv1.DaemonSet{}, policy: map[string]string{}}
 	for _, o := range s.objects {
 		switch o.GetKind() {
 		case "StatefulSet":
@@ -63,6 +65,11 @@ func renderSPIRE(t *testing.T) spire {
 			d := convert(t, o, &appsv1.DaemonSet{})
 			s.daemons[d.Name] = d
 		case "ConfigMap":
+			for _, key := range []string{"policy.rego", "policy_data.json"} {
+				if text, ok, _ := unstructured.NestedString(o.Object, "data", key); ok {
+					s.policy[key] = text
+				}
+			}
 			for key, into := range map[string]*map[string]any{"server.conf": &s.serverConfig, "agent.conf": &s.agentConfig} {
 				if text, ok, _ := unstructured.NestedString(o.Object, "data", key); ok {
 					if err := json.Unmarshal([]byte(text), into); err != nil {
@@ -133,6 +140,15 @@ func TestSPIREValuesMeanWhatTheySay(t *testing.T) {
 	if want := "spiffe://" + trustDomain + "/ns/keelson-system/sa/keelson-policy-sync"; len(admins) != 1 || admins[0] != want {
 		t.Errorf("admin_ids %v, want %s", admins, want)
 	}
+	for key, setting := range map[string]string{"policy.rego": "rego_path", "policy_data.json": "policy_data_path"} {
+		path, _, _ := unstructured.NestedString(s.serverConfig, "server", "experimental", "auth_opa_policy_engine", "local", setting)
+		if filepath.Base(path) != key || s.policy[key] == "" {
+			t.Errorf("the server takes its policy from %q, %d bytes", path, len(s.policy[key]))
+		}
+	}
+	if !strings.Contains(s.policy["policy_data.json"], `"entry_admins": ["spiffe://`+trustDomain+`/ns/keelson-system/sa/keelson-policy-sync"]`) {
+		t.Error("the policy does not restrict policy-sync")
+	}
 	taint := corev1.Taint{Key: v1alpha1.UntrustedTaint, Effect: corev1.TaintEffectNoSchedule}
 	pods := map[string]corev1.PodSpec{"spire-server": s.server.Spec.Template.Spec}
 	for name, d := range s.daemons {
@@ -194,9 +210,14 @@ func TestSPIREValuesLoadThePlugins(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	scene(t, dir)
-	place := strings.NewReplacer("/opt/keelson", dir+"/opt", "/etc/keelson", dir+"/etc", "/run/spire/data", dir+"/data", "/var/lib/keelson", dir+"/state",
+	place := strings.NewReplacer("/opt/keelson", dir+"/opt", "/etc/keelson", dir+"/etc", "/run/spire/data", dir+"/data", "/run/spire/config", dir, "/var/lib/keelson", dir+"/state",
 		"/var/lib/spire", dir+"/agent", "/tmp/spire-agent/public", dir, "/var/run/secrets/tokens/spire-agent", dir+"/etc/token", "/run/spire/bundle/bundle.spiffe", dir+"/etc/bundle",
 		"/run/containerd/containerd.sock", dir+"/cri.sock", `"in_cluster":true`, fmt.Sprintf(`"kubeconfig":%q`, c.AdminKubeconfig()))
+	for name, text := range s.policy {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// Neither is ours: the notifier needs a pod's own account, the health and metrics ports are fixed.
 	delete(s.serverConfig["plugins"].(map[string]any), "BundlePublisher")
 	for _, config := range []map[string]any{s.serverConfig, s.agentConfig} {

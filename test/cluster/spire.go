@@ -43,6 +43,8 @@ type SpireServerOptions struct {
 	AdminIDs               []string
 	Plugins                []Plugin
 	LimitAttestationByRate bool // SPIRE's default; here off unless asked for
+	// Policy is a folder with policy.rego and policy_data.json, which take the place of SPIRE's own; empty is SPIRE's own.
+	Policy string
 	// KeepKeys keeps the server's keys on disk: it can be killed and started again, and agents still know it.
 	KeepKeys bool
 	// MetricsPort is where SPIRE serves its own metrics to Prometheus, on 127.0.0.1; 0 is nowhere.
@@ -138,7 +140,12 @@ func (o SpireServerOptions) config(s *SpireServer) string {
 		fmt.Fprintf(&b, "  admin_ids = [%s]\n", quoted(o.AdminIDs))
 	}
 	fmt.Fprintf(&b, "  ratelimit { attestation = %t }\n", o.LimitAttestationByRate)
-	fmt.Fprintf(&b, "  experimental { cache_reload_interval = \"1s\" }\n}\n")
+	fmt.Fprintf(&b, "  experimental {\n    cache_reload_interval = \"1s\"\n")
+	if o.Policy != "" {
+		fmt.Fprintf(&b, "    auth_opa_policy_engine {\n      local { rego_path = %q, policy_data_path = %q }\n    }\n",
+			filepath.Join(o.Policy, "policy.rego"), filepath.Join(o.Policy, "policy_data.json"))
+	}
+	fmt.Fprintf(&b, "  }\n}\n")
 	writeTelemetry(&b, o.MetricsPort)
 	keys := Plugin{Type: "KeyManager", Name: "memory"}
 	if o.KeepKeys {

@@ -59,7 +59,7 @@ imagePullSecrets:
 {{- /* policy-sync.yaml: the values, and what the chart knows itself. */ -}}
 {{- define "keelson.config" -}}
 {{- $c := deepCopy .Values.policySync.config }}
-{{- $spire := dict "timeout" $c.spire.timeout }}
+{{- $spire := omit $c.spire "address" }}
 {{- if eq .Values.policySync.spire.access "serverSocket" }}
 {{- $_ := set $spire "socket" (include "keelson.spireSocket" .) }}
 {{- else }}
@@ -134,6 +134,23 @@ imagePullSecrets:
 {{- else -}}
 {{- $terms = append $terms . -}}
 {{- end -}}
+{{- end -}}
+{{- /* Where its own identity is for named machines, it runs on them. A term names one, and terms are ORed. */ -}}
+{{- with .Values.policySync.config.spire.adminNodes -}}
+{{- $named := list -}}
+{{- range $term := $terms -}}
+{{- range $name := $.Values.policySync.config.spire.adminNodes -}}
+{{- if $term -}}
+{{- $field := dict "key" "metadata.name" "operator" "In" "values" (list $name) -}}
+{{- $copy := deepCopy $term -}}
+{{- $named = append $named (set $copy "matchFields" (append (get $copy "matchFields" | default list) $field)) -}}
+{{- end -}}
+{{- end -}}
+{{- if not $term -}}
+{{- $named = append $named $term -}}
+{{- end -}}
+{{- end -}}
+{{- $terms = $named -}}
 {{- end -}}
 {{- $_ := set $node "requiredDuringSchedulingIgnoredDuringExecution" (set $required "nodeSelectorTerms" $terms) -}}
 {{- toYaml (set $affinity "nodeAffinity" $node) -}}

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 	"github.com/keelson-project/keelson/test/e2e/workload/said"
@@ -278,7 +279,13 @@ func foreignEntry(ctx context.Context, s *stage.Stage, t *script.Script, _ clien
 	if _, err := s.UntilProgrammed(ctx, stage.API.Namespace, "api", metav1.ConditionTrue); err != nil {
 		return err
 	}
-	if err := command("create", "-entryID", entry, "-parentID", "spiffe://"+stage.TrustDomain+"/keelson/attested", "-spiffeID", stage.API.ID(),
+	// Policy-sync writes no node classes; whoever writes entries makes one.
+	const class, every = "somebodys-class", "spiffe://" + stage.TrustDomain + "/somebody/every-machine"
+	if err := command("create", "-entryID", class, "-node", "-spiffeID", every, "-selector", "keelson_tpm:ref:"+factory.Reference); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, command("delete", "-entryID", class)) }()
+	if err := command("create", "-entryID", entry, "-parentID", every, "-spiffeID", stage.API.ID(),
 		"-selector", "keelson:ns:"+stage.Passer.Namespace, "-selector", "keelson:sa:"+stage.Passer.Account); err != nil {
 		return err
 	}

@@ -82,7 +82,7 @@ func (s *Stage) values() map[string]any {
 			"spire": map[string]any{"access": "csi", "socketName": Socket},
 			"config": map[string]any{
 				"trustDomain": TrustDomain, "x509SVIDTTL": SVIDTTL.String(), "resync": "5s",
-				"spire":  map[string]any{"address": "spire-server.spire:443"},
+				"spire":  map[string]any{"address": "spire-server.spire:443", "adminNodes": s.adminNodes()},
 				"calico": "required", "istio": "required",
 				"images": map[string]any{
 					"insecureRegistries": []any{s.Registry.Host}, "recheck": "2s",
@@ -108,7 +108,7 @@ func (s *Stage) installSPIRE(ctx context.Context, dir string) error {
 		`agent_ttl = "10m"`, fmt.Sprintf(`agent_ttl = %q`, AgentTTL),
 		`default_x509_svid_ttl = "5m"`, fmt.Sprintf(`default_x509_svid_ttl = %q`, SVIDTTL),
 		`verdict_valid_for = "15m"`, fmt.Sprintf(`verdict_valid_for = %q`, VerdictValid),
-		`ratelimit { attestation = false }`, `ratelimit { attestation = false }`+"\n      experimental { cache_reload_interval = \"1s\" }",
+		"experimental {\n        auth_opa", "experimental {\n        cache_reload_interval = \"1s\"\n        auth_opa",
 		`data_dir = "/run/spire/data"`+"\n      log_level = \"INFO\"\n    }\n    plugins {\n      # In memory",
 		`data_dir = "/run/spire/data"`+"\n      log_level = \"INFO\"\n      experimental { sync_interval = \"1s\" }\n    }\n    plugins {\n      # In memory",
 		`tpm          = "/dev/tpmrm0"`, `tpm          = "/run/tpm/tpm.sock"`, "/dev/tpmrm0", "/run/tpm",
@@ -202,20 +202,33 @@ func (s *Stage) installMesh(ctx context.Context) error {
 	return s.Cluster.ApplyObjects(ctx, append(objects, cni...)...)
 }
 
+// adminNodes are the machines that may hold policy-sync's own identity: those that the cluster begins with, so that policy-sync can leave
+// one of them that is tampered with.
+func (s *Stage) adminNodes() []any {
+	var out []any
+	for _, m := range s.options.Machines {
+		if !m.Later {
+			out = append(out, m.Name)
+		}
+	}
+	return out
+}
+
 // firstEntries registers what nobody else can: policy-sync's own identity, through the SPIRE server's own program, as
 // examples/spire tells an operator to.
 func (s *Stage) firstEntries(ctx context.Context) error {
 	if err := s.PodReady(ctx, "spire", "spire-server-0", 90*time.Second); err != nil {
 		return err
 	}
-	class := "spiffe://" + TrustDomain + "/keelson/attested"
-	for _, args := range [][]string{
-		{"-node", "-spiffeID", class, "-selector", "keelson_tpm:ref:" + factory.Reference},
-		{
-			"-parentID", class, "-spiffeID", "spiffe://" + TrustDomain + "/ns/" + Namespace + "/sa/keelson-policy-sync",
-			"-selector", "keelson:ns:" + Namespace, "-selector", "keelson:sa:keelson-policy-sync", "-selector", "keelson:signed-by:release-key",
-		},
-	} {
+	class := "spiffe://" + TrustDomain + "/keelson/control-plane"
+	entries := [][]string{{
+		"-parentID", class, "-spiffeID", "spiffe://" + TrustDomain + "/ns/" + Namespace + "/sa/keelson-policy-sync",
+		"-selector", "keelson:ns:" + Namespace, "-selector", "keelson:sa:keelson-policy-sync", "-selector", "keelson:signed-by:release-key",
+	}}
+	for _, name := range s.adminNodes() {
+		entries = append(entries, []string{"-node", "-spiffeID", class, "-selector", fmt.Sprint("keelson_tpm:node:", name), "-selector", "keelson_tpm:ref:" + factory.Reference})
+	}
+	for _, args := range entries {
 		if _, err := s.SPIREServer(ctx, append([]string{"entry", "create"}, args...)...); err != nil {
 			return err
 		}
