@@ -20,6 +20,10 @@ func FuzzReplay(f *testing.F) {
 		}
 	}
 	f.Add(vectors.NewLog(nodeclaim.SHA1, nodeclaim.SHA256).Measure(8, vectors.IPL, []byte("linux /x y")).Measure(8, vectors.IPL, []byte("/x y")).Raw())
+	some, _ := fewer()
+	f.Add(some)
+	f.Add(booted(nodeclaim.SHA256).Measure(4, vectors.Action, []byte("Booting to Boot20AF Option")).Event(14, vectors.IPL, []byte("keys"), nil).Raw())
+	f.Add(vectors.NewLog(nodeclaim.SHA256).Fake(0, vectors.NoAction, nil, append([]byte("StartupLocality\x00\x03"), make([]byte, 33)...)).Raw())
 	quoted := vectors.Quoted(f, "good")
 	good, _ := replay(f, vectors.Read(f, "good", vectors.EventLog), quoted).Facts(nodeclaim.SHA256)
 	f.Fuzz(func(t *testing.T, raw []byte) {

@@ -266,6 +266,7 @@ func FuzzUserspace(f *testing.F) {
 	user := started(l)
 	f.Add(user)
 	f.Add(user[:len(user)/2])
+	f.Add(nvpcrs(booted(nodeclaim.SHA256), bytes.Clone(user)))
 	f.Add([]byte("\x1e{\"nv_index\":1}\n"))
 	f.Add(l.Record(4, "x", []byte("y"), "z"))
 	quoted := l.Quoted(f)
