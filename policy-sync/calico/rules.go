@@ -195,8 +195,8 @@ func Split(element any) (rest string, members []string, join func([]string) any,
 			continue
 		}
 		members, policies := parse(clauses[2])
-		if members == nil {
-			continue
+		if members == nil || among(policies, slices.Clone(members)) != clauses[2] || strings.ContainsAny(clauses[3], "|") {
+			continue // not as Keelson writes it: it may mean more than its members
 		}
 		with := func(set string) map[string]any {
 			out := clone(rule)
@@ -293,7 +293,7 @@ func place(text string, n int) int {
 			text = rest
 		}
 	}
-	h.Write([]byte(text))
+	_, _ = h.Write([]byte(text)) // never fails
 	return int(h.Sum32() % uint32(n)) //nolint:gosec // n is a small number of shards.
 }
 
