@@ -60,7 +60,7 @@ func (b *builder) mayBear(p *Pod, key, value string) bool {
 	if tag, ok := strings.CutPrefix(key, v1alpha1.PodTagPrefix); ok {
 		return b.nodes[p.Node].Tags[tag] == value
 	}
-	return value == v1alpha1.True && (key == v1alpha1.PodAttestedLabel ||
+	return value == v1alpha1.True && (key == v1alpha1.PodAttestedLabel || key == v1alpha1.PodEnforcedLabel ||
 		slices.ContainsFunc(p.Matches, func(m Match) bool { return key == v1alpha1.PolicyLabel(m.Policy) }))
 }
 
