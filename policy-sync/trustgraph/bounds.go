@@ -195,8 +195,7 @@ func (b *builder) buildAnswers() {
 			}
 		}
 	}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
+	for _, p := range b.inOrder() {
 		if !p.Accepted || p.Mode == "" {
 			continue
 		}
@@ -206,6 +205,18 @@ func (b *builder) buildAnswers() {
 		}
 		p.Answers = b.fitting(p, joinAnswers(all))
 	}
+}
+
+// inOrder returns the policies in an order that is not the snapshot's.
+func (b *builder) inOrder() []*Policy {
+	out := make([]*Policy, 0, len(b.g.Policies))
+	for i := range b.g.Policies {
+		out = append(out, &b.g.Policies[i])
+	}
+	slices.SortFunc(out, func(x, y *Policy) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
+	return out
 }
 
 // portsByCaller is the ports on which a policy lets in each caller ("namespace/account"); none means all.
