@@ -293,7 +293,7 @@ func place(text string, n int) int {
 			text = rest
 		}
 	}
-	_, _ = h.Write([]byte(text)) // never fails
+	_, _ = h.Write([]byte(text))      // never fails
 	return int(h.Sum32() % uint32(n)) //nolint:gosec // n is a small number of shards.
 }
 
