@@ -67,6 +67,7 @@ func newRoot() *cobra.Command {
 		addAudit,
 		addPlan,
 		addExplain,
+		addImage,
 		addPlugins,
 	} {
 		add(root)

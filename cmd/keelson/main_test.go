@@ -42,6 +42,11 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("BOOTS", boots(t))
+			layouts, err := filepath.Abs("testdata/layouts")
+			if err != nil {
+				return err
+			}
+			e.Setenv("LAYOUTS", layouts)
 			e.Setenv("NONCE", "fixed-test-nonce-0001")
 			return nil
 		},

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
@@ -200,6 +201,50 @@ func (c *Checker) check(ctx context.Context, q question) (Result, error) {
 		c.images.put(q.key(), e, now)
 	}
 	return e.answer(c.config.Verifiers, now)
+}
+
+// Resolve returns the digest that a reference has now: a name or digest in one of the layouts, which is returned as
+// "sha256:<hex>", or a reference to a registry, returned as "repository@sha256:<hex>".
+func (c *Checker) Resolve(ctx context.Context, text string) (string, error) {
+	for _, l := range c.layouts {
+		raw, err := l.manifest(ctx, text)
+		if err != nil {
+			return "", fmt.Errorf("image: %s: %s: %w", l.describe(), short(text), err)
+		}
+		if err := checkDigest(text, raw); err != nil {
+			return "", fmt.Errorf("image: %s: %w", l.describe(), err)
+		}
+		return identify(raw)
+	}
+	ref, err := parseReference(text, c.registries.insecure)
+	if err != nil {
+		return "", err
+	}
+	sources := c.registries.sources(question{refs: []name.Reference{ref}}, c.memory)
+	if len(sources) == 0 {
+		return "", fmt.Errorf("image: %s: its registry is not listed in registries", short(text))
+	}
+	raw, err := sources[0].manifest(ctx, ref.Identifier())
+	if err != nil {
+		return "", fmt.Errorf("image: %s: %w", short(text), err)
+	}
+	if err := checkDigest(ref.Identifier(), raw); err != nil {
+		return "", fmt.Errorf("image: %s: %w", short(text), err)
+	}
+	digest, err := identify(raw)
+	return ref.Context().Name() + "@" + digest, err
+}
+
+// identify is the digest of a document that is a manifest or an index.
+func identify(raw []byte) (string, error) {
+	doc, err := parseDocument(raw)
+	if err != nil {
+		return "", err
+	}
+	if doc.index != nil {
+		return doc.index.digest.String(), nil
+	}
+	return doc.manifest.digest.String(), nil
 }
 
 // look asks the sources again and changes what is known.

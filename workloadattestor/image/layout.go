@@ -84,7 +84,10 @@ func (l *ociLayout) refersTo(e descriptor, subject string) bool {
 }
 
 // roots lists every entry of the layout except signatures: which one is the image is for the digests to say.
-func (l *ociLayout) roots(context.Context, question) ([]string, error) {
+func (l *ociLayout) roots(_ context.Context, q question) ([]string, error) {
+	if q.entry != "" {
+		return []string{q.entry}, nil
+	}
 	entries, err := l.entries()
 	if err != nil {
 		return nil, err

@@ -35,11 +35,15 @@ const (
 // what all of them leave out: entries for another system or architecture in a plain spelling. Nothing but the platform
 // counts: CRI-O does not look at the media type, and both take an entry without platform when nothing else fits.
 func (p Platform) kindOf(d descriptor) entryKind {
-	if d.Platform == nil || p.OS == "" || p.Architecture == "" || !plain(d) {
+	if d.Platform == nil || !plain(d) {
 		return possible
 	}
 	e := d.Platform
 	switch {
+	case e.OS == "unknown" || e.Architecture == "unknown":
+		return never // a build attestation
+	case p.OS == "" || p.Architecture == "":
+		return possible // of any node
 	case e.Architecture == "wasm" || e.OS == "wasip1":
 		return possible // a runtime class may run WebAssembly beside the node's own platform
 	case e.OS != p.OS:

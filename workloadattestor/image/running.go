@@ -23,6 +23,8 @@ type Running struct {
 	Name string
 	// Hints are more references of the image, with tag or digest.
 	Hints []string
+	// LayoutEntry, where it is not empty, is the digest of the only entry of OCI layouts at which the image is looked for.
+	LayoutEntry string
 	// Platform of the node that runs it, where that is not the checker's own (Config.Platform).
 	Platform Platform
 }
@@ -42,12 +44,13 @@ type question struct {
 	id       identity
 	refs     []name.Reference // where to look: tags and digests, without doubles, in order of preference
 	platform Platform         // the node's; zero leaves it to the checker's configuration
+	entry    string           // the only entry of layouts that is read, "" for all
 	loose    []string         // digests without a repository: may be asked of every source
 }
 
 // key is the same for equal questions.
 func (q question) key() string {
-	parts := append([]string{string(q.id), q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
+	parts := append([]string{string(q.id), q.entry, q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
 	for _, r := range q.refs {
 		parts = append(parts, r.Name())
 	}
@@ -55,7 +58,7 @@ func (q question) key() string {
 }
 
 func parseRunning(r Running, insecure map[string]bool) (question, error) {
-	q := question{platform: r.Platform}
+	q := question{platform: r.Platform, entry: r.LayoutEntry}
 	for _, text := range []string{r.ID, r.Ref} {
 		digest, ref, err := parseReported(text, insecure)
 		if err != nil && q.id != "" {
