@@ -116,6 +116,9 @@ func (c *Cutter) step() time.Duration {
 	return flows.Pause(end.Sub(c.since), end.Sub(begun))
 }
 
+// maxNamed is how many addresses a line of the log names at most.
+const maxNamed = 16
+
 // adopt makes the newest world the one that is acted on, and tells whether that changed what is cut.
 func (c *Cutter) adopt() bool {
 	c.mu.Lock()
@@ -141,7 +144,8 @@ func (c *Cutter) adopt() bool {
 	if targets.Equal(c.targets) {
 		return false
 	}
-	c.o.Log.Info("revoked addresses changed", "addresses", targets.Len(), "added", targets.Beyond(c.targets), "removed", c.targets.Beyond(targets), "refused", len(refused))
+	c.o.Log.Info("revoked addresses changed", "addresses", targets.Len(), "added", targets.Beyond(c.targets), "removed", c.targets.Beyond(targets), "refused", len(refused),
+		"addedAddresses", targets.Some(c.targets, maxNamed), "removedAddresses", c.targets.Some(targets, maxNamed))
 	c.targets, c.since, c.first = targets, c.o.Now(), true
 	c.o.Metrics.revoked(targets.Len())
 	return true

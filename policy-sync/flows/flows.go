@@ -15,10 +15,12 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 )
 
-// MaxAddresses bounds how many addresses a node cuts. A GlobalNetworkSet of etcd's largest size holds some 60,000.
-const MaxAddresses = 100_000
+// MaxAddresses bounds how many addresses a node cuts: as many as policy-sync writes (v1alpha1.MaxRevokedSets sets of
+// v1alpha1.MaxRevokedPerSet addresses).
+const MaxAddresses = 160_000
 
 // World is what the Kubernetes API said, as far as it said anything.
 type World struct {
@@ -114,6 +116,22 @@ func (t Targets) Has(a netip.Addr) bool {
 
 // Equal tells whether both are the same addresses.
 func (t Targets) Equal(other Targets) bool { return maps.Equal(t.addresses, other.addresses) }
+
+// Some lists up to most of the addresses that other lacks, in order.
+func (t Targets) Some(other Targets, most int) []string {
+	var beyond []netip.Addr
+	for a := range t.addresses {
+		if !other.Has(a) {
+			beyond = append(beyond, a)
+		}
+	}
+	slices.SortFunc(beyond, netip.Addr.Compare)
+	out := make([]string, 0, most)
+	for _, a := range beyond[:min(most, len(beyond))] {
+		out = append(out, a.String())
+	}
+	return out
+}
 
 // Beyond counts the addresses that other lacks.
 func (t Targets) Beyond(other Targets) int {

@@ -13,7 +13,7 @@ import (
 const nodeRoleName = "keelson-node"
 
 // NodeRBAC makes the roles that keelson-node's service account needs, and their bindings. It runs on every node, so a bad node
-// has its token: it may read the one set of revoked addresses, what Felix is configured to, the Nodes (whose addresses are never
+// has its token: it may read the sets of revoked addresses, what Felix is configured to, the Nodes (whose addresses are never
 // cut) and where the API server is. It writes nothing, and reads no pod and no secret.
 func NodeRBAC(namespace, serviceAccount string) []runtime.Object {
 	subject := rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: serviceAccount}
@@ -21,7 +21,7 @@ func NodeRBAC(namespace, serviceAccount string) []runtime.Object {
 	local := metav1.ObjectMeta{Namespace: metav1.NamespaceDefault, Name: nodeRoleName}
 	// The authorizer takes the name of a list or watch from its field selector metadata.name.
 	set := rule("projectcalico.org", read, "globalnetworksets")
-	set.ResourceNames = []string{v1alpha1.RevokedSet}
+	set.ResourceNames = v1alpha1.RevokedSetNames()
 	endpoints := rule("discovery.k8s.io", []string{"get"}, "endpointslices")
 	endpoints.ResourceNames = []string{"kubernetes"}
 	return []runtime.Object{

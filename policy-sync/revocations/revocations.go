@@ -11,11 +11,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -43,7 +45,7 @@ type Options struct {
 
 // Watch reads until ctx ends. An API that is away is no error: it is in the world's Problem, and asked again.
 func Watch(ctx context.Context, o Options) error {
-	r := &reader{o: o}
+	r := &reader{o: o, further: make(chan struct{}, 1)}
 	config := rest.CopyConfig(o.Config)
 	config.Dial = r.dial
 	client, err := rest.HTTPClientFor(config)
@@ -61,7 +63,7 @@ func Watch(ctx context.Context, o Options) error {
 		return fmt.Errorf("revocations: %w", err)
 	}
 	var running sync.WaitGroup
-	running.Go(func() { r.watchSet(ctx, objects) })
+	running.Go(func() { r.watchSets(ctx, objects) })
 	running.Go(func() { r.watchNodes(ctx, nodes.Nodes()) })
 	running.Go(func() { r.poll(ctx, objects) })
 	running.Wait()
@@ -82,16 +84,70 @@ func backoff(most time.Duration) *wait.Backoff {
 
 var setResource = schema.GroupVersionResource{Group: "projectcalico.org", Version: "v3", Resource: "globalnetworksets"}
 
-// watchSet watches the one set. Calico's API server knows no streaming lists.
-func (r *reader) watchSet(ctx context.Context, objects dynamic.Interface) {
+// watchSets watches the first set and, of the further ones, those that exist and the next one after each. The account may read
+// these by name alone, and most clusters need no second one. A set behind a gap is found by looking for it now and then.
+func (r *reader) watchSets(ctx context.Context, objects dynamic.Interface) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	var watched [v1alpha1.MaxRevokedSets]bool
+	start := func(i int) {
+		if !watched[i] {
+			watched[i] = true
+			running.Go(func() { r.watchSet(ctx, objects, i) })
+		}
+	}
+	start(0)
+	look := time.NewTimer(0)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.further:
+			r.mu.Lock()
+			known := [v1alpha1.MaxRevokedSets]bool{}
+			for i := range r.sets {
+				known[i] = r.sets[i].known
+			}
+			r.mu.Unlock()
+			for i := range known[:len(known)-1] {
+				if known[i] {
+					start(i + 1)
+				}
+			}
+		case <-look.C:
+			pause := pollPeriod + rand.N(pollPeriod/4) //nolint:gosec // spreads nodes over time
+			for i := range watched {
+				if _, err := objects.Resource(setResource).Get(ctx, v1alpha1.RevokedSetName(i), metav1.GetOptions{}); err == nil {
+					start(i)
+				} else if !apierrors.IsNotFound(err) {
+					pause = pollSoon
+				}
+			}
+			look.Reset(pause)
+		}
+	}
+}
+
+// watchSet watches one set. Calico's API server knows no streaming lists.
+func (r *reader) watchSet(ctx context.Context, objects dynamic.Interface, i int) {
 	sets := objects.Resource(setResource)
-	only := fields.OneTermEqualSelector(metav1.ObjectNameField, v1alpha1.RevokedSet).String()
-	source := &source[*unstructured.UnstructuredList]{list: sets.List, watch: sets.Watch, fields: only, note: func(err error) { r.note(r.set.noted(err)) }}
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, v1alpha1.RevokedSetName(i)).String()
+	source := &source[*unstructured.UnstructuredList]{list: sets.List, watch: sets.Watch, fields: only,
+		note: func(err error) { r.changeSet(i, func(s *set) { s.noted(err) }) }}
 	cache.NewReflectorWithOptions(whole{source.listWatch()}, &unstructured.Unstructured{}, mirror{
-		put:     func(o any) { r.change(func() { r.set.put(o) }) },
-		remove:  func(any) { r.change(func() { r.set.gone() }) },
-		replace: func(all []any) { r.change(func() { r.set.replace(all) }) },
+		put:     func(o any) { r.changeSet(i, func(s *set) { s.put(o) }); r.lookFurther() },
+		remove:  func(any) { r.changeSet(i, func(s *set) { s.gone() }) },
+		replace: func(all []any) { r.changeSet(i, func(s *set) { s.replace(all) }); r.lookFurther() },
 	}, cache.ReflectorOptions{Name: "revoked", TypeDescription: "GlobalNetworkSet", Backoff: backoff(setPatience)}).RunWithContext(ctx)
+}
+
+// lookFurther has watchSets look which sets exist.
+func (r *reader) lookFurther() {
+	select {
+	case r.further <- struct{}{}:
+	default:
+	}
 }
 
 func (r *reader) watchNodes(ctx context.Context, nodes corev1client.NodeInterface) {

@@ -20,12 +20,15 @@ type reader struct {
 	o Options
 
 	mu      sync.Mutex
-	set     set
+	sets    [v1alpha1.MaxRevokedSets]set
+	nets    []string // of all sets
 	nodes   nodes
 	servers servers
 	ebpf    bool
 	told    flows.World
 	telling bool
+	// further wakes watchSets.
+	further chan struct{}
 }
 
 // change changes what is known and tells the world where it differs from what was told last.
@@ -49,7 +52,7 @@ func equal(a, b flows.World) bool {
 
 // world is what is known now.
 func (r *reader) world() flows.World {
-	w := flows.World{Known: r.set.known && r.nodes.known, Nets: r.set.nets, EBPF: r.ebpf, Hosts: map[netip.Addr]string{}}
+	w := flows.World{Known: r.sets[0].known && r.nodes.known, Nets: r.nets, EBPF: r.ebpf, Hosts: map[netip.Addr]string{}}
 	for name, n := range r.nodes.byName {
 		if n.trusted {
 			for _, a := range n.addresses {
@@ -63,7 +66,11 @@ func (r *reader) world() flows.World {
 		w.Hosts[a] = "the API server"
 	}
 	w.Self = r.nodes.byName[r.o.Node].internal
-	problems := slices.DeleteFunc([]string{r.set.problem, r.nodes.problem}, func(s string) bool { return s == "" })
+	var problems []string
+	for i := range r.sets {
+		problems = append(problems, r.sets[i].problem)
+	}
+	problems = slices.DeleteFunc(append(problems, r.nodes.problem), func(s string) bool { return s == "" })
 	if r.nodes.known && r.nodes.byName[r.o.Node].addresses == nil {
 		problems = append(problems, fmt.Sprintf("there is no Node %q with an address: check --node", r.o.Node))
 	}
@@ -74,8 +81,24 @@ func (r *reader) world() flows.World {
 	return w
 }
 
-// set is the set of revoked addresses. What was read once stays known.
+// changeSet changes one of the sets.
+func (r *reader) changeSet(i int, f func(*set)) {
+	r.change(func() {
+		s := &r.sets[i]
+		s.name, s.further = v1alpha1.RevokedSetName(i), i > 0
+		f(s)
+		r.nets = nil
+		for i := range r.sets {
+			r.nets = append(r.nets, r.sets[i].nets...)
+		}
+	})
+}
+
+// set is one set of revoked addresses. What was read once stays known.
 type set struct {
+	name string
+	// further is true for all but the first, which policy-sync makes and deletes as it needs them.
+	further bool
 	known   bool
 	nets    []string
 	missing bool
@@ -83,24 +106,26 @@ type set struct {
 	problem string
 }
 
-func (s *set) noted(err error) func() {
-	return func() {
-		s.failure = ""
-		if err != nil {
-			s.failure = fmt.Sprintf("the API does not serve GlobalNetworkSet %s: %v", v1alpha1.RevokedSet, err)
-		}
-		s.settle()
+func (s *set) noted(err error) {
+	s.failure = ""
+	if err != nil {
+		s.failure = fmt.Sprintf("the API does not serve GlobalNetworkSet %s: %v", s.name, err)
 	}
+	s.settle()
 }
 
 func (s *set) settle() {
 	switch {
+	case s.failure != "" && s.further && !s.known:
+		s.problem = "" // nothing says that there is such a set
 	case s.failure != "":
 		s.problem = s.failure
+	case s.missing && s.further:
+		s.known, s.nets, s.problem = false, nil, ""
 	case s.missing && s.known:
-		s.problem = fmt.Sprintf("GlobalNetworkSet %s is gone; what it last held is still cut", v1alpha1.RevokedSet)
+		s.problem = fmt.Sprintf("GlobalNetworkSet %s is gone; what it last held is still cut", s.name)
 	case s.missing:
-		s.problem = fmt.Sprintf("there is no GlobalNetworkSet %s: policy-sync makes it", v1alpha1.RevokedSet)
+		s.problem = fmt.Sprintf("there is no GlobalNetworkSet %s: policy-sync makes it", s.name)
 	default:
 		s.problem = ""
 	}
@@ -108,12 +133,12 @@ func (s *set) settle() {
 
 func (s *set) put(o any) {
 	u, ok := o.(*unstructured.Unstructured)
-	if !ok || u.GetName() != v1alpha1.RevokedSet {
+	if !ok || u.GetName() != s.name {
 		return
 	}
 	nets, _, err := unstructured.NestedStringSlice(u.Object, "spec", "nets")
 	if err != nil {
-		s.failure = fmt.Sprintf("GlobalNetworkSet %s cannot be read: %v", v1alpha1.RevokedSet, err)
+		s.failure = fmt.Sprintf("GlobalNetworkSet %s cannot be read: %v", s.name, err)
 		s.settle()
 		return
 	}
