@@ -1,6 +1,7 @@
 package revocations_test
 
 import (
+	"context"
 	"slices"
 	"testing"
 
@@ -17,7 +18,7 @@ func TestFurtherSetsAreReadToo(t *testing.T) {
 	a.set(v1alpha1.RevokedSetName(3), "10.1.0.4/32") // the third is not there
 	a.Cleanup(func() {
 		for i := 1; i < 4; i++ {
-			_ = a.admin.Resource(sets).Delete(a.Context(), v1alpha1.RevokedSetName(i), metav1.DeleteOptions{})
+			_ = a.admin.Resource(sets).Delete(context.Background(), v1alpha1.RevokedSetName(i), metav1.DeleteOptions{})
 		}
 	})
 	var w worlds
