@@ -152,8 +152,8 @@ const maxForbidden = 64
 
 // Bounds on what all DENY rules of one policy may cost beyond the short form.
 const (
-	maxExactBytes = 384 << 10
-	maxExactSteps = 1 << 20
+	maxExactBytes = 128 << 10
+	maxExactSteps = 1 << 18
 )
 
 // exactness is what is left of the two bounds.

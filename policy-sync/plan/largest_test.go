@@ -19,7 +19,7 @@ func largest() v1alpha1.TrustPolicy {
 	tp.Spec.Ingress = nil
 	for i := range 32 {
 		rule := v1alpha1.IngressRule{Ports: []int32{int32(1000 + i)}}
-		for j := range 6 {
+		for j := range 2 {
 			rule.HTTP = append(rule.HTTP, v1alpha1.HTTPRule{Methods: []string{"GET", "POST"}[:1+j%2], Paths: []string{fmt.Sprintf("/r/%d/%d", i, j), fmt.Sprintf("/s/%d/%d/*", i, j)}})
 		}
 		for _, n := range r.Perm(1024)[:64] {

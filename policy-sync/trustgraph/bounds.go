@@ -18,18 +18,18 @@ const MaxCalicoSelector = 1024
 // Istio's AuthorizationPolicy, 1,024 rules and selectors of 1,024 characters in Calico's NetworkPolicy, 1.5 MiB in etcd. What
 // can be dealt out to several objects is; what is left is bounded here, so that time and output follow the input.
 const (
-	maxFlows      = 2048       // peers of all rules of one direction
-	maxCallers    = 1024       // distinct callers: one DENY rule names them all
-	maxHTTPBytes  = 256 << 10  // methods and paths of all rules
-	maxDenyBytes  = 1024 << 10 // values of all DENY rules, one for each set of callers with the same rules
-	maxPorts      = 256        // distinct ports of ingress: each caller's egress names them
-	maxSelectors  = 128 << 10  // characters of all podSelectors and tags of one direction
-	maxPeerText   = 4096       // characters of podSelector and tags of one peer
-	maxPeerFixed  = 700        // the same without alternatives, which can be dealt out to several rules
-	maxAnswers    = 4096       // other policies that let in pods of one policy
-	maxAnswersOf  = 512        // the same, of one namespace
-	maxShared     = 32         // other policies that a policy shares pods with
-	maxBoundNotes = 8          // blockers of one kind on one policy
+	maxFlows      = 2048      // peers of all rules of one direction
+	maxCallers    = 1024      // distinct callers: one DENY rule names them all
+	maxHTTPBytes  = 256 << 10 // methods and paths of all rules
+	maxDenyBytes  = 512 << 10 // values of all DENY rules, one for each set of callers with the same rules
+	maxPorts      = 256       // distinct ports of ingress: each caller's egress names them
+	maxSelectors  = 128 << 10 // characters of all podSelectors and tags of one direction
+	maxPeerText   = 4096      // characters of podSelector and tags of one peer
+	maxPeerFixed  = 700       // the same without alternatives, which can be dealt out to several rules
+	maxAnswers    = 4096      // other policies that let in pods of one policy
+	maxAnswersOf  = 512       // the same, of one namespace
+	maxShared     = 32        // other policies that a policy shares pods with
+	maxBoundNotes = 8         // blockers of one kind on one policy
 )
 
 // checkBounds lists which limits a policy exceeds, with the limit's name and numbers.
