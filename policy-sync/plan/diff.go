@@ -2,89 +2,117 @@ package plan
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
-	"github.com/keelson-project/keelson/policy-sync/calico"
 	"github.com/keelson-project/keelson/policy-sync/desired"
-	"github.com/keelson-project/keelson/policy-sync/istio"
 	"github.com/keelson-project/keelson/policy-sync/registration"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
-// Result is everything that follows from a snapshot.
-type Result struct {
-	Graph   trustgraph.Graph
-	Intents desired.Intents
-	Objects []desired.Object
-	Entries []snapshot.Entry
-	Plan    Plan
-}
-
-// Make runs the whole pipeline. An error means that nothing may be changed.
+// Make runs the whole pipeline, without any budget. An error means that nothing may be changed.
 func Make(s snapshot.Snapshot) (Result, error) {
 	g, err := trustgraph.Build(s)
 	if err != nil {
 		return Result{}, fmt.Errorf("plan: %w", err)
 	}
-	r := Result{Graph: g, Intents: desired.From(g)}
-	r.Intents.RevokedSets = revokedSets(s)
-	if s.Config.Calico {
-		objects, err := calico.Render(r.Intents)
-		if err != nil {
-			return Result{}, fmt.Errorf("plan: %w", err)
-		}
-		r.Objects = append(r.Objects, objects...)
+	return new(Renderer).Decide(s, g)
+}
+
+// Urgent is what closes and follows from the graph alone, whatever policies say: revoked addresses, what closes the cluster and
+// its namespaces, labels that go and taints that come, agents to evict. It is a part of what Decide plans for the same snapshot, and
+// costs no rendering of any policy.
+func Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error) { return new(Renderer).Urgent(s, g) }
+
+// Urgent is the function of that name, with what the Renderer renders by.
+func (r *Renderer) Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error) {
+	in := desired.Urgent(g)
+	in.RevokedSets = revokedSets(s)
+	objects, err := r.render(s.Config, in)
+	if err != nil {
+		return Plan{}, fmt.Errorf("plan: %w", err)
 	}
-	if s.Config.Istio {
-		objects, err := istio.Render(r.Intents)
-		if err != nil {
-			return Result{}, fmt.Errorf("plan: %w", err)
-		}
-		r.Objects = append(r.Objects, objects...)
+	d := newDiffer(s, in)
+	if err := errors.Join(d.wanted(objects), d.marks(in)); err != nil {
+		return Plan{}, err
 	}
-	r.Entries = registration.Render(r.Intents)
-	r.Plan, err = Diff(s, r.Intents, r.Objects, r.Entries)
-	return r, err
+	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Phase.Closing() })
+	return d.sorted(), nil
 }
 
 // Diff compares the snapshot with what should be. An object appears in at most one
 // operation, so that no operation of a plan invalidates the resourceVersion of another.
 func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry) (Plan, error) {
-	d := &differ{s: s, sure: map[string]bool{}}
-	if err := d.objects(objects); err != nil {
-		return Plan{}, err
-	}
-	if err := d.nodes(in.Nodes); err != nil {
-		return Plan{}, err
-	}
-	if err := d.pods(in.Pods); err != nil {
+	return diff(s, in, objects, entries, nil)
+}
+
+func diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry, missing map[Part]string) (Plan, error) {
+	d := newDiffer(s, in)
+	d.p.Missing = missing
+	if err := errors.Join(d.objects(objects), d.marks(in)); err != nil {
 		return Plan{}, err
 	}
 	d.entries(in, entries)
-	for _, e := range in.Evict {
-		d.add(Operation{Phase: Revoke, Action: DeleteAgent, AgentID: e.AgentID, Proved: true, Reason: e.Reason})
-	}
 	d.guardDeletes()
 	d.withoutSPIRE()
+	return d.sorted(), nil
+}
+
+func newDiffer(s snapshot.Snapshot, in desired.Intents) *differ {
+	d := &differ{s: s, revoked: revokedBy(in.Revoked), rail: rail{}, sure: map[string]bool{}, agents: map[string]string{}}
+	for i := range s.NodeTrusts {
+		d.agents[s.NodeTrusts[i].Name] = s.NodeTrusts[i].Spec.AgentID
+	}
+	return d
+}
+
+// Evictions are the agents to delete, which only a graph of a snapshot with SPIRE's agents knows.
+func Evictions(g trustgraph.Graph) []Operation {
+	var out []Operation
+	for _, e := range g.Evict {
+		out = append(out, eviction(e))
+	}
+	return out
+}
+
+func eviction(e trustgraph.Eviction) Operation {
+	return Operation{Phase: Revoke, Action: DeleteAgent, AgentID: e.AgentID, Proved: true,
+		Domain: Domain{Parts: []Part{part(Machine)}}, Reason: e.Reason}
+}
+
+// marks are the operations on nodes, pods and agents.
+func (d *differ) marks(in desired.Intents) error {
+	for _, e := range in.Evict {
+		d.add(eviction(e))
+	}
+	return errors.Join(d.nodes(in.Nodes), d.pods(in.Pods))
+}
+
+func (d *differ) sorted() Plan {
 	slices.SortFunc(d.p.Operations, func(a, b Operation) int {
 		return cmp.Or(cmp.Compare(a.Phase, b.Phase), cmp.Compare(rank(a), rank(b)), cmp.Compare(subject(a), subject(b)), cmp.Compare(a.Action, b.Action))
 	})
 	slices.Sort(d.p.Withheld)
-	return d.p, nil
+	return d.p
 }
 
 type differ struct {
 	s snapshot.Snapshot
 	p Plan
-	// owned counts our policies and entries, deletes those that would go.
-	owned, deletes int
+	// rail counts what is ours and what of it would go.
+	rail rail
 	// sure are pods that a policy selects and that do not meet it, by subject: no list that came back empty says so.
 	sure map[string]bool
 	// own are the IDs of the live SPIRE entries that are this cluster's, foreign the others by SPIFFE ID.
 	own     map[string]bool
 	foreign map[string][]snapshot.Entry
+	// revoked says which machine had an address, ending which namespaces are being deleted, agents a node's SPIFFE ID.
+	revoked map[netip.Prefix]string
+	ending  map[string]bool
+	agents  map[string]string
 }
 
 func (d *differ) add(o Operation) { d.p.Operations = append(d.p.Operations, o) }
@@ -125,25 +153,6 @@ func subject(o Operation) string {
 		return o.AgentID
 	}
 	return o.Target.GroupVersionKind.String() + " " + o.Target.Namespace + "/" + o.Target.Name
-}
-
-// minDeletes is how many deletes pass without the rail: small clusters change by whole
-// percentages all the time.
-const minDeletes = 5
-
-// guardDeletes is a rail against a reading that is wrong without saying so: a list that
-// came back empty makes everything look superfluous. Then nothing is done but what
-// follows from proof, and what takes trust from a pod that a policy selects and that does
-// not meet it: else whoever may make and delete many TrustPolicies could keep pods
-// trusted whose image has changed or whose node's proof has ended.
-func (d *differ) guardDeletes() {
-	limit := d.s.Config.MaxDeletePercent
-	if limit == 0 || d.deletes <= minDeletes || d.deletes*100 <= limit*d.owned {
-		return
-	}
-	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Proved && (!o.Phase.Closing() || !d.sure[subject(o)]) })
-	d.p.Again = false
-	d.withhold("the plan would delete %d of our %d policies and entries, more than %d%%: nothing is done but what follows from proof or takes trust from single pods; check the reading, or raise the limit", d.deletes, d.owned, limit)
 }
 
 // withoutSPIRE opens nothing while the SPIRE server cannot be read.

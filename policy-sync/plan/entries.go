@@ -34,7 +34,7 @@ func (d *differ) entries(in desired.Intents, want []snapshot.Entry) {
 	for _, e := range d.s.SPIRE.Entries {
 		if d.own[e.ID] {
 			live[e.ID] = e
-			d.owned++
+			d.rail.owned(entryNamespace(e))
 		}
 	}
 	wanted := map[string]bool{}
@@ -61,13 +61,13 @@ func (d *differ) surplus(in desired.Intents, wanted map[string]bool, instead map
 		if !d.own[e.ID] || wanted[e.ID] {
 			continue
 		}
-		d.deletes++
+		d.rail.delete(entryNamespace(e))
 		if registration.IsClass(e) || slices.ContainsFunc(instead[e.SPIFFEID], func(w snapshot.Entry) bool { return supersedes(w, e) }) {
-			d.add(Operation{Phase: Retire, Action: DeleteEntry, Entry: &e, Reason: "entries of the nodes that run the workload stand in its place"})
+			d.entryOperation(Retire, DeleteEntry, e, false, "entries of the nodes that run the workload stand in its place")
 			continue
 		}
 		reason, proved := why.of(e)
-		d.add(Operation{Phase: Tighten, Action: DeleteEntry, Entry: &e, Proved: proved, Reason: reason})
+		d.entryOperation(Tighten, DeleteEntry, e, proved, reason)
 	}
 }
 
@@ -123,20 +123,24 @@ func (d *differ) entry(live map[string]snapshot.Entry, w snapshot.Entry) {
 			d.withhold("SPIRE entry %s for %s: entry %s, which is not ours, grants the same", w.ID, w.SPIFFEID, foreign)
 			return
 		}
-		d.add(Operation{Phase: Program, Action: CreateEntry, Entry: &w, Reason: "policies ask for " + w.SPIFFEID})
+		d.entryOperation(Program, CreateEntry, w, false, "policies ask for "+w.SPIFFEID)
 		return
 	}
 	others := have.SPIFFEID != w.SPIFFEID || have.ParentID != w.ParentID || have.Extra || have.Admin
 	switch before, after := sortedSelectors(have), sortedSelectors(w); {
 	case !others && slices.Equal(before, after):
 		if have.X509SVIDTTL != w.X509SVIDTTL || have.Hint != w.Hint {
-			d.add(Operation{Phase: Program, Action: UpdateEntry, Entry: &w, Reason: "its lifetime is configured otherwise"})
+			d.entryOperation(Program, UpdateEntry, w, false, "its lifetime is configured otherwise")
 		}
 	case !others && !slices.ContainsFunc(after, func(s snapshot.Selector) bool { return !slices.Contains(before, s) }):
-		d.add(Operation{Phase: Program, Action: UpdateEntry, Entry: &w, Reason: "policies ask for less than it does"})
+		d.entryOperation(Program, UpdateEntry, w, false, "policies ask for less than it does")
 	default:
-		d.add(Operation{Phase: Tighten, Action: UpdateEntry, Entry: &w, Reason: "it grants what policies do not"})
+		d.entryOperation(Tighten, UpdateEntry, w, false, "it grants what policies do not")
 	}
+}
+
+func (d *differ) entryOperation(phase Phase, action Action, e snapshot.Entry, proved bool, reason string) {
+	d.add(Operation{Phase: phase, Action: action, Entry: &e, Proved: proved, Domain: entryDomain(e, action, phase), Reason: reason})
 }
 
 // twin finds an entry that this cluster did not make with the same ID, parent and selectors: SPIRE refuses a second one.

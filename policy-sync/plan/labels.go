@@ -102,10 +102,12 @@ func (d *differ) node(n *corev1.Node, w desired.Node) error {
 			rv = n.ResourceVersion // the list of taints is written whole
 		}
 		op.Phase = Tighten
+		op.Domain = nodeDomain(n.Name, op.Phase)
 		op.MergePatch, err = patch(string(n.UID), rv, gone, on)
 		d.p.Again = d.p.Again || len(come) > 0 || off != nil
 	case len(come) > 0 || off != nil:
 		op.Phase = Trust
+		op.Domain = nodeDomain(n.Name, op.Phase)
 		op.MergePatch, err = patch(string(n.UID), n.ResourceVersion, come, off)
 	default:
 		return nil
@@ -148,10 +150,13 @@ func (d *differ) pod(p *corev1.Pod, w desired.Pod) error {
 	switch {
 	case len(gone) > 0:
 		op.Phase = Tighten
+		op.Domain = d.podDomain(p, gone, op.Phase)
 		op.MergePatch, err = patch(string(p.UID), "", gone, nil)
 		d.p.Again = d.p.Again || len(come) > 0
 	case len(come) > 0:
 		op.Phase = Trust
+		// It opens what all of the pod's policies allow, not only the one whose label comes.
+		op.Domain = d.podDomain(p, anyValues(w.Labels), op.Phase)
 		op.MergePatch, err = patch(string(p.UID), p.ResourceVersion, come, nil)
 	default:
 		return nil
@@ -159,4 +164,12 @@ func (d *differ) pod(p *corev1.Pod, w desired.Pod) error {
 	d.sure[subject(op)] = w.Failed
 	d.add(op)
 	return err
+}
+
+func anyValues(labels map[string]string) map[string]any {
+	out := make(map[string]any, len(labels))
+	for k, v := range labels {
+		out[k] = v
+	}
+	return out
 }

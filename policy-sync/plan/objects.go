@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
@@ -33,31 +32,42 @@ func target(o *unstructured.Unstructured) Target {
 // leaving a stranger's object there would leave it open. Deletes touch only what bears
 // our owner label.
 func (d *differ) objects(want []desired.Object) error {
-	live := map[string]*unstructured.Unstructured{}
-	for _, o := range d.s.Objects {
-		live[key(o)] = o
-	}
 	wanted := map[string]bool{}
 	for _, w := range want {
 		wanted[key(w.Unstructured)] = true
-		if err := d.object(live[key(w.Unstructured)], w); err != nil {
-			return err
-		}
+	}
+	if err := d.wanted(want); err != nil {
+		return err
 	}
 	for _, o := range d.s.Objects {
 		if !snapshot.Owned(o) {
 			continue
 		}
-		d.owned++
-		if wanted[key(o)] {
-			continue
+		d.rail.owned(o.GetNamespace())
+		if _, unplanned := d.p.Missing[part(Policy, source(o))]; wanted[key(o)] || unplanned {
+			continue // of a policy that could not be rendered, nothing goes
 		}
-		d.deletes++
 		op := Operation{Phase: Tighten, Action: Delete, Target: target(o), Reason: "nothing asks for it any more"}
 		if closes(o) {
 			op.Phase = Retire
 		}
+		op.Domain = deleteDomain(o, op.Phase)
+		d.rail.delete(o.GetNamespace())
 		d.add(op)
+	}
+	return nil
+}
+
+// wanted brings what is wanted into its state, and deletes nothing.
+func (d *differ) wanted(want []desired.Object) error {
+	live := make(map[string]*unstructured.Unstructured, len(d.s.Objects))
+	for _, o := range d.s.Objects {
+		live[key(o)] = o
+	}
+	for _, w := range want {
+		if err := d.object(live[key(w.Unstructured)], w); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -79,6 +89,7 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 		if want.Class == desired.Gate {
 			op.Phase = Program
 		}
+		op.Domain = d.objectDomain(nil, want, op.Phase)
 		d.add(op)
 		return nil
 	}
@@ -97,9 +108,11 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 	switch {
 	case same(live, want.Unstructured):
 	case atMiddle:
-		d.add(Operation{Phase: opening, Action: Update, Target: target(live), Object: merge(live, want.Unstructured), Reason: want.Reason})
+		d.add(Operation{Phase: opening, Action: Update, Target: target(live), Object: merge(live, want.Unstructured),
+			Domain: d.objectDomain(live, want, opening), Reason: want.Reason})
 	default:
-		d.add(Operation{Phase: closing, Action: Update, Target: target(live), Object: merge(live, middle), Proved: proved, Reason: want.Reason})
+		d.add(Operation{Phase: closing, Action: Update, Target: target(live), Object: merge(live, middle), Proved: proved,
+			Domain: d.objectDomain(live, want, closing), Reason: want.Reason})
 		d.p.Again = d.p.Again || !same(middle, want.Unstructured)
 	}
 	return nil
@@ -108,9 +121,15 @@ func (d *differ) object(live *unstructured.Unstructured, want desired.Object) er
 // terminating tells whether a namespace is being deleted. What closes it is still there in part: the global default deny is by
 // its label, and it lets no pod in any more.
 func (d *differ) terminating(namespace string) bool {
-	return slices.ContainsFunc(d.s.Namespaces, func(n corev1.Namespace) bool {
-		return n.Name == namespace && n.DeletionTimestamp != nil
-	})
+	if d.ending == nil {
+		d.ending = map[string]bool{}
+		for i := range d.s.Namespaces {
+			if n := &d.s.Namespaces[i]; n.DeletionTimestamp != nil {
+				d.ending[n.Name] = true
+			}
+		}
+	}
+	return d.ending[namespace]
 }
 
 // plain brings numbers into one form, whatever decoded the live object.
@@ -156,7 +175,11 @@ func meet(live *unstructured.Unstructured, want desired.Object) (*unstructured.U
 	return out, nil
 }
 
+// elements are those of a list of an object; none of no object.
 func elements(o *unstructured.Unstructured, path []string) []any {
+	if o == nil {
+		return nil
+	}
 	value, _, err := unstructured.NestedFieldNoCopy(o.Object, path...)
 	list, isList := value.([]any)
 	if err != nil || !isList {

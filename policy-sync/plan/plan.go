@@ -17,8 +17,8 @@ import (
 )
 
 // Phase orders operations. All operations of the closing phases (Closing reports them)
-// are independent of each other: apply each even when another fails. When any of them
-// failed, apply nothing of the opening phases: stop and read again.
+// are independent of each other: apply each even when another fails. Of the opening phases
+// apply, in order, what does not rest on an operation that failed or was not tried (Missing).
 type Phase int
 
 // The phases, in order.
@@ -106,20 +106,25 @@ type Operation struct {
 	// Proved is true when the operation follows from a proved-bad verdict: no rail and no
 	// brake ever holds it back.
 	Proved bool
+	// Domain says what rests on the operation and on what it rests.
+	Domain Domain
 	// Reason says why, in a person's words.
 	Reason string
 }
 
-// String is one line for people.
-func (o Operation) String() string {
-	subject := o.Target.String()
+func (o Operation) subject() string {
 	switch {
 	case o.Entry != nil:
-		subject = o.Entry.ID + " " + o.Entry.SPIFFEID
+		return o.Entry.ID + " " + o.Entry.SPIFFEID
 	case o.AgentID != "":
-		subject = o.AgentID
+		return o.AgentID
 	}
-	line := fmt.Sprintf("%-12s %-12s %s", o.Phase, o.Action, subject)
+	return o.Target.String()
+}
+
+// String is one line for people.
+func (o Operation) String() string {
+	line := fmt.Sprintf("%-12s %-12s %s", o.Phase, o.Action, o.subject())
 	if o.Action == Patch {
 		line += " " + string(o.MergePatch)
 	}
@@ -131,6 +136,8 @@ type Plan struct {
 	Operations []Operation
 	// Withheld says what was left out on purpose, and why.
 	Withheld []string
+	// Missing are parts that could not be planned, each with the reason.
+	Missing map[Part]string
 	// Again is true when something has to be closed before its new state may open: apply
 	// this plan, read again, and the next plan opens.
 	Again bool
@@ -142,7 +149,7 @@ func (p Plan) Empty() bool { return len(p.Operations) == 0 }
 // Closing are the operations to apply first, each even when another fails.
 func (p Plan) Closing() []Operation { return p.where(true) }
 
-// Opening are the operations to apply after, in order, stopping at the first error.
+// Opening are the operations to apply after, in order, each unless it rests on what is missing.
 func (p Plan) Opening() []Operation { return p.where(false) }
 
 func (p Plan) where(closing bool) []Operation {

@@ -86,21 +86,6 @@ func TestAPodThatNobodyCanLabelKeepsNoOtherWaiting(t *testing.T) {
 	}
 }
 
-func TestNothingElseOpensAfterAPodThatNobodyCanLabel(t *testing.T) {
-	pod := plan.Operation{Action: plan.Patch, Phase: plan.Trust, Target: plan.Target{Name: "p"}}
-	pod.Target.Kind = "Pod"
-	retire := plan.Operation{Action: plan.Delete, Phase: plan.Retire}
-	entry := plan.Operation{Action: plan.CreateEntry, Phase: plan.Program}
-	p := &progress{failed: []Failure{{Operation: pod}}}
-	if !p.mayOpen(pod) || p.mayOpen(retire) || p.mayOpen(entry) {
-		t.Error("a pod's label is what other pods' labels alone do not rest on")
-	}
-	p.failed = append(p.failed, Failure{Operation: entry})
-	if p.mayOpen(pod) {
-		t.Error("labelled after an entry failed")
-	}
-}
-
 // TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer: a restart must not spare labels that are wrong whatever the registry says.
 func TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer(t *testing.T) {
 	const key = "payments/api-fra-1"

@@ -1,16 +1,18 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/registration"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
@@ -26,42 +28,64 @@ func (s *Syncer) Sync(ctx context.Context) (time.Time, error) {
 func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	snap, err := s.o.Kubernetes.Read(ctx)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
+		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
 	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
-
-	p := &progress{Syncer: s, trusts: attested(snap.NodeTrusts), tried: map[string]bool{}}
-	decision, err := plan.Make(snap)
+	g, err := trustgraph.Build(snap)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("syncer: nothing is changed: %w", err)
+		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
-	s.attested = decision.Graph.Attested
-	p.close(ctx, decision.Plan.Closing())
+	s.attested = g.Attested
+	p := s.progress(attested(snap.NodeTrusts))
+	urgent, err := s.renderer.Urgent(snap, g)
+	if err != nil {
+		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
+	}
+	p.close(ctx, urgent.Operations)
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
-		if decision, err = plan.Make(snap); err != nil {
-			return time.Time{}, fmt.Errorf("syncer: nothing more is changed: %w", err)
+		if g, err = trustgraph.Build(snap); err != nil {
+			return time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}
-		p.close(ctx, decision.Plan.Closing())
+		p.close(ctx, plan.Evictions(g))
+	}
+	decision, err := s.renderer.Decide(snap, g)
+	if err != nil {
+		return time.Time{}, s.broken(errors.Join(p.err(), fmt.Errorf("syncer: nothing more is changed: %w", err)))
+	}
+	p.unplanned(decision.Plan.Missing)
+	p.close(ctx, decision.Plan.Closing())
+	if spireErr == nil {
 		p.open(ctx, decision.Plan.Opening())
 	}
-	s.tell(decision.Graph)
+	return s.conclude(ctx, p, snap, decision, spireErr)
+}
+
+// conclude tells what came of a pass and says when the next one is due.
+func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapshot, d plan.Result, spireErr error) (time.Time, error) {
+	s.tell(d.Graph)
 	s.fight.round(p.changes)
-	next := earlier(nextExpiry(snap), decision.Graph.PendingEnds())
+	next := earlier(nextExpiry(snap), d.Graph.PendingEnds())
 	switch {
-	case p.unfinished && len(p.failed) == 0:
-		next = snap.At
-	case decision.Plan.Again && len(p.failed) == 0:
+	case p.unfinished, len(d.Unfinished) > 0:
+		next = snap.At // there was no time for all of it
+	case d.Plan.Again && (len(p.failed) == 0 || len(p.changes) > 0):
 		next = snap.At // an object had to close first and opens in a plan of its own
 	}
-	untold := errors.Is(spireErr, errSlow) || IsStale(p.err())
+	if stale := IsStale(p.err()); !stale {
+		s.stales = 0
+	} else {
+		s.stales++
+	}
+	untold := errors.Is(spireErr, errSlow) || s.stales > 0 && s.stales < maxStale
 	if errors.Is(spireErr, errSlow) {
 		spireErr = nil // its answer triggers a pass
 	}
-	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, decision, spireErr, untold))
+	s.tellFailures(p, spireErr)
+	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold))
 }
 
 // report writes statuses and events. What is decided in a moment (planned from a stale reading, without an answer that is on
@@ -69,7 +93,9 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool) error {
 	r := kube.Report{Changes: p.changes, NodeTrusts: nodeTrusts(d.Graph)}
 	if !untold {
-		r.Policies = Statuses(d.Graph, p.failed, spireErr)
+		r.Policies = slices.DeleteFunc(Statuses(d.Graph, slices.Concat(p.failed, p.withheld), spireErr), func(st kube.PolicyStatus) bool {
+			return d.Unfinished[st.Namespace+"/"+st.Name]
+		})
 	}
 	return s.o.Kubernetes.Report(ctx, r)
 }
@@ -98,15 +124,27 @@ func isMark(err error) bool {
 type progress struct {
 	*Syncer
 	trusts map[string]time.Time
-	tried  map[string]bool // by the operation's text
-	// changes and failed are what was carried out and what was not, in order.
-	changes []plan.Operation
-	failed  []Failure
+	tried  map[string]bool // by what identifies an operation
+	gone   *unanswering
+	// changes and failed are what was carried out and what was not, in order. Withheld is what rests on what failed.
+	changes          []plan.Operation
+	failed, withheld []Failure
+	missing          plan.Missing
 	// unfinished is true when opening took too long for one pass.
 	unfinished bool
 }
 
-// Failure is an operation that did not succeed.
+func (s *Syncer) progress(trusts map[string]time.Time) *progress {
+	p := &progress{Syncer: s, trusts: trusts, tried: map[string]bool{}, gone: &unanswering{}}
+	for _, late := range s.lanes.ended() {
+		p.record([]plan.Operation{late.operation}, []error{late.err})
+	}
+	p.tried = map[string]bool{} // what ended since then was planned from an earlier reading
+	p.failed, p.missing = nil, plan.Missing{}
+	return p
+}
+
+// Failure is an operation that did not succeed, or was not tried since it rests on one that did not (Err is a plan.WaitsError).
 type Failure struct {
 	Operation plan.Operation
 	Err       error
@@ -120,135 +158,141 @@ func (p *progress) err() error {
 	return errors.Join(all...)
 }
 
-// closers is how many patches go at once: they do not depend on each other, and taking a node's label away must not wait for
-// its hundred pods.
-const closers = 16
+// unplanned notes policies that could not be rendered: what rests on them waits, and their status says why.
+func (p *progress) unplanned(missing map[plan.Part]string) {
+	parts := slices.SortedFunc(maps.Keys(missing), func(a, b plan.Part) int { return cmp.Compare(a.Name, b.Name) })
+	for _, part := range parts {
+		why := fmt.Errorf("%s: %s", part, missing[part])
+		p.missing.AddPart(part, why)
+		p.withheld = append(p.withheld, Failure{Operation: plan.Operation{Domain: plan.Domain{Parts: []plan.Part{part}}}, Err: why})
+	}
+}
 
 // headStart is how long labels wait for the revoked addresses to be written, which is the faster way to cut off.
 const headStart = 250 * time.Millisecond
 
-// close does operations that only close, each even when another one fails. They go in three lanes, so that a data plane's API
-// that hangs keeps no label on: objects of data planes, in order; patches of Nodes and Pods, once the revoked addresses are
-// written or have had their head start; the SPIRE server last. What the first half of the pass tried is not tried again: both
-// halves plan from the same objects.
+// closers is how many operations that close go at once: they do not depend on each other, and taking a node's label away must not
+// wait for its hundred pods. Openers is how many go at once of those that open, but for labels of pods.
+const (
+	closers = 16
+	openers = 2
+)
+
+// close does operations that only close, each even when another one fails: revoked addresses first; then labels and taints, once
+// these are written or have had their head start, beside data planes' other objects; the SPIRE server last. So a data plane's API
+// that hangs keeps no label on. What an earlier step of the pass tried is not tried again: all plan from the same objects.
 func (p *progress) close(ctx context.Context, operations []plan.Operation) {
-	var objects, patches, spire []plan.Operation
+	var revoke, objects, patches, spire []plan.Operation
 	for _, o := range operations {
 		switch {
-		case p.tried[o.String()]:
+		case p.tried[identify(o)]:
 		case onSPIRE(o):
 			spire = append(spire, o)
 		case o.Action == plan.Patch:
 			patches = append(patches, o)
+		case o.Phase == plan.Revoke:
+			revoke = append(revoke, o)
 		default:
 			objects = append(objects, o)
 		}
 	}
-	revoked := make(chan struct{})
-	results := make(chan []error, 1)
-	go func() { results <- p.applyInOrder(ctx, objects, revoked) }()
-	wait := time.NewTimer(headStart)
-	defer wait.Stop()
+	revoked := p.beside(ctx, revoke)
 	select {
-	case <-revoked:
-	case <-wait.C:
+	case results := <-revoked:
+		p.record(revoke, results)
+		revoke, revoked = nil, nil
+	case <-time.After(headStart):
 	}
-	p.record(patches, p.applyAll(ctx, patches))
+	others := p.beside(ctx, objects)
+	p.record(patches, p.applyAll(ctx, patches, closers, nil))
+	p.record(objects, <-others)
+	if revoked != nil {
+		p.record(revoke, <-revoked)
+	}
 	p.record(spire, p.applySPIRE(ctx, spire))
-	p.record(objects, <-results)
 }
 
-// applyInOrder applies data planes' objects one after the other and closes revoked when those that revoke are done. After one
-// that got no answer the rest is not tried: each would wait as long.
-func (p *progress) applyInOrder(ctx context.Context, operations []plan.Operation, revoked chan<- struct{}) []error {
-	results := make([]error, len(operations))
-	told := false
-	tell := func() {
-		if !told {
-			close(revoked)
-		}
-		told = true
+// beside applies operations in a goroutine of their own, which delivers the results.
+func (p *progress) beside(ctx context.Context, operations []plan.Operation) <-chan []error {
+	results := make(chan []error, 1)
+	if len(operations) == 0 {
+		results <- nil
+		return results
 	}
-	defer tell()
-	for i, o := range operations {
-		if o.Phase > plan.Revoke {
-			tell()
-		}
-		if results[i] = p.apply(ctx, o); errors.Is(results[i], context.DeadlineExceeded) {
-			for j := i + 1; j < len(operations); j++ {
-				results[j] = fmt.Errorf("syncer: %s: not tried, since %s got no answer", operations[j].Target, o.Target)
-			}
-			break
-		}
-	}
+	go func() { results <- p.applyAll(ctx, operations, closers, nil) }()
 	return results
 }
 
-func (p *progress) applyAll(ctx context.Context, operations []plan.Operation) []error {
-	results := make([]error, len(operations))
-	var group errgroup.Group
-	group.SetLimit(closers)
-	for i, o := range operations {
-		group.Go(func() error {
-			results[i] = p.apply(ctx, o)
-			return nil
-		})
-	}
-	_ = group.Wait() // the functions return no errors; each is in results
-	return results
+func (p *progress) applyAll(ctx context.Context, operations []plan.Operation, width int, stop func() bool) []error {
+	return p.lanes.run(ctx, operations, width, p.apply, stop, p.gone)
 }
 
-func (p *progress) apply(ctx context.Context, o plan.Operation) error {
-	ctx, cancel := context.WithTimeout(ctx, p.o.Timeout)
+func (s *Syncer) apply(ctx context.Context, o plan.Operation) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
-	return p.o.Kubernetes.Apply(ctx, o)
+	return s.o.Kubernetes.Apply(ctx, o)
 }
 
 // openFor is how long one pass opens at most. What is left opens in the next pass, which begins by reading the verdicts again:
 // giving ten thousand pods their labels must not keep a revocation waiting.
 const openFor = 500 * time.Millisecond
 
-// open does operations that open something, in order, and none when anything before it failed. Labels of pods are the last to
-// be given and do not depend on each other, so they go side by side, and one pod that nobody can label keeps no other waiting.
+// open does operations that open something, in order, each unless it rests on something that is missing.
 func (p *progress) open(ctx context.Context, operations []plan.Operation) {
 	until := p.o.Now().Add(openFor)
-	for len(operations) > 0 && ctx.Err() == nil && p.mayOpen(operations[0]) {
-		if p.unfinished = !p.o.Now().Before(until); p.unfinished {
+	late := func() bool { return !p.o.Now().Before(until) }
+	for len(operations) > 0 && ctx.Err() == nil {
+		if p.unfinished = p.unfinished || late(); p.unfinished {
 			return
 		}
-		n := run(operations)
-		if onSPIRE(operations[0]) {
-			p.record(operations[:n], p.applySPIRE(ctx, operations[:n]))
-		} else {
-			p.record(operations[:n], p.applyAll(ctx, operations[:n]))
+		n := stage(operations)
+		ready := p.ready(operations[:n])
+		switch {
+		case len(ready) == 0:
+		case onSPIRE(ready[0]):
+			p.record(ready, p.applySPIRE(ctx, ready))
+		case onPod(ready[0]):
+			p.record(ready, p.applyAll(ctx, ready, closers, late))
+		default:
+			p.record(ready, p.applyAll(ctx, ready, openers, late))
 		}
 		operations = operations[n:]
 	}
 }
 
-// mayOpen tells whether all that the operation rests on succeeded: everything before it, but for a pod's label other pods' labels.
-func (p *progress) mayOpen(o plan.Operation) bool {
-	return !slices.ContainsFunc(p.failed, func(f Failure) bool { return !onPod(f.Operation) || !onPod(o) })
+// ready are the operations that may go now. The others are noted, and what rests on them waits as well.
+func (p *progress) ready(operations []plan.Operation) []plan.Operation {
+	var out []plan.Operation
+	for _, o := range operations {
+		if why := p.missing.Holds(o); why != nil {
+			p.withheld = append(p.withheld, Failure{Operation: o, Err: why})
+			p.missing.Add(o, why)
+			continue
+		}
+		out = append(out, o)
+	}
+	return out
 }
 
 func onPod(o plan.Operation) bool {
 	return o.Action == plan.Patch && o.Phase == plan.Trust && o.Target.Kind == "Pod"
 }
 
-// run is how many operations from the first on go together.
-func run(operations []plan.Operation) int {
-	most, same := 1, func(plan.Operation) bool { return false }
-	switch {
-	case onSPIRE(operations[0]):
-		most, same = len(operations), onSPIRE
-	case onPod(operations[0]):
-		most, same = 4*closers, onPod
+// stage is how many operations from the first on go together: none of them rests on another one of them.
+func stage(operations []plan.Operation) int {
+	like := func(o plan.Operation) [4]bool {
+		return [4]bool{onSPIRE(o), o.Entry != nil && registration.IsClass(*o.Entry), onPod(o), o.Target.Kind == "Node"}
 	}
 	n := 1
-	for n < min(most, len(operations)) && same(operations[n]) {
+	for n < len(operations) && operations[n].Phase == operations[0].Phase && like(operations[n]) == like(operations[0]) {
 		n++
 	}
 	return n
+}
+
+// identify is the same for an operation in all plans of one reading.
+func identify(o plan.Operation) string {
+	return fmt.Sprint(o.Phase, " ", o.Action, " ", o.Target.GroupVersionKind, " ", subject(o), " ", string(o.MergePatch))
 }
 
 func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) []error {
@@ -273,9 +317,14 @@ func onSPIRE(o plan.Operation) bool {
 func (p *progress) record(operations []plan.Operation, results []error) {
 	for i, err := range results {
 		o := operations[i]
-		p.tried[o.String()] = true
+		if errors.Is(err, errNoTime) {
+			p.unfinished = true
+			continue
+		}
+		p.tried[identify(o)] = true
 		if err != nil {
 			p.failed = append(p.failed, Failure{Operation: o, Err: err})
+			p.missing.Add(o, err)
 			p.o.Metrics.operation(o, err)
 			continue
 		}

@@ -2,27 +2,41 @@ package syncer
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
-// Statuses says per policy what was made of it. A failure at an object of another policy is not this one's; every other
-// failure is everybody's, for the default denies and the identities are.
+// Statuses says per policy what was made of it: what failed or waits among its own objects, labels and identities and among what
+// closes its namespace or the cluster. What failed of another policy or namespace is not this one's, unless something of this one
+// waits for it.
 func Statuses(g trustgraph.Graph, failed []Failure, spire error) []kube.PolicyStatus {
+	of := map[plan.Part][]Failure{}
+	for _, f := range failed {
+		for _, part := range parts(f.Operation) {
+			of[part] = append(of[part], f)
+		}
+	}
 	out := make([]kube.PolicyStatus, 0, len(g.Policies))
 	for _, p := range g.Policies {
-		applied := spire
-		for _, f := range failed {
-			source, ok := kube.Source(f.Operation)
-			if !ok || source.Namespace == p.Namespace && source.Name == p.Name {
-				applied = errors.Join(applied, f.Err)
-			}
+		mine := []plan.Part{{Kind: plan.Cluster}, {Kind: plan.Namespace, Name: p.Namespace}}
+		for _, kind := range []plan.PartKind{plan.Policy, plan.Leaving, plan.Labels} {
+			mine = append(mine, plan.Part{Kind: kind, Name: p.Key()})
 		}
-		out = append(out, kube.PolicyStatus{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Status: g.Status(p, applied)})
+		for _, account := range p.ServiceAccounts {
+			mine = append(mine, plan.Part{Kind: plan.Identity, Name: trustgraph.SPIFFEID(g.Config.TrustDomain, p.Namespace, account)})
+		}
+		var concerned []Failure
+		for _, part := range mine {
+			concerned = append(concerned, of[part]...)
+		}
+		out = append(out, kube.PolicyStatus{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Status: g.Status(p, errors.Join(spire, summary(concerned)))})
 	}
 	return out
 }
@@ -34,6 +48,45 @@ func nodeTrusts(g trustgraph.Graph) []kube.NodeTrustStatus {
 		out = append(out, kube.NodeTrustStatus(n))
 	}
 	return out
+}
+
+// parts are whose an operation is. One that says nothing is its policy's, and everybody's without one.
+func parts(o plan.Operation) []plan.Part {
+	if len(o.Domain.Parts) > 0 {
+		return o.Domain.Parts
+	}
+	if source, ok := kube.Source(o); ok {
+		return []plan.Part{{Kind: plan.Policy, Name: source.Namespace + "/" + source.Name}}
+	}
+	return []plan.Part{{Kind: plan.Cluster}}
+}
+
+// summary joins failures: each that failed, and once per cause how many wait for it.
+func summary(failures []Failure) error {
+	var texts []error
+	waiting, causes := map[string]int{}, []string{}
+	for _, f := range failures {
+		var waits *plan.WaitsError
+		if !errors.As(f.Err, &waits) {
+			texts = append(texts, f.Err)
+			continue
+		}
+		cause := waits.Root()
+		if waiting[cause]++; waiting[cause] == 1 {
+			causes = append(causes, cause)
+		}
+	}
+	for _, cause := range causes {
+		texts = append(texts, fmt.Errorf("withheld: %s for %s", plural(waiting[cause], "operation waits", "operations wait"), cause))
+	}
+	return errors.Join(texts...)
+}
+
+func plural(n int, one, several string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, several)
 }
 
 // attested is when the evidence of each node's verdict came in.
@@ -91,4 +144,51 @@ func (s *Syncer) tell(g trustgraph.Graph) {
 	}
 	s.said = now
 	s.o.Metrics.nodes(counts)
+}
+
+// broken notes a failure of a pass as a whole.
+func (s *Syncer) broken(err error) error {
+	s.tellFailures(nil, err)
+	return err
+}
+
+// tellFailures logs each failure once while it lasts, and once that it is over.
+func (s *Syncer) tellFailures(p *progress, whole error) {
+	now := map[string]bool{}
+	note := func(key string, args ...any) {
+		if now[key] = true; !s.failing[key] {
+			s.o.Log.Error("failed; what is closed stays closed", args...)
+		}
+	}
+	if whole != nil && !IsStale(whole) {
+		note("pass "+whole.Error(), "err", whole)
+	}
+	if p == nil {
+		for key := range s.failing {
+			now[key] = true // nothing is known of the others
+		}
+		s.failing = now
+		return
+	}
+	for _, f := range p.failed {
+		if !IsStale(f.Err) {
+			note("operation "+string(f.Operation.Action)+" "+subject(f.Operation)+": "+f.Err.Error(), "phase", f.Operation.Phase.String(), "action", string(f.Operation.Action),
+				"subject", subject(f.Operation), "of", whose(f.Operation), "err", f.Err)
+		}
+	}
+	for key := range s.failing {
+		if !now[key] {
+			s.o.Log.Info("fails no longer", "what", key)
+		}
+	}
+	s.failing = now
+}
+
+// whose names the parts of an operation.
+func whose(o plan.Operation) string {
+	var out []string
+	for _, p := range parts(o) {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
 }

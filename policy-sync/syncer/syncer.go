@@ -1,15 +1,18 @@
 // Package syncer is the loop of policy-sync: read, decide, apply, report.
 //
 // Trust is global, so there is one loop and it is level-based: whatever happens, it reads everything and compares what is with
-// what should be. Watches only call Trigger. One pass has two halves. The first rests on Kubernetes alone, where the verdicts
-// are, and only closes; so a SPIRE server that is away, slow or hung delays no revocation. The second adds what the SPIRE
-// server says, and only it may open. Registries are asked beside the loop (Images), for the same reason.
+// what should be. Watches only call Trigger. A pass has three steps, so that nothing that a tenant writes, no SPIRE server and no
+// registry that is away, slow or hung delays a revocation:
 //
 //	read Kubernetes --error--> change nothing, try again
-//	   | plan without SPIRE: revoke, default deny, tighten
+//	   | graph: revoked addresses, labels and taints, at once (plan.Urgent)
 //	read SPIRE -----error----> report it, open nothing, try again
-//	   | plan with SPIRE: the rest of the closing operations, and if all of them succeeded the opening ones, in order
+//	   | graph with SPIRE: agents to evict
+//	   | render the policies, within a budget each (plan.Renderer): the rest of what closes;
+//	   | then what opens, in order, each operation unless it rests on one that failed (plan.Domain)
 //	report status
+//
+// Registries are asked beside the loop (Images).
 package syncer
 
 import (
@@ -71,11 +74,27 @@ type Syncer struct {
 	// the API before that, it remembers no addresses of.
 	attested []snapshot.Attested
 	fight    fight
+	renderer *plan.Renderer
+	lanes    *lanes
+	stales   int             // passes in a row that found that the world moved on
+	failing  map[string]bool // failures that were logged, while they last
 }
+
+// Budgets of rendering: one policy's, and one pass's. What does not fit goes on beside or in the next pass.
+const (
+	renderOne  = time.Second
+	renderPass = 500 * time.Millisecond
+)
 
 // New makes a syncer.
 func New(o Options) *Syncer {
-	return &Syncer{o: o, trigger: make(chan struct{}, 1), said: map[string]bool{}}
+	s := &Syncer{o: o, trigger: make(chan struct{}, 1), said: map[string]bool{}, failing: map[string]bool{}}
+	s.renderer = &plan.Renderer{Budget: renderOne, Round: renderPass, Later: s.Trigger,
+		Panicked: func(policy string, value any, stack []byte) {
+			o.Log.Error("rendering a policy panicked", "policy", policy, "panic", value, "stack", string(stack))
+		}}
+	s.lanes = newLanes(o.Patience, s.Trigger)
+	return s
 }
 
 // Trigger asks for a pass. It never blocks; a trigger during a pass leads to one more.
@@ -124,8 +143,8 @@ func (s *Syncer) Start(ctx context.Context) error {
 			stales++
 		case ctx.Err() != nil: // the end cut the pass short
 		default:
-			s.o.Log.Error("pass failed; what is closed stays closed", "failures", failures+1, "err", err)
-			wait = min(pauseFirst<<min(failures, 10), pauseMost)
+			s.o.Log.Debug("pass failed; what is closed stays closed", "failures", failures+1, "err", err) // each failure has its own line
+			wait = min(wait, pauseFirst<<min(failures, 10), pauseMost)                                    // what is not over goes on, whoever else's trouble lasts
 			failures++
 		}
 		s.wait(ctx, wait, pause)
