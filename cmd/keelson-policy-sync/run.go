@@ -96,7 +96,8 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 				return errors.New("the caches are not filled yet")
 			}
 			return nil
-		}))
+		}),
+		mgr.AddReadyzCheck("passes", func(*http.Request) error { return loop.Ready() }))
 }
 
 // whoami asks the API server by which name it knows this program.

@@ -2,10 +2,13 @@ package kube
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -25,6 +28,15 @@ type Report struct {
 	NodeTrusts []NodeTrustStatus
 	// Changes are operations that were carried out, in order.
 	Changes []plan.Operation
+	// Findings are what people have to know about pods and policies for which nothing was carried out.
+	Findings []Finding
+}
+
+// Finding is one event of type Warning.
+type Finding struct {
+	Regarding corev1.ObjectReference
+	// Reason is a word ("NotAttested", "Refused"), Note a sentence.
+	Reason, Note string
 }
 
 // PolicyStatus is what one TrustPolicy's status should say. Its conditions carry no transition time.
@@ -56,6 +68,7 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 	}
 	if s.recorder != nil {
 		s.events(ctx, r.Changes)
+		s.findings(r.Findings)
 	}
 	return errors.Join(problems...)
 }
@@ -87,9 +100,12 @@ func (s *Store) status(ctx context.Context, p PolicyStatus) error {
 	for _, c := range p.Status.Conditions {
 		meta.SetStatusCondition(&want.Status.Conditions, c)
 	}
+	want.Status.LastSynced = live.Status.LastSynced
 	if equality.Semantic.DeepEqual(live.Status, want.Status) {
 		return nil
 	}
+	now := metav1.Now().Rfc3339Copy()
+	want.Status.LastSynced = &now
 	return s.writer.Status().Update(ctx, want, client.FieldOwner(v1alpha1.FieldManager))
 }
 
@@ -115,11 +131,43 @@ func (s *Store) events(ctx context.Context, changes []plan.Operation) {
 		}
 		notes[a] = append(notes[a], fmt.Sprintf("%s %s: %s", o.Action, o.Target, o.Reason))
 	}
-	for _, a := range order {
-		const maxNote = 1024 // events.k8s.io/v1
-		note := strings.Join(notes[a], "; ")
-		s.recorder.Eventf(&a.regarding, nil, a.kind, a.reason, "Sync", "%s", strings.ToValidUTF8(note[:min(len(note), maxNote)], ""))
+	for _, a := range order[:min(len(order), maxEvents)] {
+		s.event(a.regarding, a.kind, a.reason, strings.Join(notes[a], "; "))
 	}
+}
+
+// maxEvents is how many events one pass writes about changes, and maxFindings how many about findings: 100,000 pods that lose
+// their labels at once must not become as many events. The log has every change, and a policy's status counts its pods.
+const (
+	maxEvents   = 256
+	maxFindings = 64
+)
+
+func (s *Store) findings(findings []Finding) {
+	for _, f := range findings[:min(len(findings), maxFindings)] {
+		s.event(f.Regarding, corev1.EventTypeWarning, f.Reason, f.Note)
+	}
+}
+
+// event writes one. The recorder makes a series of events that differ in their note alone, and keeps the first note, so the cause
+// is put into the action as well: another cause is another event (events.k8s.io/v1: an action of at most 128 characters).
+func (s *Store) event(regarding corev1.ObjectReference, kind, reason, note string) {
+	sum := sha256.Sum256([]byte(note))
+	s.recorder.Eventf(&regarding, nil, kind, reason, "Sync-"+hex.EncodeToString(sum[:4]), "%s", clip(note))
+}
+
+// clip cuts a note between characters, at what events.k8s.io/v1 takes.
+func clip(note string) string {
+	const maxNote = 1024
+	note = strings.ToValidUTF8(note, "\uFFFD")
+	if len(note) <= maxNote {
+		return note
+	}
+	end := maxNote - len("...")
+	for !utf8.RuneStart(note[end]) {
+		end--
+	}
+	return note[:end] + "..."
 }
 
 func (s *Store) about(ctx context.Context, o plan.Operation) (about, bool) {

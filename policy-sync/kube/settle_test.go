@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,8 @@ func (s *settler) settle(t *testing.T) int {
 			switch o.Action {
 			case plan.CreateEntry:
 				s.spire.Entries = append(s.spire.Entries, *o.Entry)
+			case plan.DeleteEntry:
+				s.spire.Entries = slices.DeleteFunc(s.spire.Entries, func(e snapshot.Entry) bool { return e.ID == o.Entry.ID })
 			case plan.Create, plan.Update, plan.Patch, plan.Delete:
 				if err := s.store.Apply(context.Background(), o); err != nil {
 					t.Fatalf("%s: %v", o, err)

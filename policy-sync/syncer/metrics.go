@@ -4,9 +4,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 // Metrics are policy-sync's own metrics. A nil *Metrics counts nothing.
@@ -17,6 +20,9 @@ type Metrics struct {
 	verdicts    *prometheus.GaugeVec
 	operations  *prometheus.CounterVec
 	applied     prometheus.Histogram
+	pods        *prometheus.GaugeVec
+	policies    *prometheus.GaugeVec
+	withheld    *prometheus.GaugeVec
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -34,8 +40,14 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 			Help: "Operations by phase, action and result (ok, error)."}, []string{"phase", "action", "result"}),
 		applied: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "keelson_policy_sync_verdict_to_applied_seconds",
 			Help: "Time from a verdict's evidence to the change of its node's label and taint.", Buckets: prometheus.ExponentialBuckets(0.005, 2, 16)}),
+		pods: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "keelson_policy_sync_pods",
+			Help: "Running pods of enrolled namespaces by state: attested, refused (a policy selects it and is not met), unselected."}, []string{"state"}),
+		policies: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "keelson_policy_sync_policies",
+			Help: "TrustPolicies by the reason of their condition Programmed: Programmed, Audit, Invalid, NotEnrolled, Defeated, NotApplied."}, []string{"condition"}),
+		withheld: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "keelson_policy_sync_withheld",
+			Help: "Operations that failed or wait for one that did, by the kind of what they belong to: cluster, namespace, policy, labels, identity, machine."}, []string{"scope"}),
 	}
-	for _, c := range []prometheus.Collector{m.passes, m.duration, m.lastSuccess, m.verdicts, m.operations, m.applied} {
+	for _, c := range []prometheus.Collector{m.passes, m.duration, m.lastSuccess, m.verdicts, m.operations, m.applied, m.pods, m.policies, m.withheld} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -82,5 +94,51 @@ func (m *Metrics) operation(o plan.Operation, err error) {
 func (m *Metrics) verdict(took time.Duration) {
 	if m != nil {
 		m.applied.Observe(took.Seconds())
+	}
+}
+
+// scopes are what the parts of operations are called in metrics.
+var scopes = map[plan.PartKind]string{plan.Cluster: "cluster", plan.Namespace: "namespace", plan.LeavingIn: "namespace", plan.Policy: "policy",
+	plan.Leaving: "policy", plan.Labels: "labels", plan.Identity: "identity", plan.IdentityAt: "identity", plan.Machine: "machine"}
+
+// state counts pods, policies and what is withheld.
+func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withheld []Failure) {
+	if m == nil {
+		return
+	}
+	pods := map[string]int{"attested": 0, "refused": 0, "unselected": 0}
+	for i := range g.Pods {
+		switch p := &g.Pods[i]; {
+		case p.Ended || p.Mode == "":
+		case p.Attested:
+			pods["attested"]++
+		case len(p.Matches) > 0:
+			pods["refused"]++
+		default:
+			pods["unselected"]++
+		}
+	}
+	policies := map[string]int{}
+	for _, st := range statuses {
+		if c := meta.FindStatusCondition(st.Status.Conditions, v1alpha1.ConditionProgrammed); c != nil {
+			policies[c.Reason]++
+		}
+	}
+	waiting := map[string]int{}
+	for _, scope := range scopes {
+		waiting[scope] = 0
+	}
+	for _, f := range withheld {
+		waiting[scopes[parts(f.Operation)[0].Kind]]++
+	}
+	set(m.pods, pods)
+	m.policies.Reset()
+	set(m.policies, policies)
+	set(m.withheld, waiting)
+}
+
+func set(gauge *prometheus.GaugeVec, values map[string]int) {
+	for label, n := range values {
+		gauge.WithLabelValues(label).Set(float64(n))
 	}
 }

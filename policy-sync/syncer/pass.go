@@ -93,9 +93,11 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool) error {
 	r := kube.Report{Changes: p.changes, NodeTrusts: nodeTrusts(d.Graph)}
 	if !untold {
-		r.Policies = slices.DeleteFunc(Statuses(d.Graph, slices.Concat(p.failed, p.withheld), spireErr), func(st kube.PolicyStatus) bool {
-			return d.Unfinished[st.Namespace+"/"+st.Name]
-		})
+		troubles := slices.Concat(p.failed, p.withheld)
+		statuses := Statuses(d.Graph, troubles, spireErr)
+		s.o.Metrics.state(d.Graph, statuses, troubles)
+		r.Policies = slices.DeleteFunc(statuses, func(st kube.PolicyStatus) bool { return d.Unfinished[st.Namespace+"/"+st.Name] })
+		r.Findings = s.events.findings(d.Graph)
 	}
 	return s.o.Kubernetes.Report(ctx, r)
 }

@@ -154,6 +154,7 @@ func (s *Syncer) broken(err error) error {
 
 // tellFailures logs each failure once while it lasts, and once that it is over.
 func (s *Syncer) tellFailures(p *progress, whole error) {
+	s.health.note(p, whole)
 	now := map[string]bool{}
 	note := func(key string, args ...any) {
 		if now[key] = true; !s.failing[key] {

@@ -78,6 +78,8 @@ type Syncer struct {
 	lanes    *lanes
 	stales   int             // passes in a row that found that the world moved on
 	failing  map[string]bool // failures that were logged, while they last
+	events   events
+	health   health
 }
 
 // Budgets of rendering: one policy's, and one pass's. What does not fit goes on beside or in the next pass.

@@ -3,6 +3,7 @@ package trustgraph
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -31,7 +32,13 @@ func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
 			st.Refused = append(st.Refused, v1alpha1.RefusedPod{Pod: key[len(p.Namespace)+1:], Reason: why})
 		}
 	}
-	st.Conditions = []metav1.Condition{p.accepted(), p.programmed(applied)}
+	programmed := p.programmed(applied)
+	st.Conditions = []metav1.Condition{p.accepted(), programmed, p.attested(st.Refused)}
+	if len(st.Refused) > 0 {
+		st.Why = st.Refused[0].Reason
+	} else if programmed.Status != metav1.ConditionTrue {
+		st.Why = programmed.Message
+	}
 	return st
 }
 
@@ -54,6 +61,23 @@ func (p Policy) accepted() metav1.Condition {
 	return c
 }
 
+// attested is for those who wait: kubectl wait --for=condition=Attested.
+func (p Policy) attested(refused []v1alpha1.RefusedPod) metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionAttested, Status: metav1.ConditionFalse, ObservedGeneration: p.Generation}
+	switch {
+	case len(p.Selected) == 0:
+		c.Reason, c.Message = "NoPods", "the policy selects no pod"
+	case len(p.Attested) < len(p.Selected):
+		c.Reason, c.Message = "Refused", fmt.Sprintf("%d of %d pods meet the policy", len(p.Attested), len(p.Selected))
+		if len(refused) > 0 {
+			c.Message = clip(fmt.Sprintf("%s; %s: %s", c.Message, refused[0].Pod, refused[0].Reason))
+		}
+	default:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "Attested", fmt.Sprintf("all %d pods meet the policy", len(p.Selected))
+	}
+	return c
+}
+
 func (p Policy) programmed(applied error) metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionProgrammed, Status: metav1.ConditionFalse, ObservedGeneration: p.Generation}
 	switch {
@@ -62,7 +86,9 @@ func (p Policy) programmed(applied error) metav1.Condition {
 	case len(p.Problems) > 0:
 		c.Reason, c.Message = "LastAccepted", "the policy is not accepted as it is now; the last spec that was accepted stays in force"
 	case p.Mode == "":
-		c.Reason, c.Message = "NotEnrolled", fmt.Sprintf("label namespace %s with %s", p.Namespace, v1alpha1.ModeLabel)
+		c.Reason = "NotEnrolled"
+		c.Message = fmt.Sprintf("the namespace is not enrolled; ask an administrator for: kubectl label namespace %s %s=%s",
+			p.Namespace, v1alpha1.ModeLabel, v1alpha1.ModeAudit)
 	case len(p.Blockers) > 0:
 		c.Reason, c.Message = "Defeated", joined(p.Blockers)
 	case applied != nil:
@@ -90,9 +116,16 @@ func joined(texts []string) string {
 	return clip(out)
 }
 
+// clip cuts a text between characters: what an API server cannot store as UTF-8 it stores otherwise, and every pass would find it
+// changed.
 func clip(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= maxText {
 		return s
 	}
-	return s[:maxText-3] + "..."
+	end := maxText - len("...")
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "..."
 }

@@ -237,6 +237,8 @@ const (
 	ConditionAccepted = "Accepted"
 	// ConditionProgrammed is true when every object of the policy is in place.
 	ConditionProgrammed = "Programmed"
+	// ConditionAttested is true when the policy selects pods and all of them meet it.
+	ConditionAttested = "Attested"
 )
 
 // TrustPolicyStatus is what policy-sync made of the policy.
@@ -247,12 +249,20 @@ type TrustPolicyStatus struct {
 	// LastAccepted is the newest spec that had no problem. It stays in force while a newer one is refused.
 	// +optional
 	LastAccepted *AcceptedSpec `json:"lastAccepted,omitempty"`
+	// Why says in one line why something is not as the policy asks: the first refused pod's reason, or else what keeps the policy
+	// from being programmed.
+	// +optional
+	Why string `json:"why,omitempty"`
+	// LastSynced is when this status was last written, and so true. It stays true as long as policy-sync's heartbeat is young: the
+	// ConfigMap keelson-policy-sync-heartbeat in its namespace.
+	// +optional
+	LastSynced *metav1.Time `json:"lastSynced,omitempty"`
 	// Selected counts the pods that the policy selects.
 	// +optional
-	Selected int32 `json:"selected,omitempty"`
+	Selected int32 `json:"selected"`
 	// Attested counts the selected pods that meet the requirements.
 	// +optional
-	Attested int32 `json:"attested,omitempty"`
+	Attested int32 `json:"attested"`
 	// Refused lists selected pods that do not, with the reason (the first 32).
 	// +optional
 	// +kubebuilder:validation:MaxItems=32
@@ -291,7 +301,7 @@ type RefusedPod struct {
 // +kubebuilder:printcolumn:name="Selected",type=integer,JSONPath=`.status.selected`
 // +kubebuilder:printcolumn:name="Attested",type=integer,JSONPath=`.status.attested`
 // +kubebuilder:printcolumn:name="Programmed",type=string,JSONPath=`.status.conditions[?(@.type=="Programmed")].status`
-// +kubebuilder:printcolumn:name="Why",type=string,JSONPath=`.status.refused[0].reason`
+// +kubebuilder:printcolumn:name="Why",type=string,JSONPath=`.status.why`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 type TrustPolicy struct {
 	metav1.TypeMeta   `json:",inline"`

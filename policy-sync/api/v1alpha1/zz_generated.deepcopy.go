@@ -495,6 +495,10 @@ func (in *TrustPolicyStatus) DeepCopyInto(out *TrustPolicyStatus) {
 		*out = new(AcceptedSpec)
 		(*in).DeepCopyInto(*out)
 	}
+	if in.LastSynced != nil {
+		in, out := &in.LastSynced, &out.LastSynced
+		*out = (*in).DeepCopy()
+	}
 	if in.Refused != nil {
 		in, out := &in.Refused, &out.Refused
 		*out = make([]RefusedPod, len(*in))

@@ -1,0 +1,60 @@
+package syncer
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
+)
+
+// mostAtOnce is how many findings one pass tells. The rest is told by later passes, and not at all when it is over by then.
+const mostAtOnce = 32
+
+// events remembers which findings were told: one per pod and cause for a pod that a policy selects and that was never attested,
+// one per policy and cause for a policy that is refused. A replica that takes over tells them once more.
+type events struct {
+	told     map[string]string // UID -> cause
+	attested map[types.UID]bool
+}
+
+// findings are those that are new.
+func (e *events) findings(g trustgraph.Graph) []kube.Finding {
+	var out []kube.Finding
+	told, attested := map[string]string{}, map[types.UID]bool{}
+	tell := func(uid, cause string, f kube.Finding) {
+		if before, ok := e.told[uid]; ok && before == cause {
+			told[uid] = cause
+		} else if len(out) < mostAtOnce {
+			told[uid] = cause
+			out = append(out, f)
+		}
+	}
+	for i := range g.Policies {
+		p := &g.Policies[i]
+		if p.Accepted {
+			continue
+		}
+		cause := strings.Join(p.Problems, "; ")
+		tell(p.UID, cause, kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
+			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}})
+	}
+	for i := range g.Pods {
+		p := &g.Pods[i]
+		uid := types.UID(p.UID)
+		if p.Attested || e.attested[uid] {
+			attested[uid] = true // what is taken from it is told as a change
+		}
+		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 {
+			continue
+		}
+		cause := strings.Join(p.Why, "; ")
+		tell(p.UID, cause, kube.Finding{Reason: "NotAttested", Note: cause,
+			Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: uid}})
+	}
+	e.told, e.attested = told, attested
+	return out
+}

@@ -1,0 +1,47 @@
+package syncer
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/keelson-project/keelson/policy-sync/plan"
+)
+
+// mostFailures is how many passes in a row may fail before the leader is not ready. A pass that is made again at once takes
+// milliseconds; one that fails is made again after at most ten seconds.
+const mostFailures = 5
+
+// health counts passes that failed as a whole: nothing could be read or planned, the SPIRE server could not be read, or what closes
+// the cluster is not in place. What fails of one team is in its policies' status and in the metrics, and no reason for anybody to
+// restart policy-sync.
+type health struct {
+	mu       sync.Mutex
+	failures int
+	last     error
+}
+
+func (h *health) note(p *progress, whole error) {
+	err := whole
+	if p != nil && err == nil {
+		err = p.missing.Holds(plan.Operation{Domain: plan.Domain{Needs: []plan.Part{{Kind: plan.Cluster}}}})
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil || IsStale(err) {
+		h.failures, h.last = 0, nil
+		return
+	}
+	h.failures++
+	h.last = err
+}
+
+// Ready returns why passes fail, once several in a row did; nil for a replica that does not lead, which makes none.
+func (s *Syncer) Ready() error {
+	s.health.mu.Lock()
+	defer s.health.mu.Unlock()
+	if s.health.failures < mostFailures {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("the last %d passes failed; what is closed stays closed", s.health.failures), s.health.last)
+}
