@@ -79,7 +79,7 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
 		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
-		WarmUp: c.Images.Checker.Timeout + 5*time.Second,
+		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c),
 	})
 	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger); err != nil {
 		return err
@@ -98,6 +98,14 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 			return nil
 		}),
 		mgr.AddReadyzCheck("passes", func(*http.Request) error { return loop.Ready() }))
+}
+
+// memory is where replicas leave each other what they know; one that has no replicas has no namespace to keep it in.
+func memory(mgr manager.Manager, c syncconfig.Config) syncer.Memory {
+	if !c.LeaderElection.Enabled {
+		return nil
+	}
+	return kube.NewMemory(mgr.GetAPIReader(), mgr.GetClient(), c.LeaderElection.Namespace)
 }
 
 // whoami asks the API server by which name it knows this program.

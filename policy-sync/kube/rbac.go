@@ -18,7 +18,7 @@ const roleName = "keelson-policy-sync"
 const Lease = v1alpha1.LeaseName
 
 // RBAC makes the roles that policy-sync's service account needs, and their bindings: what Read reads, what a plan can write,
-// a lease in its own namespace, and to delete its own replicas there. It may create no pod, read no secret and change no role.
+// a lease and a few ConfigMaps in its own namespace, and to delete its own replicas there. It may create no pod, read no secret and change no role.
 func RBAC(namespace, serviceAccount string) []runtime.Object {
 	subject := rbacv1.Subject{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: serviceAccount}
 	named := metav1.ObjectMeta{Name: roleName}
@@ -40,6 +40,9 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 			// Who leads. No role can say under which name something may be made.
 			rule("coordination.k8s.io", []string{"create"}, "leases"),
 			onlyNamed(rule("coordination.k8s.io", []string{"get", "update"}, "leases"), Lease),
+			// What a replica that takes over has to know, and when passes last succeeded.
+			rule("", []string{"create"}, "configmaps"),
+			onlyNamed(rule("", []string{"get", "update"}, "configmaps"), memoryNames()...),
 			// Its own replicas leave machines that are proved bad.
 			rule("", []string{"delete"}, "pods"),
 			rule("", []string{"create", "patch"}, "events")}},

@@ -36,6 +36,13 @@ func (h *health) note(p *progress, whole error) {
 	h.last = err
 }
 
+// good tells whether the last pass succeeded as a whole.
+func (h *health) good() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.failures == 0
+}
+
 // Ready returns why passes fail, once several in a row did; nil for a replica that does not lead, which makes none.
 func (s *Syncer) Ready() error {
 	s.health.mu.Lock()

@@ -30,6 +30,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
+	s.recall(ctx)
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
 	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
@@ -85,6 +86,7 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 		spireErr = nil // its answer triggers a pass
 	}
 	s.tellFailures(p, spireErr)
+	s.keep(ctx)
 	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold))
 }
 

@@ -61,6 +61,8 @@ type Options struct {
 	Patience time.Duration
 	// WarmUp is how long after the start labels are believed to be another replica's; see inheritUntil.
 	WarmUp time.Duration
+	// Memory keeps what a replica that takes over has to know; nil keeps nothing.
+	Memory Memory
 }
 
 // Syncer runs the loop. One goroutine runs Start or Sync; Trigger is for all.
@@ -70,8 +72,7 @@ type Syncer struct {
 	reading *reading
 	said    map[string]bool // findings that were logged, so that each is said once
 	began   time.Time       // the first pass
-	// attested are the pods that were attested lately. A replica that takes over begins without: what a machine took out of
-	// the API before that, it remembers no addresses of.
+	// attested are the pods that were attested lately. A replica that takes over begins with what Options.Memory has of them.
 	attested []snapshot.Attested
 	fight    fight
 	renderer *plan.Renderer
@@ -80,6 +81,7 @@ type Syncer struct {
 	failing  map[string]bool // failures that were logged, while they last
 	events   events
 	health   health
+	keeper   keeper
 }
 
 // Budgets of rendering: one policy's, and one pass's. What does not fit goes on beside or in the next pass.
@@ -123,6 +125,7 @@ const maxStale = 8
 
 // Start runs passes until ctx ends.
 func (s *Syncer) Start(ctx context.Context) error {
+	defer s.flush(ctx)
 	failures, stales := 0, 0
 	for ctx.Err() == nil {
 		next, err := s.Sync(ctx)
