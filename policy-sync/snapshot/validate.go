@@ -27,8 +27,8 @@ const (
 	DefaultPendingGrace = 2 * time.Minute
 	// NoPendingGrace is a Config.PendingGrace of no time.
 	NoPendingGrace = time.Duration(-1)
-	// maxPendingGrace is shorter than what is remembered (trustgraph.Remember).
-	maxPendingGrace = 30 * time.Minute
+	// MaxPendingGrace is shorter than what is remembered (trustgraph.Remember).
+	MaxPendingGrace = 30 * time.Minute
 	// MinX509SVIDTTL keeps agents from renewing without end.
 	MinX509SVIDTTL = 10 * time.Second
 	// MaxX509SVIDTTL bounds how long an SVID outlives a lost verdict.
@@ -136,8 +136,8 @@ func (c Config) Validate() error {
 	if c.MaxHold < 0 || c.MaxHold > 24*time.Hour {
 		add("brake %s is outside 0 to 24h", c.MaxHold)
 	}
-	if c.PendingGrace > maxPendingGrace {
-		add("pending grace %s is outside 0 to %s", c.PendingGrace, maxPendingGrace)
+	if c.PendingGrace > MaxPendingGrace {
+		add("pending grace %s is outside 0 to %s", c.PendingGrace, MaxPendingGrace)
 	}
 	if c.TierOrder < 0 {
 		add("tier order %v is negative", c.TierOrder)

@@ -168,3 +168,20 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestPendingGrace: none is a choice, and saying nothing is the default.
+func TestPendingGrace(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": snapshot.DefaultPendingGrace, "pendingGrace: 0s\n": snapshot.NoPendingGrace, "pendingGrace: 90s\n": 90 * time.Second} {
+		c, err := Parse([]byte("trustDomain: keelson.demo\nspire: {address: \"spire:443\", workloadAPI: \"unix:///x\"}\n" + text))
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if got := c.Snapshot.WithDefaults().PendingGrace; got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+	if _, err := Parse([]byte("pendingGrace: 1h\n")); err == nil || !strings.Contains(err.Error(), "pendingGrace") {
+		t.Errorf("an hour: %v", err)
+	}
+}

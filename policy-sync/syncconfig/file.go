@@ -20,31 +20,32 @@ import (
 
 // The file as it is written.
 type file struct {
-	Kubeconfig                  string        `yaml:"kubeconfig"`
-	TrustDomain                 string        `yaml:"trustDomain"`
-	ClusterName                 string        `yaml:"clusterName"`
-	X509SVIDTTL                 time.Duration `yaml:"x509SVIDTTL"`
-	SPIRE                       spireFile     `yaml:"spire"`
-	Calico                      Presence      `yaml:"calico"`
-	Istio                       Presence      `yaml:"istio"`
-	TierOrder                   float64       `yaml:"tierOrder"`
-	MaxHold                     time.Duration `yaml:"maxHold"`
-	MaxDeletePercent            int           `yaml:"maxDeletePercent"`
-	Taint                       bool          `yaml:"taint"`
-	TaintExisting               bool          `yaml:"taintExisting"`
-	RefuseSharedServiceAccounts bool          `yaml:"refuseSharedServiceAccounts"`
-	AllowedHostPaths            []string      `yaml:"allowedHostPaths"`
-	DNS                         serviceFile   `yaml:"dns"`
-	MoreDNS                     []serviceFile `yaml:"moreDNS"`
-	DNSNets                     []string      `yaml:"dnsNets"`
-	DNSPorts                    []int32       `yaml:"dnsPorts"`
-	Istiod                      serviceFile   `yaml:"istiod"`
-	IstioRootNamespace          string        `yaml:"istioRootNamespace"`
-	Images                      imagesFile    `yaml:"images"`
-	Listen                      listenFile    `yaml:"listen"`
-	LeaderElection              leaderFile    `yaml:"leaderElection"`
-	Resync                      time.Duration `yaml:"resync"`
-	Debounce                    time.Duration `yaml:"debounce"`
+	Kubeconfig                  string         `yaml:"kubeconfig"`
+	TrustDomain                 string         `yaml:"trustDomain"`
+	ClusterName                 string         `yaml:"clusterName"`
+	X509SVIDTTL                 time.Duration  `yaml:"x509SVIDTTL"`
+	SPIRE                       spireFile      `yaml:"spire"`
+	Calico                      Presence       `yaml:"calico"`
+	Istio                       Presence       `yaml:"istio"`
+	TierOrder                   float64        `yaml:"tierOrder"`
+	MaxHold                     time.Duration  `yaml:"maxHold"`
+	PendingGrace                *time.Duration `yaml:"pendingGrace"`
+	MaxDeletePercent            int            `yaml:"maxDeletePercent"`
+	Taint                       bool           `yaml:"taint"`
+	TaintExisting               bool           `yaml:"taintExisting"`
+	RefuseSharedServiceAccounts bool           `yaml:"refuseSharedServiceAccounts"`
+	AllowedHostPaths            []string       `yaml:"allowedHostPaths"`
+	DNS                         serviceFile    `yaml:"dns"`
+	MoreDNS                     []serviceFile  `yaml:"moreDNS"`
+	DNSNets                     []string       `yaml:"dnsNets"`
+	DNSPorts                    []int32        `yaml:"dnsPorts"`
+	Istiod                      serviceFile    `yaml:"istiod"`
+	IstioRootNamespace          string         `yaml:"istioRootNamespace"`
+	Images                      imagesFile     `yaml:"images"`
+	Listen                      listenFile     `yaml:"listen"`
+	LeaderElection              leaderFile     `yaml:"leaderElection"`
+	Resync                      time.Duration  `yaml:"resync"`
+	Debounce                    time.Duration  `yaml:"debounce"`
 }
 
 type spireFile struct {
@@ -127,6 +128,12 @@ func (f file) config(p *problems) Config {
 	for key, presence := range map[string]Presence{"calico": f.Calico, "istio": f.Istio} {
 		if presence != Required && presence != Optional && presence != Off {
 			p.at(key, "%q is neither %s, %s nor %s", presence, Required, Optional, Off)
+		}
+	}
+	if f.PendingGrace != nil {
+		p.between("pendingGrace", *f.PendingGrace, 0, snapshot.MaxPendingGrace)
+		if c.Snapshot.PendingGrace = *f.PendingGrace; *f.PendingGrace == 0 {
+			c.Snapshot.PendingGrace = snapshot.NoPendingGrace
 		}
 	}
 	p.between("resync", f.Resync, time.Second, time.Hour)
