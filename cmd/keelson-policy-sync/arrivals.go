@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/discovery"
@@ -52,6 +54,11 @@ func (a arrivals) look() error {
 	if found.Calico && !a.config.Snapshot.Calico && a.config.Calico != syncconfig.Off ||
 		found.Istio && !a.config.Snapshot.Istio && a.config.Istio != syncconfig.Off {
 		return errors.New("a data plane was installed: start again to use it")
+	}
+	for _, kind := range a.config.Snapshot.Absent {
+		if !slices.Contains(found.Absent, kind) && a.config.Snapshot.Istio {
+			return fmt.Errorf("%s is served now: start again to read it", kind)
+		}
 	}
 	return nil
 }

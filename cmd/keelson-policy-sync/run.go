@@ -142,6 +142,7 @@ func dataPlanes(client discovery.DiscoveryInterface, c *syncconfig.Config, log *
 	if err != nil {
 		return err
 	}
+	c.Snapshot.Absent = found.Absent
 	var problems []error
 	for _, plane := range []struct {
 		name, protects string

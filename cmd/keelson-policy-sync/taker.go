@@ -46,6 +46,7 @@ func newTaker(access *rest.Config, served discovery.DiscoveryInterface, config s
 		}
 	}
 	config.Snapshot.Calico, config.Snapshot.Istio = found.Calico, found.Istio
+	config.Snapshot.Absent = found.Absent
 	config.Snapshot.MaxDeletePercent = 0 // deleting all of it is the intent
 	scheme, err := kube.Scheme()
 	if err != nil {

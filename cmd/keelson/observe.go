@@ -103,6 +103,7 @@ func readCluster(ctx context.Context, c *syncconfig.Config) (snapshot.Snapshot, 
 	if err != nil {
 		return snapshot.Snapshot{}, err
 	}
+	c.Snapshot.Absent = found.Absent
 	c.Snapshot.Calico = found.Calico && c.Calico != syncconfig.Off
 	c.Snapshot.Istio = found.Istio && c.Istio != syncconfig.Off
 	scheme, err := kube.Scheme()

@@ -14,21 +14,47 @@ import (
 )
 
 // Found says which optional APIs a cluster serves completely.
-type Found struct{ Calico, Istio bool }
+type Found struct {
+	Calico, Istio bool
+	// Absent are the optional kinds that are not served, as "<plural>.<group>" (snapshot.Config.Absent).
+	Absent []string
+}
 
 // Discover asks the API server which of the optional APIs it serves. One that is there in part is an error: a kind that
 // cannot be read cannot be watched for what would widen access.
 func Discover(d discovery.DiscoveryInterface) (Found, error) {
 	calico, calicoErr := complete(d, snapshot.Kinds(snapshot.Config{Calico: true}))
 	istio, istioErr := complete(d, snapshot.Kinds(snapshot.Config{Istio: true}))
-	return Found{Calico: calico, Istio: istio}, errors.Join(calicoErr, istioErr)
+	absent, absentErr := optional(d, snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}))
+	return Found{Calico: calico, Istio: istio, Absent: absent}, errors.Join(calicoErr, istioErr, absentErr)
 }
 
-// complete tells whether all the kinds are served. None served is a plain no.
+// optional lists the optional kinds that are not served.
+func optional(d discovery.DiscoveryInterface, kinds []snapshot.Kind) ([]string, error) {
+	var out []string
+	for _, k := range kinds {
+		if !k.Optional {
+			continue
+		}
+		list, err := d.ServerResourcesForGroupVersion(k.GroupVersion().String())
+		if err != nil && !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("kube: discover %s: %w", k.GroupVersion(), err)
+		}
+		if !served(list, k.Resource) {
+			out = append(out, k.Resource+"."+k.Group)
+		}
+	}
+	return out, nil
+}
+
+// complete tells whether all the kinds are served that are not optional. None served is a plain no.
 func complete(d discovery.DiscoveryInterface, kinds []snapshot.Kind) (bool, error) {
 	var there, missing []string
 	lists := map[string]*metav1.APIResourceList{}
 	for _, k := range kinds {
+		if k.Optional {
+			continue
+		}
 		gv := k.GroupVersion().String()
 		if _, asked := lists[gv]; !asked {
 			list, err := d.ServerResourcesForGroupVersion(gv)

@@ -77,7 +77,8 @@ var single = map[string][]string{"Tier": {v1alpha1.CalicoTier}, "GlobalNetworkSe
 // dataPlaneRules are the rights on Calico's and Istio's objects. For policies in tiers Calico's API server asks for the same
 // verb on a made-up resource as well, tier.<resource> by the name "<tier>.*": that keeps policy-sync inside its own tier.
 func dataPlaneRules() []rbacv1.PolicyRule {
-	out := []rbacv1.PolicyRule{rule(blockAffinity.Group, read, blockAffinity.Resource, ipPool.Resource)}
+	out := []rbacv1.PolicyRule{onlyNamed(rule("", read, meshConfigKind.Resource), snapshot.MeshConfig),
+		rule(blockAffinity.Group, read, blockAffinity.Resource, ipPool.Resource)}
 	for _, k := range snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}) {
 		verbs := read
 		if k.Written {

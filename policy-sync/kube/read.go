@@ -50,6 +50,13 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 	}
 	out.Objects = append(out.Objects, s.unlabelled(ctx, out.Objects)...)
 	out.ServiceCIDRs = serviceCIDRs(services.Items)
+	if s.config.Istio {
+		mesh, err := s.meshConfig(ctx)
+		if err != nil {
+			return snapshot.Snapshot{}, err
+		}
+		out.Objects = append(out.Objects, mesh...)
+	}
 	if s.config.Calico {
 		if err := s.readBlocks(ctx, &out); err != nil {
 			return snapshot.Snapshot{}, err

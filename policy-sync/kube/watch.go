@@ -26,6 +26,9 @@ func CacheOptions(config snapshot.Config) cache.Options {
 			out.ByObject[object(k)] = cache.ByObject{Label: s}
 		}
 	}
+	if config.Istio {
+		out.ByObject[object(meshConfigKind)] = meshConfigCache(config)
+	}
 	return out
 }
 
@@ -43,6 +46,9 @@ func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger f
 	kinds := snapshot.Kinds(config)
 	if config.Calico {
 		kinds = append(kinds, blockAffinity, ipPool)
+	}
+	if config.Istio {
+		kinds = append(kinds, meshConfigKind)
 	}
 	for _, k := range kinds {
 		objects = append(objects, object(k))

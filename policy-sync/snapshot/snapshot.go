@@ -109,6 +109,8 @@ type Config struct {
 	// is not known yet: a container's image that its node has not reported, or that no verifier has answered about. 0 means
 	// DefaultPendingGrace, a negative value no time at all (NoPendingGrace).
 	PendingGrace time.Duration
+	// Absent are the optional kinds, as "<plural>.<group>", that the API server does not serve (kube.Found): they are not read.
+	Absent []string
 	// Calico and Istio say which data planes are there to be written to.
 	Calico, Istio bool
 	// Taint puts v1alpha1.UntrustedTaint on nodes that are not trusted, but for those that were there before Keelson: admission

@@ -15,6 +15,9 @@ import (
 // Nothing of it is touched; it is reported, and where it defeats a policy, the policy
 // is not called programmed.
 func (b *builder) buildForeign() {
+	b.live = b.enrolledPods()
+	b.buildEnforcement()
+	b.noteAbsent()
 	b.foreignEntries()
 	b.guardOwnID()
 	for _, o := range b.s.Objects {
@@ -25,8 +28,12 @@ func (b *builder) buildForeign() {
 			b.foreignTier(o)
 		case "NetworkPolicy", "GlobalNetworkPolicy":
 			b.foreignNetworkPolicy(o)
-		case "AuthorizationPolicy", "PeerAuthentication", "EnvoyFilter":
+		case "AuthorizationPolicy", "PeerAuthentication":
 			b.foreignIstio(o)
+		case "EnvoyFilter", "WasmPlugin", "Sidecar", "RequestAuthentication":
+			b.foreignProxySettings(o)
+		case "ConfigMap":
+			b.foreignMeshConfig(o)
 		}
 	}
 	b.exclusions()
@@ -136,8 +143,8 @@ func (b *builder) foreignNetworkPolicy(o *unstructured.Unstructured) {
 	b.block(o.GetNamespace(), fmt.Sprintf("%s %s stands in tier %s and was not made by Keelson: it may open what Keelson closes", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.CalicoTier))
 }
 
-// foreignIstio: ALLOWs of different authors are a union, the oldest PeerAuthentication
-// of a namespace wins, and an EnvoyFilter can do anything.
+// foreignIstio: ALLOWs of different authors are a union, and the oldest PeerAuthentication
+// of a namespace wins.
 func (b *builder) foreignIstio(o *unstructured.Unstructured) {
 	ns := o.GetNamespace()
 	root := ns == b.s.Config.Istiod.Namespace
@@ -151,8 +158,6 @@ func (b *builder) foreignIstio(o *unstructured.Unstructured) {
 	switch {
 	case o.GetKind() == "AuthorizationPolicy" && action != "DENY" && action != "AUDIT":
 		b.report("%s is not Keelson's; what no TrustPolicy lets in stays denied all the same", name)
-	case o.GetKind() == "EnvoyFilter":
-		b.report("%s can change what the proxies of enrolled pods enforce", name)
 	case o.GetKind() == "PeerAuthentication" && !root && (mode != "STRICT" || hasPorts && len(ports) > 0):
 		b.block(ns, fmt.Sprintf("%s allows other than strict mutual TLS: remove it", name))
 	}
@@ -166,16 +171,19 @@ var pastTheProxy = []string{
 	"proxy.istio.io/config", "proxy.istio.io/overrides", "status.sidecar.istio.io/port",
 }
 
-// exclusions reports pods with such annotations.
+// exclusions reports pods with such annotations, and pods that opt out of the proxy by the label of the same meaning.
 func (b *builder) exclusions() {
 	for i := range b.s.Pods {
 		pod := &b.s.Pods[i]
 		if b.modes[pod.Namespace] == "" || !b.s.Config.Istio {
 			continue
 		}
+		if pod.Labels[injectKey] == "false" {
+			b.report("pod %s has label %s=false: it gets no proxy, so only network policy guards it", snapshot.Key(pod), injectKey)
+		}
 		for _, key := range sortedKeys(pod.Annotations) {
 			starts := func(prefix string) bool { return strings.HasPrefix(key, prefix) }
-			if slices.ContainsFunc(pastTheProxy, starts) || key == "sidecar.istio.io/inject" && pod.Annotations[key] == "false" {
+			if slices.ContainsFunc(pastTheProxy, starts) || key == injectKey && pod.Annotations[key] == "false" {
 				b.report("pod %s has annotation %s: traffic can pass its proxy by, so only network policy guards it there", snapshot.Key(pod), key)
 			}
 		}

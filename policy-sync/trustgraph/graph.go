@@ -194,6 +194,8 @@ type builder struct {
 	used map[netip.Addr]user
 	// classes are the reference sets that nodes match (by ""), and the values of each of their tags; see noteNodes.
 	classes map[string][]string
+	// live are the pods of enrolled namespaces that have not ended, by namespace/name.
+	live map[string]*corev1.Pod
 	// platforms are the nodes' own, by name.
 	platforms map[string]string
 	// memory is the snapshot's Attested by UID.

@@ -1,0 +1,359 @@
+package trustgraph
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
+)
+
+// Names that Istio's injection gives (istio, manifests/charts/istio-control/istio-discovery/files/injection-template.yaml), and
+// labels by which Istio sends a pod's traffic through a waypoint or leaves the pod alone.
+const (
+	proxyContainer = "istio-proxy"
+	spiffeSockets  = "/run/secrets/workload-spiffe-uds"
+	waypointLabel  = "istio.io/use-waypoint"
+	injectKey      = "sidecar.istio.io/inject"
+)
+
+// buildEnforcement looks, for each policy, whether the part is there that enforces what the policy says.
+func (b *builder) buildEnforcement() {
+	if !b.s.Config.Istio {
+		return
+	}
+	namespaces := map[string]*corev1.Namespace{}
+	for i := range b.s.Namespaces {
+		namespaces[b.s.Namespaces[i].Name] = &b.s.Namespaces[i]
+	}
+	for i := range b.g.Policies {
+		if p := &b.g.Policies[i]; p.Mode != "" && p.Accepted {
+			b.enforcedBy(p, namespaces[p.Namespace])
+		}
+	}
+}
+
+// enrolledPods are the pods of enrolled namespaces that have not ended, by namespace/name.
+func (b *builder) enrolledPods() map[string]*corev1.Pod {
+	out := map[string]*corev1.Pod{}
+	for i := range b.s.Pods {
+		pod := &b.s.Pods[i]
+		if b.modes[pod.Namespace] != "" && !snapshot.Ended(pod) {
+			out[snapshot.Key(pod)] = pod
+		}
+	}
+	return out
+}
+
+// enforcedBy withholds "programmed" where a selected pod has nothing that enforces the policy.
+func (b *builder) enforcedBy(p *Policy, ns *corev1.Namespace) {
+	var bare, istiods, waypoints []string
+	if ns != nil && sendsThrough(ns.Labels) != "" {
+		waypoints = append(waypoints, "namespace "+ns.Name)
+	}
+	for _, key := range p.Selected {
+		pod := b.live[key]
+		if pod == nil || pod.Spec.HostNetwork {
+			continue
+		}
+		if sendsThrough(pod.Labels) != "" {
+			waypoints = append(waypoints, "pod "+pod.Name)
+		}
+		proxy := proxyOf(pod)
+		switch {
+		case proxy == nil && inAmbient(pod, ns): // ztunnel denies what it cannot read; the notes on ambient mode say so
+		case proxy == nil:
+			bare = append(bare, pod.Name)
+		case servedByIstiod(pod, proxy):
+			istiods = append(istiods, pod.Name)
+		}
+	}
+	switch {
+	case len(bare) > 0 && !b.s.Config.Calico:
+		b.unread(p, fmt.Sprintf("%s no Istio proxy and Calico is not used, so nothing enforces the policy there: enable injection for the namespace and restart the pods", have(bare)))
+	case len(bare) > 0 && hasHTTP(p):
+		b.unread(p, fmt.Sprintf("ingress.http: %s no Istio proxy (container %s), so nothing reads HTTP there and every request of the peers on these ports is let in: "+
+			"enable injection (label namespace %s with istio-injection=enabled or istio.io/rev) and restart the pods", have(bare), proxyContainer, p.Namespace))
+	}
+	if len(istiods) > 0 {
+		withhold(p, fmt.Sprintf("the Istio proxies of pods %s take their certificates from istiod's own CA, which asks for no proof: give them SPIRE's socket at %s", few(istiods), spiffeSockets))
+	}
+	if len(waypoints) > 0 {
+		p.Notes = append(p.Notes, fmt.Sprintf("%s: traffic goes through a waypoint (label %s), whose identity is then the caller's: no TrustPolicy names it, so what comes through it is denied", few(waypoints), waypointLabel))
+	}
+}
+
+// unread withholds "programmed" for pods without a proxy where Istio is seen to run. Where only its API is served, and neither istiod,
+// nor a proxy, nor a mesh configuration is anywhere in the cluster, the snapshot does not tell who enforces at L7: that is noted.
+func (b *builder) unread(p *Policy, text string) {
+	if b.istioRuns() {
+		withhold(p, text)
+		return
+	}
+	p.Notes = append(p.Notes, text)
+}
+
+func (b *builder) istioRuns() bool {
+	d := b.s.Config.Istiod
+	return slices.ContainsFunc(b.s.Pods, func(pod corev1.Pod) bool {
+		return proxyOf(&pod) != nil || pod.Namespace == d.Namespace && pod.Labels[d.Label] == d.Value
+	}) || slices.ContainsFunc(b.s.Objects, func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "ConfigMap" && o.GetName() == snapshot.MeshConfig
+	})
+}
+
+// withhold keeps an enforcing policy from being called programmed; one in audit mode promises nothing, and is told.
+func withhold(p *Policy, text string) {
+	if p.Mode == v1alpha1.ModeEnforce {
+		p.Blockers = append(p.Blockers, text)
+	} else {
+		p.Notes = append(p.Notes, text)
+	}
+}
+
+func hasHTTP(p *Policy) bool {
+	return slices.ContainsFunc(p.Spec.Ingress, func(r v1alpha1.IngressRule) bool { return len(r.HTTP) > 0 })
+}
+
+// maxNamed is how many pods one sentence names.
+const maxNamed = 5
+
+// few names a few of many, in an order that does not depend on the snapshot's.
+func few(names []string) string {
+	names = sorted(slices.Clone(names))
+	if len(names) <= maxNamed {
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(names[:maxNamed], ", "), len(names)-maxNamed)
+}
+
+func have(pods []string) string {
+	if len(pods) == 1 {
+		return "pod " + pods[0] + " has"
+	}
+	return "pods " + few(pods) + " have"
+}
+
+func sendsThrough(labels map[string]string) string {
+	if w := labels[waypointLabel]; w != "none" {
+		return w
+	}
+	return ""
+}
+
+func inAmbient(pod *corev1.Pod, ns *corev1.Namespace) bool {
+	if mode, own := pod.Labels[dataplaneLabel]; own {
+		return mode == "ambient"
+	}
+	return ns != nil && ns.Labels[dataplaneLabel] == "ambient"
+}
+
+// proxyOf is the pod's Istio proxy, as a container or as a native sidecar (an init container that is restarted); nil if none.
+func proxyOf(pod *corev1.Pod) *corev1.Container {
+	for i := range pod.Spec.Containers {
+		if pod.Spec.Containers[i].Name == proxyContainer {
+			return &pod.Spec.Containers[i]
+		}
+	}
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		if c.Name == proxyContainer && c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			return c
+		}
+	}
+	return nil
+}
+
+// servedByIstiod reports whether the volume in which the proxy looks for a SPIFFE Workload API's socket is the empty one that Istio's
+// injection puts there: the proxy then makes a key itself and has istiod sign it. A volume from the node (SPIFFE's CSI driver,
+// hostPath) holds SPIRE's socket; a pod without such a mount does not tell.
+func servedByIstiod(pod *corev1.Pod, proxy *corev1.Container) bool {
+	for _, m := range proxy.VolumeMounts {
+		if at := path.Clean(m.MountPath); at != spiffeSockets && at != "/var"+spiffeSockets {
+			continue
+		}
+		for _, v := range pod.Spec.Volumes {
+			if v.Name == m.Name {
+				return v.EmptyDir != nil
+			}
+		}
+	}
+	return false
+}
+
+// changesHTTP withholds "programmed" from policies with HTTP rules whose pods an object of the mesh is for: what such an object can
+// do to a proxy, it can do before the proxy judges a request. What the policies say of addresses and ports stands all the same.
+func (b *builder) changesHTTP(o *unstructured.Unstructured, text string) {
+	_, targeted, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "targetRefs")
+	_, target, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "targetRef")
+	if targeted || target {
+		return // gateways, waypoints and services: no sidecar
+	}
+	wanted := map[string]string{}
+	for _, at := range [][]string{{"spec", "selector", "matchLabels"}, {"spec", "workloadSelector", "labels"}, {"spec", "workloadSelector", "matchLabels"}} {
+		if found, ok, err := unstructured.NestedStringMap(o.Object, at...); ok && err == nil {
+			wanted = found
+		}
+	}
+	root := b.isRoot(o.GetNamespace())
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if p.Mode == "" || !hasHTTP(p) || !root && p.Namespace != o.GetNamespace() {
+			continue
+		}
+		if slices.ContainsFunc(p.Selected, func(key string) bool { return bears(b.live[key], wanted) }) {
+			withhold(p, "ingress.http: "+text+"; what the policy says of ports stands")
+		}
+	}
+}
+
+// isRoot reports whether what stands in a namespace holds for the whole mesh.
+func (b *builder) isRoot(namespace string) bool {
+	return namespace == b.s.Config.Istiod.Namespace || namespace == b.s.Config.IstioRootNamespace
+}
+
+func bears(pod *corev1.Pod, wanted map[string]string) bool {
+	if pod == nil {
+		return false
+	}
+	for k, v := range wanted {
+		if have, ok := pod.Labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// foreignProxySettings judges what others have the proxies of enrolled pods do.
+func (b *builder) foreignProxySettings(o *unstructured.Unstructured) {
+	ns := o.GetNamespace()
+	if b.modes[ns] == "" && !b.isRoot(ns) {
+		return
+	}
+	name := o.GetKind() + " " + snapshot.Key(o)
+	switch o.GetKind() {
+	case "EnvoyFilter":
+		b.report("%s can change what the proxies of enrolled pods enforce", name)
+		b.changesHTTP(o, name+" can change a request before it is judged, or take the judgement away: remove it, or narrow it to other pods")
+	case "WasmPlugin":
+		phase, _, _ := unstructured.NestedString(o.Object, "spec", "phase")
+		b.report("%s runs in the proxies of enrolled pods", name)
+		if phase == "AUTHN" {
+			b.changesHTTP(o, name+" runs before a request is judged (phase AUTHN) and can change its method and path: remove it, or run it later")
+		}
+	case "RequestAuthentication":
+		b.report("%s can refuse requests that a TrustPolicy lets in", name)
+	case "Sidecar":
+		if widensInbound(o) {
+			b.changesHTTP(o, name+" has inbound listeners that pass the proxy by or end TLS otherwise: remove captureMode NONE and tls from its ingress")
+		}
+	}
+}
+
+// widensInbound reports whether a Sidecar has a listener for inbound traffic that is not captured or has TLS of its own.
+func widensInbound(o *unstructured.Unstructured) bool {
+	listeners, _, _ := unstructured.NestedSlice(o.Object, "spec", "ingress")
+	return slices.ContainsFunc(listeners, func(l any) bool {
+		listener, _ := l.(map[string]any)
+		_, tls := listener["tls"]
+		return tls || listener["captureMode"] == "NONE"
+	})
+}
+
+// maxMeshConfig bounds the text of a mesh configuration that is read; Istio's own has a few KiB.
+const maxMeshConfig = 256 << 10
+
+// meshTrust is the part of Istio's mesh configuration (istio.io/api, mesh/v1alpha1, MeshConfig) that says whose identities count.
+type meshTrust struct {
+	TrustDomain        string   `json:"trustDomain"`
+	TrustDomainAliases []string `json:"trustDomainAliases"`
+	CACertificates     []any    `json:"caCertificates"`
+}
+
+// foreignMeshConfig: Istio compares the names of peers with its own trust domain and takes those of an alias for the same.
+func (b *builder) foreignMeshConfig(o *unstructured.Unstructured) {
+	if o.GetName() != snapshot.MeshConfig || o.GetNamespace() != b.s.Config.Istiod.Namespace {
+		return
+	}
+	name := "mesh configuration " + snapshot.Key(o)
+	text, _, _ := unstructured.NestedString(o.Object, "data", "mesh")
+	mesh := meshTrust{}
+	if len(text) > maxMeshConfig {
+		b.block("", fmt.Sprintf("%s has more than %d bytes and is not read: nobody knows which trust domains the proxies take for theirs", name, maxMeshConfig))
+		return
+	}
+	if err := yaml.Unmarshal([]byte(text), &mesh); err != nil {
+		b.block("", fmt.Sprintf("%s is not readable, so nobody knows which trust domains the proxies take for theirs: %.200v", name, err))
+		return
+	}
+	if mesh.TrustDomain == "" {
+		mesh.TrustDomain = "cluster.local" // Istio's default
+	}
+	if mesh.TrustDomain != b.s.Config.TrustDomain {
+		b.block("", fmt.Sprintf("%s has trustDomain %.80q, SPIRE's is %q: set trustDomain to SPIRE's, or no peer is known by its name", name, mesh.TrustDomain, b.s.Config.TrustDomain))
+	}
+	aliases := slices.DeleteFunc(slices.Clone(mesh.TrustDomainAliases), func(a string) bool { return a == b.s.Config.TrustDomain })
+	if len(aliases) > 0 {
+		b.block("", fmt.Sprintf("%s has trustDomainAliases %.200s, whose identities Istio takes for those of %s without proof: remove them", name, few(aliases), b.s.Config.TrustDomain))
+	}
+	if len(mesh.CACertificates) > 0 {
+		b.block("", fmt.Sprintf("%s has caCertificates: proxies take certificates of these authorities as well as SPIRE's: remove them", name))
+	}
+}
+
+// noteAbsent notes which of a policy's accounts no pod has, or no TrustPolicy is for: such a peer is never let in. A name that is
+// misspelt looks the same as a workload that does not run now, so that it is a note.
+func (b *builder) noteAbsent() {
+	runs, covered := map[string]bool{}, map[string]bool{}
+	for _, pod := range b.live {
+		runs[pod.Namespace+"/"+snapshot.ServiceAccount(pod)] = true
+	}
+	for i := range b.g.Policies {
+		for _, account := range b.g.Policies[i].ServiceAccounts {
+			covered[b.g.Policies[i].Namespace+"/"+account] = true
+		}
+	}
+	for i := range b.g.Policies {
+		p := &b.g.Policies[i]
+		if p.Mode == "" || !p.Accepted {
+			continue
+		}
+		if len(p.Selected) == 0 {
+			p.Notes = append(p.Notes, selectsNone(p))
+		}
+		peers := func(where string, list []v1alpha1.Peer) {
+			for j, peer := range list {
+				ns := PeerNamespace(p.Namespace, peer)
+				at, key := fmt.Sprintf("%s[%d]", where, j), ns+"/"+peer.ServiceAccount
+				switch {
+				case b.modes[ns] == "": // notePeers says so
+				case !runs[key]:
+					p.Notes = append(p.Notes, fmt.Sprintf("%s: no pod runs as service account %s of %s now", at, peer.ServiceAccount, ns))
+				case !covered[key]:
+					p.Notes = append(p.Notes, fmt.Sprintf("%s: no TrustPolicy is for service account %s of %s, so none of its pods is attested and let in", at, peer.ServiceAccount, ns))
+				}
+			}
+		}
+		for j, r := range p.Spec.Ingress {
+			peers(fmt.Sprintf("ingress[%d].from", j), r.From)
+		}
+		for j, r := range p.Spec.Egress {
+			peers(fmt.Sprintf("egress[%d].to", j), r.To)
+		}
+	}
+}
+
+func selectsNone(p *Policy) string {
+	switch w := p.Spec.Workloads; {
+	case w.Selector == nil:
+		return fmt.Sprintf("the policy selects no pod: none in %s runs as service account %s now", p.Namespace, w.ServiceAccount)
+	default:
+		return "the policy selects no pod: none in " + p.Namespace + " has the labels and the service account of its workloads now"
+	}
+}
