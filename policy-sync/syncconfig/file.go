@@ -68,15 +68,19 @@ type serviceFile struct {
 }
 
 type imagesFile struct {
-	Registries         []string       `yaml:"registries"`
-	InsecureRegistries []string       `yaml:"insecureRegistries"`
-	OCILayouts         []string       `yaml:"ociLayouts"`
-	Platform           platformFile   `yaml:"platform"`
-	Recheck            time.Duration  `yaml:"recheck"`
-	TTL                time.Duration  `yaml:"ttl"`
-	FailureTTL         time.Duration  `yaml:"failureTTL"`
-	Timeout            time.Duration  `yaml:"timeout"`
-	Verifiers          []verifierFile `yaml:"verifiers"`
+	Registries          []string            `yaml:"registries"`
+	InsecureRegistries  []string            `yaml:"insecureRegistries"`
+	OCILayouts          []string            `yaml:"ociLayouts"`
+	Mirrors             map[string][]string `yaml:"mirrors"`
+	RegistryCAs         map[string]string   `yaml:"registryCAs"` // paths of PEM files
+	RedirectHosts       []string            `yaml:"redirectHosts"`
+	SignatureRepository string              `yaml:"signatureRepository"`
+	Platform            platformFile        `yaml:"platform"`
+	Recheck             time.Duration       `yaml:"recheck"`
+	TTL                 time.Duration       `yaml:"ttl"`
+	FailureTTL          time.Duration       `yaml:"failureTTL"`
+	Timeout             time.Duration       `yaml:"timeout"`
+	Verifiers           []verifierFile      `yaml:"verifiers"`
 }
 
 type platformFile struct {
@@ -86,11 +90,20 @@ type platformFile struct {
 }
 
 type verifierFile struct {
-	Name      string   `yaml:"name"`
-	PublicKey string   `yaml:"publicKey"` // path of a PEM file
-	Manifests []string `yaml:"manifests"`
-	Indexes   []string `yaml:"indexes"`
-	Configs   []string `yaml:"configs"`
+	Name      string       `yaml:"name"`
+	PublicKey string       `yaml:"publicKey"` // path of a PEM file
+	Keyless   *keylessFile `yaml:"keyless"`
+	Manifests []string     `yaml:"manifests"`
+	Indexes   []string     `yaml:"indexes"`
+	Configs   []string     `yaml:"configs"`
+}
+
+type keylessFile struct {
+	Issuer         string `yaml:"issuer"`
+	IssuerPattern  string `yaml:"issuerPattern"`
+	Subject        string `yaml:"subject"`
+	SubjectPattern string `yaml:"subjectPattern"`
+	TrustedRoot    string `yaml:"trustedRoot"` // path of a trusted_root.json
 }
 
 type listenFile struct {
@@ -212,6 +225,14 @@ func (f file) spire(p *problems) SPIRE {
 func (f imagesFile) config(p *problems) Images {
 	out := Images{Recheck: f.Recheck, Checker: image.Config{Registries: f.Registries, InsecureRegistries: f.InsecureRegistries,
 		Layouts: f.OCILayouts, Platform: image.Platform(f.Platform), TTL: f.TTL, FailureTTL: f.FailureTTL, Timeout: f.Timeout}}
+	cas, err := image.ReadCAs(f.RegistryCAs)
+	if err != nil {
+		p.at("images.registryCAs", "%v", err)
+	}
+	out.Checker.Mirrors, out.Checker.RegistryCAs, out.Checker.RedirectHosts = f.Mirrors, cas, f.RedirectHosts
+	if f.SignatureRepository != "" {
+		out.Checker.SignatureRepositories = []string{f.SignatureRepository}
+	}
 	p.between("images.recheck", f.Recheck, time.Second, time.Hour)
 	p.between("images.ttl", f.TTL, time.Second, 24*time.Hour)
 	p.between("images.failureTTL", f.FailureTTL, time.Second, time.Hour)
@@ -238,6 +259,9 @@ func (f imagesFile) config(p *problems) Images {
 }
 
 func (f verifierFile) verifier(p *problems, path string) image.Verifier {
+	if f.Keyless != nil {
+		return f.keyless(p, path)
+	}
 	digests := len(f.Manifests)+len(f.Indexes)+len(f.Configs) > 0
 	if (f.PublicKey != "") == digests {
 		p.at(path, "verifier %q: give either publicKey (a PEM file) or digests (manifests, indexes, configs)", f.Name)
@@ -254,6 +278,18 @@ func (f verifierFile) verifier(p *problems, path string) image.Verifier {
 	v, err := image.NewKeyVerifier(f.Name, pem)
 	if err != nil {
 		p.at(path+".publicKey", "%s: %s", f.PublicKey, strings.TrimPrefix(err.Error(), "image: "))
+		return nil
+	}
+	return v
+}
+
+func (f verifierFile) keyless(p *problems, path string) image.Verifier {
+	k := f.Keyless
+	v, err := image.VerifierSpec{PublicKeyPath: f.PublicKey, Manifests: f.Manifests, Indexes: f.Indexes, Configs: f.Configs, TrustedRootPath: k.TrustedRoot,
+		Keyless: &image.Keyless{Issuer: k.Issuer, IssuerPattern: k.IssuerPattern, Subject: k.Subject, SubjectPattern: k.SubjectPattern},
+	}.Verifier(f.Name)
+	if err != nil {
+		p.at(path+".keyless", "%s", strings.TrimPrefix(err.Error(), "image: "))
 		return nil
 	}
 	return v

@@ -38,7 +38,7 @@ func Checker(c *image.Checker) CheckImage {
 			out.Verifiers[name] = snapshot.Verification{Accepted: true}
 		}
 		for _, f := range result.Failures {
-			out.Verifiers[f.Verifier] = snapshot.Verification{Reason: f.Reason.Error(), Unknown: unheard(f.Reason)}
+			out.Verifiers[f.Verifier] = snapshot.Verification{Reason: f.Reason.Error(), Unknown: f.Unknown || unheard(f.Reason)}
 		}
 		return out
 	}
@@ -47,6 +47,9 @@ func Checker(c *image.Checker) CheckImage {
 // unheard tells whether an error says that a source gave no answer, which proves nothing about an image: it is away, slow, or
 // answers with an error of its own (a limit on requests, an expired credential). "Not found" is an answer.
 func unheard(err error) bool {
+	if image.Unknown(err) {
+		return true
+	}
 	var answer *transport.Error
 	if errors.As(err, &answer) && answer.StatusCode != http.StatusNotFound {
 		return true

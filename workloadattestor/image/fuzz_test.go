@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +42,102 @@ func FuzzDocument(f *testing.F) {
 		}
 		if doc.manifest != nil && (doc.manifest.config.IsZero() || doc.manifest.digest.IsZero()) {
 			t.Fatal("manifest without digests")
+		}
+	})
+}
+
+func FuzzBundle(f *testing.F) {
+	raw, err := os.ReadFile("testdata/cosign-3.1.3/bundle.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	key, err := os.ReadFile("testdata/cosign-3.1.3/cosign.pub")
+	if err != nil {
+		f.Fatal(err)
+	}
+	v, err := NewKeyVerifier("key", key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json"}`))
+	f.Add([]byte(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"certificate":{}},"messageSignature":{}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		b, err := parseBundle(raw)
+		if err != nil {
+			return
+		}
+		// Whatever else is in a bundle, the key has signed one statement.
+		w, err := v.vouches(signed{bundle: b})
+		if err == nil && (len(w.digests) != 1 || w.digests[0] != "sha256:c1ea904b31d50e330124634cb700730264049638226308f93c33f24b76a33408") {
+			t.Fatalf("vouches for %v", w.digests)
+		}
+	})
+}
+
+func FuzzReferrers(f *testing.F) {
+	raw, err := os.ReadFile("testdata/cosign-3.1.3/referrers.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:b","artifactType":"x"},{}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		list, err := referrers(raw)
+		if len(list) > maxReferrers || err != nil && len(list) > 0 {
+			t.Fatalf("%d referrers, %v", len(list), err)
+		}
+		for _, digest := range list {
+			if _, ok := bareDigest(digest); !ok {
+				t.Fatalf("digest %q", digest)
+			}
+		}
+	})
+}
+
+// shelf is a source of documents by digest.
+type shelf map[string][]byte
+
+func (shelf) describe() string { return "shelf" }
+func (shelf) roots(_ context.Context, q question) ([]string, error) {
+	return []string{string(q.id)}, nil
+}
+func (shelf) signatures(context.Context, string) ([]string, error)    { return nil, nil }
+func (s shelf) blob(_ context.Context, digest string) ([]byte, error) { return s[digest], nil }
+
+func (s shelf) manifest(_ context.Context, ref string) ([]byte, error) {
+	if raw, ok := s[ref]; ok {
+		return raw, nil
+	}
+	return nil, errNotFound
+}
+
+func (s shelf) put(raw []byte) string {
+	digest := workloadclaim.ManifestDigestOf(raw).String()
+	s[digest] = raw
+	return digest
+}
+
+// FuzzIndexWalk binds an index of any bytes that lists one image and one index, each by its digest where the bytes say A and B.
+func FuzzIndexWalk(f *testing.F) {
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"A","platform":{"os":"linux","architecture":"amd64"}},{"digest":"B"}]}`), "linux", "amd64")
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"B","platform":{"os":"Linux","architecture":"x86_64"}}]}`), "", "")
+	f.Fuzz(func(t *testing.T, raw []byte, system, architecture string) {
+		s := shelf{}
+		a := s.put([]byte(`{"schemaVersion":2,"config":{"digest":"sha256:` + strings.Repeat("a", 64) + `"}}`))
+		b := s.put([]byte(`{"schemaVersion":2,"manifests":[{"digest":"` + a + `"},{"digest":"sha256:` + strings.Repeat("f", 64) + `"}]}`))
+		root := s.put([]byte(strings.NewReplacer(`"A"`, `"`+a+`"`, `"B"`, `"`+b+`"`).Replace(string(raw))))
+		got, _, err := bind(t.Context(), []source{s}, question{id: identity(root)}, Platform{OS: system, Architecture: architecture})
+		if err != nil {
+			return
+		}
+		if len(got.contents) == 0 || len(got.contents) > maxCandidates+1 {
+			t.Fatalf("%d contents", len(got.contents))
+		}
+		for _, c := range got.contents {
+			if (c.unread == "") != (len(c.manifests) > 0) || (c.unread == "") == c.config.IsZero() || (c.unread == "") != (c.why == nil) {
+				t.Fatalf("content %+v", c)
+			}
 		}
 	})
 }

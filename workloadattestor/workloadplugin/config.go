@@ -48,12 +48,20 @@ type Config struct {
 	Registries []string `hcl:"registries"`
 	// InsecureRegistries may be asked without TLS.
 	InsecureRegistries []string `hcl:"insecure_registries"`
+	// Mirrors are asked in place of a registry, by its host: {"docker.io" = ["mirror.example/dockerhub"]}.
+	Mirrors map[string][]string `hcl:"mirrors"`
+	// RegistryCAPaths are PEM files with the CAs that one registry's certificates come from, by its host.
+	RegistryCAPaths map[string]string `hcl:"registry_ca_paths"`
+	// RedirectHosts may be asked when a registry sends its client there: host, host:port or *.domain.
+	RedirectHosts []string `hcl:"redirect_hosts"`
+	// SignatureRepository holds signatures of images in other repositories, as cosign's COSIGN_REPOSITORY.
+	SignatureRepository string `hcl:"signature_repository"`
 	// RegistryAuthPath is a file with credentials in the form of ~/.docker/config.json; without it registries are asked
 	// anonymously.
 	RegistryAuthPath string `hcl:"registry_auth_path"`
 	// OCILayouts are directories in OCI image layout that hold images or signatures.
 	OCILayouts []string `hcl:"oci_layouts"`
-	// CacheTTL is how long a proof about an image is served without being made again; default 15m.
+	// CacheTTL is how long a proof about an image is served without being made again; default 2h.
 	CacheTTL string `hcl:"cache_ttl"`
 	// ImageTimeout bounds the work for one image; default 15s.
 	ImageTimeout string `hcl:"image_timeout"`
@@ -63,14 +71,26 @@ type Config struct {
 	Metrics *pluginmetrics.Config `hcl:"metrics"`
 }
 
-// VerifierConfig is one of Verifiers: either keys or digests.
+// VerifierConfig is one of Verifiers: keys, an identity, or digests.
 type VerifierConfig struct {
+	// Keyless is an identity that signs with short-lived certificates.
+	Keyless *KeylessConfig `hcl:"keyless"`
 	// PublicKeyPath is a PEM file with one or more "PUBLIC KEY" blocks.
 	PublicKeyPath string `hcl:"public_key_path"`
 	// Manifests, Indexes and Configs are digests of accepted images, "sha256:<hex>", each under its kind.
 	Manifests []string `hcl:"manifests"`
 	Indexes   []string `hcl:"indexes"`
 	Configs   []string `hcl:"configs"`
+}
+
+// KeylessConfig is an issuer and a subject, each exactly or by a pattern that has to match all of it.
+type KeylessConfig struct {
+	Issuer         string `hcl:"issuer"`
+	IssuerPattern  string `hcl:"issuer_pattern"`
+	Subject        string `hcl:"subject"`
+	SubjectPattern string `hcl:"subject_pattern"`
+	// TrustedRootPath is a trusted_root.json. Required.
+	TrustedRootPath string `hcl:"trusted_root_path"`
 }
 
 // Defaults and limits of Config.
@@ -80,7 +100,6 @@ const (
 
 	defaultKubeletRoot = "/var/lib/kubelet"
 
-	maxKeyFile  = 64 << 10
 	maxAuthFile = 1 << 20
 
 	podFresh   = 30 * time.Second
@@ -116,7 +135,16 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	if err != nil {
 		p.Add("registry_auth_path", "%v", err)
 	}
+	cas, err := image.ReadCAs(c.RegistryCAPaths)
+	if err != nil {
+		p.Add("registry_ca_paths", "%v", err)
+	}
+	var signatures []string
+	if c.SignatureRepository != "" {
+		signatures = []string{c.SignatureRepository}
+	}
 	checker, err := image.New(image.Config{
+		Mirrors: c.Mirrors, RegistryCAs: cas, RedirectHosts: c.RedirectHosts, SignatureRepositories: signatures,
 		Registries:         c.Registries,
 		InsecureRegistries: c.InsecureRegistries,
 		Keychain:           keychain,
@@ -235,45 +263,12 @@ func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {
 }
 
 func (v VerifierConfig) verifier(name string) (image.Verifier, error) {
-	digests := len(v.Manifests) + len(v.Indexes) + len(v.Configs)
-	switch {
-	case v.PublicKeyPath != "" && digests > 0:
-		return nil, errors.New("give public_key_path or digests, not both: make two verifiers")
-	case v.PublicKeyPath != "":
-		keys, err := readLimited(v.PublicKeyPath, maxKeyFile)
-		if err != nil {
-			return nil, err
-		}
-		return image.NewKeyVerifier(name, keys)
-	case digests > 0:
-		list, err := v.digests()
-		if err != nil {
-			return nil, err
-		}
-		return image.NewDigestVerifier(name, list)
-	default:
-		return nil, errors.New("give public_key_path, or digests in manifests, indexes or configs")
+	spec := image.VerifierSpec{PublicKeyPath: v.PublicKeyPath, Manifests: v.Manifests, Indexes: v.Indexes, Configs: v.Configs}
+	if k := v.Keyless; k != nil {
+		spec.TrustedRootPath = k.TrustedRootPath
+		spec.Keyless = &image.Keyless{Issuer: k.Issuer, IssuerPattern: k.IssuerPattern, Subject: k.Subject, SubjectPattern: k.SubjectPattern}
 	}
-}
-
-func (v VerifierConfig) digests() (image.DigestList, error) {
-	manifests, err1 := parseAll(v.Manifests, workloadclaim.ParseManifestDigest)
-	indexes, err2 := parseAll(v.Indexes, workloadclaim.ParseIndexDigest)
-	configs, err3 := parseAll(v.Configs, workloadclaim.ParseConfigDigest)
-	return image.DigestList{Manifests: manifests, Indexes: indexes, Configs: configs}, errors.Join(err1, err2, err3)
-}
-
-func parseAll[D any](texts []string, parse func(string) (D, error)) ([]D, error) {
-	var out []D
-	var problems []error
-	for _, text := range texts {
-		d, err := parse(text)
-		if err != nil {
-			problems = append(problems, err)
-		}
-		out = append(out, d)
-	}
-	return out, errors.Join(problems...)
+	return spec.Verifier(name)
 }
 
 func duration(p *pluginconf.Problems, key, text string, def time.Duration) time.Duration {
