@@ -123,6 +123,11 @@ bench: ## measure speed as ratios within one run; the tables are also out/bench.
 	KEELSON_BENCH_JSON=$(CURDIR)/out/bench.json go test -run '^$$' -bench . -benchmem -timeout 30m ./test/bench
 	cd test/bench/peers && KEELSON_BENCH_JSON=$(CURDIR)/out/bench-eventlogs.json go test -run '^$$' -bench Replay .
 
+.PHONY: bench-scale
+SIZES ?= 100/2000/20,1000/20000/200
+bench-scale: setup ## measure policy-sync with worlds of SIZES (nodes/pods/policies) on a real API; the table is also out/bench-scale.json
+	go run ./test/bench/scale -sizes $(SIZES) -json out/bench-scale.json
+
 .PHONY: cover
 cover: setup ## print test coverage by package
 	go test -cover ./...
