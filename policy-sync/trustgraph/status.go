@@ -73,7 +73,7 @@ func (p Policy) attested(refused []v1alpha1.RefusedPod) metav1.Condition {
 			c.Message = clip(fmt.Sprintf("%s; %s: %s", c.Message, refused[0].Pod, refused[0].Reason))
 		}
 	default:
-		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "Attested", fmt.Sprintf("all %d pods meet the policy", len(p.Selected))
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "Attested", fmt.Sprintf("%d of %d pods meet the policy", len(p.Attested), len(p.Selected))
 	}
 	return c
 }
