@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +14,9 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
+
+// rendered are words of the problems that only the rendered objects have: how long they get cannot be said in a schema.
+var rendered = []string{"distinct ports", "methods and paths of", "distinct callers", "DENY rules of", "peers in all its rules", "in Calico's selector language"}
 
 // policySync is what policy-sync finds wrong with a policy: an error of decoding, or its problems.
 func policySync(t *testing.T, o *unstructured.Unstructured) error {
@@ -31,7 +35,10 @@ func policySync(t *testing.T, o *unstructured.Unstructured) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found := g.Policies[0].Problems; len(found) > 0 {
+	found := slices.DeleteFunc(g.Policies[0].Problems, func(problem string) bool {
+		return slices.ContainsFunc(rendered, func(words string) bool { return strings.Contains(problem, words) })
+	})
+	if len(found) > 0 {
 		return fmt.Errorf("%s", strings.Join(found, "; "))
 	}
 	return nil
