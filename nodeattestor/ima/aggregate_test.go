@@ -2,7 +2,6 @@ package ima_test
 
 import (
 	"crypto/sha256"
-	"fmt"
 	"slices"
 	"testing"
 
@@ -70,17 +69,4 @@ func TestABootAggregateOfBeforeUserSpaceMustBeExplained(t *testing.T) {
 	if _, err := again.Finish(); err != nil {
 		t.Error(err)
 	}
-}
-
-// TestThreat24_BootAggregatesAreBounded: each other one would be kept.
-func TestThreat24_BootAggregatesAreBounded(t *testing.T) {
-	l := newList(nodeclaim.SHA256)
-	for i := range 20 {
-		sum := sha256.Sum256([]byte(fmt.Sprint(i)))
-		l.ng("ima-ng", "boot_aggregate", "sha256", sum[:])
-	}
-	r := ima.NewStream(l.quoted(t), ima.Options{}, func([]ima.View) {})
-	_, err := r.Write(l.raw)
-	refusedFor(t, err, "ima.aggregate")
-	says(t, err, "more than the 16 different")
 }

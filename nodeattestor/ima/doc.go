@@ -10,5 +10,7 @@
 // IMA signatures (package imasig does), or read anything that no quoted PCR covers. The node controls every byte
 // of the list. The name of an entry's template is in no digest, so nothing rests on it: fields
 // that mean different things in two templates of the same shape are told apart by nothing.
+// What any process can have the kernel write spoils no list: a digest of zeros ([Entry.Unknown]), a violation, a name
+// without a directory or one that looks like boot_aggregate ([Entry.NamedOnly]) is an entry, for the sets to judge.
 // The path is what the kernel saw, in the mount namespace of who opened the file.
 package ima

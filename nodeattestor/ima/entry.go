@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/sha1" //nolint:gosec // the list's format has it; what proves is the bank
 	"encoding/binary"
-	"errors"
 	"fmt"
 )
 
@@ -27,14 +26,17 @@ func cut(b []byte, limit int) (raw rawEntry, n int, err error) {
 	raw.pcr = binary.LittleEndian.Uint32(b)
 	raw.sha1 = b[4:24]
 	nameLen := binary.LittleEndian.Uint32(b[24:])
-	if nameLen == 0 || nameLen > maxTemplateName {
-		return raw, 0, fmt.Errorf("template name of %d bytes, allowed are 1 to %d", nameLen, maxTemplateName)
+	if nameLen == 0 || nameLen > maxTemplateFormat {
+		return raw, 0, fmt.Errorf("template name of %d bytes, allowed are 1 to %d", nameLen, maxTemplateFormat)
 	}
 	n = fixed + int(nameLen)
 	if len(b) < n {
 		return raw, 0, nil
 	}
 	raw.template = b[fixed:n]
+	if nameLen > maxTemplateName && bytes.IndexByte(raw.template, '|') < 0 {
+		return raw, 0, fmt.Errorf("template name of %d bytes, allowed are 1 to %d for what is no format", nameLen, maxTemplateName)
+	}
 	if string(raw.template) == legacyTemplate {
 		return cutLegacy(b, raw, n)
 	}
@@ -115,13 +117,10 @@ func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 			return nil, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
 		}
 	}
-	err := r.fields(v, raw)
-	switch {
-	case errors.Is(err, errZeros):
-		return nil, refuse("entry", "entry %d has an %v and is no violation", i, err)
-	case err != nil:
+	if err := r.fields(v, raw); err != nil {
 		return nil, refuse("format", "entry %d: %v", i, err)
-	case v.Violation: // its digest and signature are in no digest
+	}
+	if v.Violation || v.Unknown { // nothing covers, or nothing tells, what the file holds
 		v.key, v.Signature, v.signed = nil, nil, false
 	}
 	return v, nil
@@ -132,32 +131,34 @@ func (r *entryReader) blank(i int, violation bool) *View {
 	n := len(r.views)
 	r.views = r.views[:n+1]
 	v := &r.views[n]
-	v.Index, v.Violation, v.Path, v.Signature, v.key, v.signed, v.layout, v.summed = i, violation, nil, nil, nil, false, 0, false
+	v.Index, v.Violation, v.Unknown, v.Path, v.Signature, v.key = i, violation, false, nil, nil, nil
+	v.signed, v.more, v.NamedOnly, v.layout, v.summed = false, false, false, 0, false
 	return v
 }
 
 func (r *entryReader) fields(v *View, raw rawEntry) error {
 	if string(raw.template) == legacyTemplate {
 		sum := raw.data[:20]
-		if !v.Violation && zeros(sum) {
-			return errZeros
-		}
+		v.Unknown = !v.Violation && zeros(sum)
 		v.Path, _, _ = bytes.Cut(raw.data[20:], []byte{0})
 		at := len(r.keys)
 		r.keys = appendKey(r.keys, v.Path, legacyAlg, sum, false)
 		v.key = r.keys[at:len(r.keys):len(r.keys)]
 		return nil
 	}
-	l, known := layoutOf(raw.template)
+	t, known := templateOf(raw.template)
 	if !known {
-		return fmt.Errorf("template %q is unknown", raw.template)
+		t = guess(raw.data)
 	}
-	v.layout = l
-	return parseFields(l, raw.data, v)
+	v.layout = t.layout
+	if err := parseFields(t, raw.data, v); err != nil {
+		if !known {
+			return fmt.Errorf("template %q is unknown, and its first fields are not a digest (d-ng, d-ngv2) and a name (n-ng): %w", raw.template, err)
+		}
+		return fmt.Errorf("template %q: %w", raw.template, err)
+	}
+	return nil
 }
-
-// errZeros refuses what would look like a violation to who compares digests alone.
-var errZeros = errors.New("all-zero digest")
 
 func zeros(b []byte) bool {
 	for _, c := range b {

@@ -25,19 +25,20 @@ type Options struct {
 // Replayer reads a measurement list and replays it to quoted PCR 10. Make one with
 // NewReplayer, NewStream or Resume, write the list in chunks of any size, then Finish.
 type Replayer struct {
-	opt        Options
-	pcrs       quote.PCRs
-	visit      func([]View)
-	banks      []*running
-	reader     *entryReader
-	reached    bool
-	err        error
-	pending    []byte   // an entry that has not wholly arrived
-	total      int64    // bytes of the list written, those before a resumed state included
-	offset     int64    // where the last entry ended, in bytes of the list
-	aggregates []string // every boot_aggregate so far
-	doubtful   []doubt  // of these
-	result     Result
+	opt       Options
+	pcrs      quote.PCRs
+	visit     func([]View)
+	banks     []*running
+	reader    *entryReader
+	reached   bool
+	err       error
+	pending   []byte                       // an entry that has not wholly arrived
+	total     int64                        // bytes of the list written, those before a resumed state included
+	offset    int64                        // where the last entry ended, in bytes of the list
+	aggregate string                       // digest of the first entry, the boot_aggregate
+	doubtful  *doubt                       // whether it is of this boot
+	gives     map[nodeclaim.HashAlg]string // the boot_aggregates of the quoted PCRs, as they were needed
+	result    Result
 }
 
 // running is one quoted bank's PCR 10 as replayed so far.
@@ -178,14 +179,15 @@ func (r *Replayer) entry(raw rawEntry) error {
 	if err != nil {
 		return err
 	}
-	aggregate := string(v.Path) == bootAggregate
-	if i == 0 && !aggregate {
-		return errTrimmed(v)
-	}
-	if aggregate {
+	if i == 0 {
+		if string(v.Path) != bootAggregate {
+			return errTrimmed(v)
+		}
 		if err := r.checkAggregate(v.Entry()); err != nil {
 			return err
 		}
+	} else if v.IsBootAggregate() {
+		v.NamedOnly = !r.restarted(v)
 	}
 	for _, b := range r.banks {
 		if b.extend(raw, r.opt.PaddedSHA1) && b.alg == nodeclaim.SHA256 && string(raw.template) != legacyTemplate {
@@ -264,8 +266,8 @@ func (r *Replayer) Finish() (Result, error) {
 	if r.err != nil {
 		return Result{}, r.err
 	}
-	if len(r.doubtful) > 0 {
-		r.err = r.doubtful[0].why
+	if r.doubtful != nil {
+		r.err = r.doubtful.why
 		return Result{}, r.err
 	}
 	if r.reached {

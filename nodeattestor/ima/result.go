@@ -24,14 +24,22 @@ type Entry struct {
 	// ("kexec-cmdline"). In a violation no digest covers it: it is the node's claim.
 	Path string
 	// Digest is the file's (or buffer's) digest as "sha256:hex"; an fs-verity digest is
-	// "verity:sha256:hex". "" in a violation.
+	// "verity:sha256:hex". "" in a violation, and where the content is unknown.
 	Digest string
 	// Signature is the file's IMA signature (or a buffer's content, or "" - the field
 	// that follows the name), unverified here.
 	Signature []byte
 	Violation bool
+	// Unknown says that the kernel could not hash the file and wrote a digest of zeros: it was opened with O_DIRECT, for
+	// example (Linux ima_calc_file_hash), as any process can. The path is proven, the content is not.
+	Unknown bool
+	// NamedOnly says that the file has the name boot_aggregate and is none: the PCRs do not give its digest.
+	NamedOnly bool
 }
 
 // IsBootAggregate tells whether an entry is boot_aggregate. A proven one was recomputed from the
-// quoted PCRs by the replay; there is one for each kernel that kexec started.
-func IsBootAggregate(e Entry) bool { return !e.Violation && e.Path == bootAggregate }
+// quoted PCRs by the replay; there is one for each kernel that kexec started. A file that is only named so is
+// none.
+func IsBootAggregate(e Entry) bool {
+	return !e.Violation && !e.Unknown && !e.NamedOnly && e.Path == bootAggregate
+}

@@ -2,7 +2,6 @@ package ima
 
 import (
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
@@ -28,7 +27,7 @@ type State struct {
 	count      int
 	violations int
 	values     map[nodeclaim.HashAlg]string // proven PCR 10 of every bank
-	aggregates []string                     // every boot_aggregate so far
+	aggregate  string                       // the first entry's digest
 }
 
 // State is what Finish has proven. There is none (false) before the quoted PCR 10 is reached, or when it was
@@ -38,7 +37,7 @@ func (r *Replayer) State(boot Boot) (State, bool) {
 		return State{}, false
 	}
 	s := State{boot: boot, opt: r.opt, offset: r.offset, count: r.result.Count, violations: r.result.Violations,
-		values: map[nodeclaim.HashAlg]string{}, aggregates: slices.Clone(r.aggregates)}
+		values: map[nodeclaim.HashAlg]string{}, aggregate: r.aggregate}
 	s.boot.AKName = strings.Clone(boot.AKName)
 	for _, b := range r.banks {
 		s.values[b.alg] = string(b.value())
@@ -59,16 +58,13 @@ func (s State) Size() int {
 	for _, v := range s.values {
 		n += each + len(v)
 	}
-	for _, a := range s.aggregates {
-		n += each + len(a)
-	}
-	return n
+	return n + len(s.aggregate)
 }
 
 // Resume goes on from a state: the bytes written begin at its Offset, visit sees the new entries only, and Count,
 // Violations and the limits include the earlier ones. It is false, and the whole list must be
 // read, unless everything that the state rests on is the same: the AK, both counters, the options and the
-// banks. Each boot_aggregate is checked against the PCRs quoted now, as a replay of the whole would.
+// banks. The boot_aggregate is checked against the PCRs quoted now, as a replay of the whole would.
 func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func([]View)) (*Replayer, bool) {
 	r := newReplayer(pcrs, opt)
 	if r.err != nil || s.count == 0 || s.boot != boot || s.opt != r.opt || len(s.values) != len(r.banks) {
@@ -83,10 +79,8 @@ func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func([]View)
 	}
 	r.visit, r.total, r.offset = visit, s.offset, s.offset
 	r.result.Count, r.result.Violations = s.count, s.violations
-	for _, a := range s.aggregates {
-		if r.err = r.checkAggregate(Entry{Path: bootAggregate, Digest: a}); r.err != nil {
-			return r, true
-		}
+	if r.err = r.checkAggregate(Entry{Path: bootAggregate, Digest: s.aggregate}); r.err != nil {
+		return r, true
 	}
 	r.check()
 	return r, true
@@ -95,5 +89,5 @@ func Resume(s State, boot Boot, pcrs quote.PCRs, opt Options, visit func([]View)
 // Equal tells whether two states are the same.
 func (s State) Equal(o State) bool {
 	return s.boot == o.boot && s.opt == o.opt && s.offset == o.offset && s.count == o.count && s.violations == o.violations &&
-		maps.Equal(s.values, o.values) && slices.Equal(s.aggregates, o.aggregates)
+		maps.Equal(s.values, o.values) && s.aggregate == o.aggregate
 }

@@ -33,20 +33,48 @@ const (
 func (l Layout) typed() bool { return l&typedDigest != 0 }
 func (l Layout) extra() bool { return l&extraField != 0 }
 
-// layoutOf knows the templates with field lengths (Linux Documentation/security/IMA-templates.rst);
-// "ima" has none and stands apart.
-func layoutOf(template []byte) (Layout, bool) {
-	switch string(template) {
+// template says how the data of an entry are laid out.
+type template struct {
+	layout Layout
+	fields int // exactly so many; 0 where any number may follow the name
+}
+
+// templateOf knows the templates with field lengths (Linux Documentation/security/IMA-templates.rst,
+// security/integrity/ima/ima_template.c); "ima" has none and stands apart.
+func templateOf(name []byte) (template, bool) {
+	switch string(name) {
 	case "ima-ng":
-		return 0, true
+		return template{0, 2}, true
 	case "ima-sig", "ima-buf":
-		return extraField, true
+		return template{extraField, 3}, true
 	case "ima-ngv2":
-		return typedDigest, true
+		return template{typedDigest, 2}, true
 	case "ima-sigv2":
-		return typedDigest | extraField, true
+		return template{typedDigest | extraField, 3}, true
+	case "ima-modsig": // d-ng|n-ng|sig|d-modsig|modsig
+		return template{extraField, 5}, true
+	case "evm-sig": // d-ng|n-ng|evmsig|xattrnames|xattrlengths|xattrvalues|iuid|igid|imode
+		return template{extraField, 9}, true
 	}
-	return 0, false
+	return template{}, false
+}
+
+// guess tells by its data how a template is laid out whose name is not known: one that the boot loader defined
+// (ima_template_fmt, whose name is its format), or a newer kernel's. The first two fields must be a digest and a name;
+// what follows is not looked at, except that it must consist of whole fields.
+func guess(data []byte) template {
+	var t template
+	digest, rest, err := nextField(0, data)
+	if err != nil {
+		return t
+	}
+	if head, _, ok := bytes.Cut(digest, []byte{0}); ok && bytes.Count(head, []byte{':'}) == 2 {
+		t.layout |= typedDigest
+	}
+	if _, rest, err = nextField(1, rest); err == nil && len(rest) > 0 {
+		t.layout |= extraField
+	}
+	return t
 }
 
 const legacyTemplate = "ima"
@@ -54,22 +82,28 @@ const legacyTemplate = "ima"
 // legacyNameSize is the fixed room that "ima" hashes for a name (IMA_EVENT_NAME_LEN_MAX + 1).
 const legacyNameSize = 256
 
-// maxTemplateName is above the longest name of a known template.
-const maxTemplateName = 16
+// maxTemplateName is above the longest name of a template in the kernel. A template of the boot loader's (ima_template_fmt) has
+// its format for a name, fields with '|' between them, of at most maxTemplateFormat bytes (Linux MAX_TEMPLATE_NAME_LEN).
+const (
+	maxTemplateName   = 16
+	maxTemplateFormat = 255
+)
 
 // parseFields reads a template's data into v; every field has its length before it, and they fill the data
-// exactly. Everything in v is a part of data.
-func parseFields(l Layout, data []byte, v *View) error {
+// exactly. Everything in v is a part of data. The digest of a violation is in no digest, and how kernels write it
+// differs (with an algorithm or without): it is not looked at.
+func parseFields(t template, data []byte, v *View) error {
 	digest, rest, err := nextField(0, data)
 	if err != nil {
 		return err
 	}
-	kind, sum, err := parseDigest(digest, l.typed())
-	if err != nil {
-		return err
-	}
-	if !v.Violation && zeros(sum) {
-		return errZeros
+	kind := 0
+	if !v.Violation {
+		var sum []byte
+		if kind, sum, err = parseDigest(digest, t.layout.typed()); err != nil {
+			return err
+		}
+		v.Unknown = zeros(sum)
 	}
 	name, rest, err := nextField(1, rest)
 	if err != nil {
@@ -79,14 +113,27 @@ func parseFields(l Layout, data []byte, v *View) error {
 		return err
 	}
 	v.key = data[fieldLength+kind : len(data)-len(rest)]
-	if l.extra() {
+	if t.layout.extra() {
 		if v.Signature, rest, err = nextField(2, rest); err != nil {
 			return err
 		}
 		v.signed = true
 	}
+	n := 2
+	if v.signed {
+		n++
+	}
+	for ; len(rest) > 0 && (t.fields == 0 || n < t.fields); n++ {
+		if _, rest, err = nextField(n, rest); err != nil {
+			return err
+		}
+		v.more = true
+	}
 	if len(rest) != 0 {
 		return fmt.Errorf("%d bytes are left after its fields", len(rest))
+	}
+	if n < t.fields {
+		return fmt.Errorf("it has %d fields, and the template %d", n, t.fields)
 	}
 	return nil
 }
@@ -137,14 +184,28 @@ func parseDigest(b []byte, typed bool) (kind int, sum []byte, err error) {
 	if bytes.IndexByte(name, ':') >= 0 {
 		return 0, nil, errDigest(b)
 	}
-	size := digestSize(name)
-	if size == 0 {
+	switch size := digestSize(name); {
+	case size == 0 && !plausible(name, sum):
 		return 0, nil, fmt.Errorf("digest algorithm %.16q is unknown", name)
-	}
-	if len(sum) != size {
+	case size != 0 && len(sum) != size:
 		return 0, nil, fmt.Errorf("%s digest has %d bytes, want %d", name, len(sum), size)
 	}
 	return kind, sum, nil
+}
+
+// plausible tells whether the kernel may know a hash by this name that this package does not. The entry is then a file's whose
+// digest no set has; it must not spoil the list.
+func plausible(name, sum []byte) bool {
+	const shortest, longest, longestName = 16, 64, 24
+	if len(name) == 0 || len(name) > longestName || len(sum) < shortest || len(sum) > longest {
+		return false
+	}
+	for _, c := range name {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
 }
 
 const plainSHA256 = "sha256:\x00"
@@ -160,14 +221,18 @@ var legacyAlg = []byte("sha1")
 // crypto/hash_info.c); 0 for any other name.
 func digestSize(alg []byte) int {
 	switch string(alg) {
-	case "md5":
+	case "md4", "md5", "rmd128", "tgr128":
 		return 16
-	case "sha1", "rmd160":
+	case "sha1", "rmd160", "tgr160":
 		return 20
+	case "tgr192":
+		return 24
 	case "sha224":
 		return 28
-	case "sha256", "sha3-256", "sm3", "sm3-256", "streebog256", "wp256":
+	case "sha256", "sha3-256", "sm3", "sm3-256", "streebog256", "wp256", "rmd256":
 		return 32
+	case "rmd320":
+		return 40
 	case "sha384", "sha3-384", "wp384":
 		return 48
 	case "sha512", "sha3-512", "streebog512", "wp512":

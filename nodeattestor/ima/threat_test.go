@@ -194,6 +194,10 @@ func FuzzReplay(f *testing.F) {
 		f.Add(vectors.Read(f, name, vectors.IMALog), uint16(50))
 	}
 	f.Add(newList(nodeclaim.SHA256).violation("/b").raw, uint16(1))
+	f.Add(realDirect(f), uint16(3))
+	digest := bytes.Repeat([]byte{7}, 32)
+	f.Add(newList(nodeclaim.SHA256).ng("ima-modsig", "/m.ko", "sha256", digest, nil, nil, nil).ng("d-ngv2|n-ng|iuid|igid", "memfd:x", "ima:sha256", digest, digest[:4], digest[:4]).
+		file("boot_aggregate", "x").raw, uint16(7))
 	quoted := vectors.Quoted(f, "good")
 	want, err := replay(quoted, vectors.Read(f, "good", vectors.IMALog), ima.Options{})
 	if err != nil {

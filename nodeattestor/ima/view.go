@@ -13,31 +13,36 @@ import (
 type View struct {
 	Index     int    // position in the list, from 0; 0 is boot_aggregate
 	Violation bool   // the file was changed while it was measured; no digest covers Path, and there is nothing else
+	Unknown   bool   // see Entry
+	NamedOnly bool   // see Entry
 	Path      []byte // see Entry
 	Signature []byte // see Entry
 
 	key    []byte
 	signed bool // the template has a field after the name
+	more   bool // and others after that
 	layout Layout
 	sum    [sha256.Size]byte // of the template data
 	summed bool
 }
 
 // Key stands for path and digest together, so that one look-up tells whether an allow-list has them: it is
-// what [Key] makes of both. nil in a violation.
+// what [Key] makes of both. nil in a violation, and where the content is unknown.
 func (v *View) Key() []byte { return v.key }
 
 // Sum is SHA-256 over the entry's template data, and how they are laid out: what [Sum] makes of path and digest. It is
 // true only where the replay had to hash them so anyway and there is no signature among them.
 func (v *View) Sum() (sum *[sha256.Size]byte, layout Layout, ok bool) {
-	return &v.sum, v.layout, v.summed && len(v.Signature) == 0
+	return &v.sum, v.layout, v.summed && !v.more && len(v.Signature) == 0
 }
 
 // IsBootAggregate is [IsBootAggregate] of the entry.
-func (v *View) IsBootAggregate() bool { return !v.Violation && string(v.Path) == bootAggregate }
+func (v *View) IsBootAggregate() bool {
+	return !v.Violation && !v.Unknown && !v.NamedOnly && string(v.Path) == bootAggregate
+}
 
 // Digest is the entry's digest: by which algorithm (the kernel's name of it), and whether of the whole file
-// or, if verity, the file's fs-verity digest. There is none (nil) in a violation.
+// or, if verity, the file's fs-verity digest. There is none (nil) where there is no Key.
 func (v *View) Digest() (alg, sum []byte, verity bool) {
 	if v.key == nil {
 		return nil, nil, false
@@ -49,7 +54,7 @@ func (v *View) Digest() (alg, sum []byte, verity bool) {
 
 // Entry is a copy of the entry that may be kept.
 func (v *View) Entry() Entry {
-	e := Entry{Index: v.Index, Violation: v.Violation, Path: string(v.Path), Digest: v.digest()}
+	e := Entry{Index: v.Index, Violation: v.Violation, Unknown: v.Unknown, Path: string(v.Path), Digest: v.digest(), NamedOnly: v.NamedOnly}
 	if v.signed {
 		e.Signature = bytes.Clone(v.Signature)
 	}
@@ -73,8 +78,8 @@ func (v *View) digest() string {
 // View is the entry as a visitor sees it. A digest that IMA cannot have written has no key, so that
 // no allow-list has it.
 func (e Entry) View() View {
-	v := View{Index: e.Index, Violation: e.Violation, Path: []byte(e.Path)}
-	if e.Violation {
+	v := View{Index: e.Index, Violation: e.Violation, Unknown: e.Unknown, Path: []byte(e.Path), NamedOnly: e.NamedOnly}
+	if e.Violation || e.Unknown {
 		return v
 	}
 	v.Signature, v.signed = e.Signature, e.Signature != nil
@@ -131,7 +136,8 @@ func appendKey(to, path, alg, sum []byte, verity bool) []byte {
 	return append(append(to, path...), 0)
 }
 
-// cutDigest takes a digest's text apart; false for what IMA cannot have written.
+// cutDigest takes a digest's text apart; false for what IMA cannot have written, and for zeros, which say that the content is
+// unknown.
 func cutDigest(digest string) (alg string, sum []byte, verity, ok bool) {
 	rest, verity := strings.CutPrefix(digest, verityType)
 	alg, text, ok := strings.Cut(rest, ":")
@@ -139,7 +145,7 @@ func cutDigest(digest string) (alg string, sum []byte, verity, ok bool) {
 		return "", nil, false, false
 	}
 	sum, err := hex.DecodeString(text)
-	if err != nil || len(sum) == 0 || len(sum) != digestSize([]byte(alg)) {
+	if err != nil || len(sum) == 0 || len(sum) != digestSize([]byte(alg)) || zeros(sum) {
 		return "", nil, false, false
 	}
 	return alg, sum, verity, true

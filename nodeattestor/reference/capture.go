@@ -139,12 +139,17 @@ func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 	return b
 }
 
+// unlistable tells whether no list can have an entry: boot_aggregate, and what says nothing of a file's content.
+func unlistable(e ima.Entry) bool {
+	return ima.IsBootAggregate(e) || e.NamedOnly || e.Violation || e.Unknown
+}
+
 func captureIMA(r *ima.Result, keys []imasig.Key) *imaPolicy {
 	p := &imaPolicy{files: map[string][]string{}, keys: keys, vouched: newVouched()}
 	unsigned := map[string]bool{} // paths; where one version of a file is not signed, all are listed
 	signed := make([]bool, len(r.Entries))
 	for i, e := range r.Entries {
-		if ima.IsBootAggregate(e) || e.Violation {
+		if unlistable(e) {
 			continue
 		}
 		v, budget := e.View(), 1
@@ -153,7 +158,7 @@ func captureIMA(r *ima.Result, keys []imasig.Key) *imaPolicy {
 		}
 	}
 	for i, e := range r.Entries {
-		if ima.IsBootAggregate(e) || e.Violation || signed[i] && !unsigned[e.Path] || slices.Contains(p.files[e.Path], e.Digest) {
+		if unlistable(e) || signed[i] && !unsigned[e.Path] || slices.Contains(p.files[e.Path], e.Digest) {
 			continue
 		}
 		p.files[e.Path] = append(p.files[e.Path], e.Digest)

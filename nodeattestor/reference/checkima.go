@@ -28,6 +28,10 @@ func (c *checker) ima(ev Evidence) {
 	case len(ev.IMA.Entries) > 0:
 		t = tallyOf(c.set, ev.IMA.Entries)
 	}
+	if t == nil && ev.IMA != nil && ev.IMA.Unproven > 0 {
+		c.refuse("ima.absent", "PCR 10 was never extended although the IMA list has %d bytes: IMA started before the TPM's driver (the kernel's log says TPM-bypass); build the driver into the kernel, for %s wants proven files", ev.IMA.Unproven, c)
+		return
+	}
 	if t == nil {
 		c.refuse("ima.absent", "no measured file is proven (no IMA list, or an empty one), %s wants one", c)
 		return
@@ -45,10 +49,34 @@ func (c *checker) violation(e ima.Entry) {
 	c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
 }
 
-// ignores tells whether a path is in a directory where anything goes. A listed path is not ignored there: it has
-// its digests.
+// ignores tells whether a path is in a directory where anything goes, or has none and the set does not look at such names. A
+// listed path is not ignored: it has its digests.
 func (p *imaPolicy) ignores(file []byte) bool {
+	if bare(file) {
+		return p.allowBareNames
+	}
 	return slices.ContainsFunc(p.ignore, func(dir string) bool { return len(file) > len(dir) && string(file[:len(dir)]) == dir }) && clean(file)
+}
+
+// bare tells whether a name has no directory. The kernel falls back to a file's last name where it cannot tell its path (Linux
+// ima_d_path): below a path longer than PATH_MAX, on a mount that was taken off, of a memfd. Its buffers have such names too.
+func bare[T string | []byte](name T) bool { return len(name) == 0 || name[0] != '/' }
+
+// unhashed refuses a file of which the kernel could not tell what it holds.
+func (c *checker) unhashed(e ima.Entry) {
+	c.refuse("ima.file", "%s %s has unknown content: the kernel could not hash it and recorded zeros (a file opened with O_DIRECT, for example); %s allows that only under its ignoreDirectories, or with violations: allow%s",
+		kind(e.Path), printable(e.Path), c, bareHint(e))
+}
+
+// bareHint says what a name without a directory is.
+func bareHint(e ima.Entry) string {
+	switch {
+	case !bare(e.Path):
+		return ""
+	case e.NamedOnly:
+		return " (PCRs 0 to 9 do not give that digest: it is a file of this name below a path too long for the kernel, which bareNames: allow would let pass, or what a kernel left behind that kexec started with other PCRs)"
+	}
+	return " (the kernel names it without a directory: its path is too long, or it is a memfd, on a mount that was taken off, or a buffer of the kernel; bareNames: allow would let such files pass)"
 }
 
 // clean tells whether an absolute path is as path.Clean leaves it: "/var/../bin/x" is under no ignored directory.
@@ -74,7 +102,7 @@ func (c *checker) unknown(e ima.Entry, unsigned error) {
 	if len(c.set.ima.keys) > 0 && unsigned != nil {
 		known += ", and no key of it vouches for the file: " + unsigned.Error()
 	}
-	c.refuse("ima.file", "%s %s has digest %s, %s does not have that path%s", kind(e.Path), printable(e.Path), e.Digest, c, known)
+	c.refuse("ima.file", "%s %s has digest %s, %s does not have that path%s%s", kind(e.Path), printable(e.Path), e.Digest, c, known, bareHint(e))
 }
 
 // pathOf is a path that has a digest, the first in order.

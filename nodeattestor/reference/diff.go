@@ -219,6 +219,7 @@ func (d *differ) ima(from, to *imaPolicy) {
 	d.each("signed files are now allowed, of key ", without(keyIDs(to), keyIDs(from)))
 	d.each("signed files are no longer allowed, of key ", without(keyIDs(from), keyIDs(to)))
 	d.alternatives("violations", violations(from), violations(to))
+	d.alternatives("files that the kernel names without a directory", bareNames(from), bareNames(to))
 }
 
 // presence tells a file that is listed with no digest, so that nothing of that name is allowed, from one that is not.
@@ -236,6 +237,13 @@ func keyIDs(p *imaPolicy) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+func bareNames(p *imaPolicy) []string {
+	if p.allowBareNames {
+		return []string{"not looked at"}
+	}
+	return []string{"denied"}
 }
 
 func violations(p *imaPolicy) []string {

@@ -143,6 +143,9 @@ func (p imaPolicy) node() *yaml.Node {
 		violations = "allow"
 	}
 	put(n, "violations", scalar(violations))
+	if p.allowBareNames {
+		put(n, bareNamesKey, scalar("allow"))
+	}
 	return n
 }
 

@@ -159,6 +159,7 @@ func (t *tally) unlisted(v *ima.View) {
 		if t.tell("kexec") {
 			t.kexec(v.Entry())
 		}
+	case v.Unknown && t.set.ima.allowViolations: // neither tells what the file holds
 	default:
 		t.file(v)
 	}
@@ -176,7 +177,11 @@ func (t *tally) file(v *ima.View) {
 			return
 		}
 	}
-	if e := v.Entry(); t.tell(e.Path + e.Digest) {
+	switch e := v.Entry(); {
+	case !t.tell(e.Path + e.Digest):
+	case e.Unknown:
+		t.unhashed(e)
+	default:
 		t.unknown(e, unsigned)
 	}
 }

@@ -133,6 +133,7 @@ func (m *merger) ima(s Set) {
 	m.same(slices.Equal(p.required, s.ima.required), s, "the required files")
 	m.same(slices.Equal(keyIDs(p), keyIDs(s.ima)), s, "the keys that may sign files")
 	m.same(p.allowViolations == s.ima.allowViolations, s, "whether violations are allowed")
+	m.same(p.allowBareNames == s.ima.allowBareNames, s, "whether files without a directory are allowed")
 	for file, digests := range s.ima.files {
 		p.files[file] = mergedDigests(p.files[file], digests)
 	}

@@ -315,6 +315,11 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 			if v.Value != "allow" && v.Value != "deny" {
 				p.at(v, "violations %.40q: use deny or allow", v.Value)
 			}
+		case bareNamesKey:
+			out.allowBareNames = p.text(v, key) == "allow"
+			if v.Value != "allow" && v.Value != "deny" {
+				p.at(v, "%s %.40q: use deny or allow", key, v.Value)
+			}
 		default:
 			return false
 		}
@@ -328,6 +333,9 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 	out.index, out.vouched = newIMAIndex(out), newVouched()
 	return out
 }
+
+// bareNamesKey says what becomes of files that the kernel names without a directory.
+const bareNamesKey = "bareNames"
 
 // maxSignatureKeys bounds how many keys one signature may have to be tried with.
 const maxSignatureKeys = 64

@@ -119,6 +119,7 @@ type imaPolicy struct {
 	required        []string            // paths that must have been measured
 	keys            []imasig.Key        // who may have signed a file that is not listed
 	allowViolations bool
+	allowBareNames  bool      // files that the kernel names without a directory, and that are not listed
 	index           *imaIndex // of files and required
 	vouched         *vouched  // signatures of keys that verified
 }

@@ -153,7 +153,10 @@ func (l *logs) finish(pcrs quote.PCRs, osExtended []int) (*ima.Result, error) {
 		return nil, err
 	}
 	if res.Count == 0 {
-		// PCR 10 never extended: IMA is off, and its silence must not pass for cleanness.
+		// PCR 10 never extended: its silence must not pass for cleanness.
+		if l.imaOffset > 0 {
+			return nil, nodeclaim.Refuse("ima.empty", fmt.Sprintf("PCR 10 was never extended although the list has %d bytes or more: IMA started before the TPM's driver (the kernel's log says TPM-bypass), so nothing of the list is proven; build the driver into the kernel", l.imaOffset))
+		}
 		return nil, nodeclaim.Refuse("ima.empty", "the IMA log is empty, as is PCR 10: the kernel measures nothing; boot it with an ima_policy")
 	}
 	return &res, nil

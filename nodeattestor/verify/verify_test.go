@@ -410,6 +410,21 @@ func TestThreat11_AnEmptyIMALogIsNotACleanOne(t *testing.T) {
 	wantCheck(t, err, "ima.empty")
 }
 
+// TestAListThatNoPCRFollowedIsSaidToBeOne: IMA that starts before the TPM's driver writes a list and extends nothing.
+func TestAListThatNoPCRFollowedIsSaidToBeOne(t *testing.T) {
+	b := newBench(t)
+	b.values[10] = make([]byte, 32)
+	p := bound(t, b)
+	if err := b.feed(t, p, 1000); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.Finish(now)
+	wantCheck(t, err, "ima.empty")
+	if !strings.Contains(err.Error(), "PCR 10 was never extended although the list has") || !strings.Contains(err.Error(), "TPM-bypass") {
+		t.Errorf("reason: %v", err)
+	}
+}
+
 // withoutIMA is the bench's reference set without its ima section.
 func withoutIMA(t testing.TB, sets reference.Sets) reference.Sets {
 	t.Helper()
