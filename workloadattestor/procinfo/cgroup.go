@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -19,6 +20,23 @@ const (
 
 // ErrNotContainer means that the kernel puts the process in no container's cgroup: it is a process of the host.
 var ErrNotContainer = errors.New("process is in no container")
+
+// PodCgroup means that the kernel puts the process below the kubelet's cgroups, and that no part of the path is a container's.
+// The pod of that process gets no claims, so its operator should hear why. errors.Is(err, ErrNotContainer) is true.
+type PodCgroup struct {
+	// Cgroup leads to the first cgroup below the pod's, at most. What a container makes below its own does not show in it.
+	Cgroup string
+	// Why names the likely cause, and what to do.
+	Why string
+}
+
+// Error names the cgroup and the cause.
+func (e *PodCgroup) Error() string {
+	return fmt.Sprintf("cgroup %s is a pod's, and no container's that Keelson knows: %s", short(e.Cgroup), e.Why)
+}
+
+// Unwrap makes a PodCgroup an ErrNotContainer.
+func (e *PodCgroup) Unwrap() error { return ErrNotContainer }
 
 // Cgroup is one line of /proc/PID/cgroup (cgroups(7)): the process's place in one hierarchy.
 type Cgroup struct {
@@ -88,7 +106,8 @@ func parseLine(line string) (Cgroup, error) {
 	return Cgroup{Hierarchy: hierarchy, Controllers: controllers, Path: where}, nil
 }
 
-// ContainerOf finds the one container that all the lines agree on. ErrNotContainer: no line names one. Refused:
+// ContainerOf finds the one container that all the lines agree on. ErrNotContainer: no line names one; a *PodCgroup where the
+// process is a pod's all the same. Refused:
 // two containers, in one path (nested engines, or a cgroup made to look like a container's inside another one) or in
 // two hierarchies; and paths that are not seen from the root.
 func ContainerOf(cgroups []Cgroup) (Membership, error) {
@@ -108,23 +127,54 @@ func ContainerOf(cgroups []Cgroup) (Membership, error) {
 			return Membership{}, fmt.Errorf("procinfo: cgroups name two containers, %s and %s: ambiguous, refused", m.Container, id)
 		}
 		m.Container = id
-		if !contains(m.Paths, c.Path) {
+		if !slices.Contains(m.Paths, c.Path) {
 			m.Paths = append(m.Paths, c.Path)
 		}
 	}
 	if m.Container == "" {
-		return Membership{}, ErrNotContainer
+		return Membership{}, noContainer(cgroups)
 	}
 	return m, nil
 }
 
-func contains(list []string, s string) bool {
-	for _, have := range list {
-		if have == s {
-			return true
+// noContainer tells a process of the host from one in a pod whose container has a name that is not known.
+func noContainer(cgroups []Cgroup) error {
+	for _, c := range cgroups {
+		parts := strings.Split(c.Path, "/")
+		end := slices.IndexFunc(parts, func(part string) bool { return strings.Contains(part, "kubepods") })
+		if end < 0 {
+			continue
 		}
+		// The kubelet's folders are the service class's and the pod's. The next one is the runtime's.
+		for end+1 < len(parts) && !strings.Contains(parts[end], ":") && isKubelets(parts[end]) {
+			end++
+		}
+		return &PodCgroup{Cgroup: strings.Join(parts[:end+1], "/"), Why: unnamed(parts[end])}
 	}
-	return false
+	return ErrNotContainer
+}
+
+// podFolder matches the kubelet's own cgroups with the cgroupfs driver (kubernetes, pkg/kubelet/cm).
+var podFolder = regexp.MustCompile(`^(?:burstable|besteffort|guaranteed|pod[0-9a-f-]+)$`)
+
+func isKubelets(part string) bool {
+	return strings.Contains(part, "kubepods") || podFolder.MatchString(part)
+}
+
+// unnamed says what a runtime's cgroup may be whose name is no container's.
+func unnamed(name string) string {
+	switch {
+	case strings.Contains(name, ".slice:"):
+		return "the kubelet uses the cgroup driver systemd and the OCI runtime cgroupfs; set both to systemd " +
+			"(containerd: SystemdCgroup = true in the options of runtime runc)"
+	case strings.HasPrefix(name, "crio-conmon-"):
+		return "it is CRI-O's monitor of a container"
+	case strings.HasPrefix(name, "kata_") || strings.HasPrefix(name, "kata-"):
+		return "Kata Containers run a pod's containers in a virtual machine, whose processes this node's kernel does not see"
+	default:
+		return "it may be a pod's sandbox with the containers inside it (gVisor, Kata), or a container of another engine; " +
+			"containers of containerd, CRI-O and cri-dockerd are known by their cgroup's name"
+	}
 }
 
 // checkRooted refuses paths that the kernel writes relative to a cgroup namespace's root ("/../…": what is above is
@@ -142,10 +192,11 @@ func checkRooted(p string) error {
 	return nil
 }
 
-// containerName matches one whole path component that is a container's cgroup: the bare ID (cgroupfs driver) or the
-// systemd driver's scope, as containerd, CRI-O and cri-dockerd name it. Only whole components count, so a name that
-// merely contains an ID is nobody's container; CRI-O's "crio-conmon-<ID>.scope" is its monitor, not the container.
-var containerName = regexp.MustCompile(`^(?:([0-9a-f]{64})|(?:cri-containerd|crio|docker)-([0-9a-f]{64})\.scope)$`)
+// containerName matches one whole path component that is a container's cgroup, as containerd, CRI-O and cri-dockerd name it:
+// the bare ID, or CRI-O's crio-<ID> (cgroupfs driver; cri-o, internal/config/cgmgr), or the systemd driver's scope. Only whole
+// components count, so a name that merely contains an ID is no container's. CRI-O's crio-conmon-<ID>, with or without .scope,
+// is its monitor.
+var containerName = regexp.MustCompile(`^(?:([0-9a-f]{64})|crio-([0-9a-f]{64})|(?:cri-containerd|crio|docker)-([0-9a-f]{64})\.scope)$`)
 
 // containerIn returns the ID of the only container in a path, or empty. A container may have cgroups of its own
 // below (systemd in a container), so it need not be the last component.
@@ -159,7 +210,7 @@ func containerIn(p string) (string, error) {
 		if id != "" {
 			return "", fmt.Errorf("procinfo: cgroup path %s leads through two containers: ambiguous, refused", short(p))
 		}
-		id = match[1] + match[2]
+		id = match[1] + match[2] + match[3]
 	}
 	return id, nil
 }

@@ -26,6 +26,9 @@ func TestContainerOfEveryDriverAndRuntime(t *testing.T) {
 		"v2, cgroupfs driver":                 "0::/kubepods/besteffort/pod" + uid + "/" + idA + "\n",
 		"v2, systemd driver, containerd":      "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidSystemd + ".slice/cri-containerd-" + idA + ".scope\n",
 		"v2, systemd driver, CRI-O":           "0::/kubepods.slice/kubepods-pod" + uidSystemd + ".slice/crio-" + idA + ".scope\n",
+		"v2, cgroupfs driver, CRI-O":          "0::/kubepods/besteffort/pod" + uid + "/crio-" + idA + "\n",
+		"v2, cgroupfs driver, CRI-O, nested":  "0::/kubepods/besteffort/pod" + uid + "/crio-" + idA + "/container/init.scope\n",
+		"v1, cgroupfs driver, CRI-O":          "9:name=systemd:/kubepods/pod" + uid + "/crio-" + idA + "\n8:pids:/kubepods/pod" + uid + "/crio-" + idA + "\n",
 		"v2, CRI-O's cgroup in the scope":     "0::/kubepods.slice/kubepods-pod" + uidSystemd + ".slice/crio-" + idA + ".scope/container\n",
 		"v2, systemd driver, cri-dockerd":     "0::/kubepods.slice/kubepods-pod" + uidSystemd + ".slice/docker-" + idA + ".scope\n",
 		"a container with cgroups of its own": "0::/kubepods/pod" + uid + "/" + idA + "/init.scope\n",
@@ -50,6 +53,8 @@ func TestProcessesOfTheHostAreInNoContainer(t *testing.T) {
 		"the root":                         "0::/\n",
 		"a service":                        "0::/system.slice/containerd.service\n",
 		"CRI-O's monitor of a container":   "0::/system.slice/crio-conmon-" + idA + ".scope\n",
+		"CRI-O's monitor, cgroupfs driver": "0::/kubepods/pod" + uid + "/crio-conmon-" + idA + "\n",
+		"an engine that no kubelet drives": "0::/machine.slice/libpod-" + idA + "\n",
 		"a name that merely holds an ID":   "0::/user.slice/x" + idA + "\n",
 		"an ID in upper case":              "0::/kubepods/" + strings.ToUpper(idA) + "\n",
 		"63 digits":                        "0::/kubepods/" + idA[1:] + "\n",
@@ -69,12 +74,41 @@ func TestProcessesOfTheHostAreInNoContainer(t *testing.T) {
 	}
 }
 
+// TestPodWhoseContainerIsNotKnownSaysWhy: it gets no claims, and its operator should not have to guess.
+func TestPodWhoseContainerIsNotKnownSaysWhy(t *testing.T) {
+	mismatched := "/system.slice/containerd.service/kubepods-besteffort-pod" + uidSystemd + ".slice:cri-containerd:" + idA
+	cases := map[string]struct{ path, cgroup, why string }{
+		"kubelet systemd, runc cgroupfs":  {mismatched, mismatched, "SystemdCgroup = true"},
+		"the same, at the root":           {"/kubepods-pod" + uidSystemd + ".slice:cri-containerd:" + idA, "/kubepods-pod" + uidSystemd + ".slice:cri-containerd:" + idA, "SystemdCgroup"},
+		"the same, with cgroups below":    {mismatched + "/a/b", mismatched, "SystemdCgroup"},
+		"CRI-O's monitor":                 {"/kubepods/besteffort/pod" + uid + "/crio-conmon-" + idA, "/kubepods/besteffort/pod" + uid + "/crio-conmon-" + idA, "monitor"},
+		"a name of another engine":        {"/kubepods/pod" + uid + "/x-" + idA + "/own", "/kubepods/pod" + uid + "/x-" + idA, "another engine"},
+		"the pod itself, cgroupfs driver": {"/kubepods/burstable/pod" + uid, "/kubepods/burstable/pod" + uid, "gVisor"},
+		"the pod itself, systemd driver":  {"/kubepods.slice/kubepods-pod" + uidSystemd + ".slice", "/kubepods.slice/kubepods-pod" + uidSystemd + ".slice", "gVisor"},
+		"Kata's own cgroup":               {"/kubepods/pod" + uid + "/kata_" + idA, "/kubepods/pod" + uid + "/kata_" + idA, "virtual machine"},
+		"kind's kubelet, below its own":   {"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice/y", "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod1.slice/y", "gVisor"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := procinfo.ContainerOf([]procinfo.Cgroup{{Path: tc.path}})
+			var why *procinfo.PodCgroup
+			if !errors.Is(err, procinfo.ErrNotContainer) || !errors.As(err, &why) {
+				t.Fatalf("got %v", err)
+			}
+			if why.Cgroup != tc.cgroup || !strings.Contains(err.Error(), tc.why) {
+				t.Errorf("got %q: %v", why.Cgroup, err)
+			}
+		})
+	}
+}
+
 func TestThreat13_AmbiguousCgroupsRefused(t *testing.T) {
 	cases := map[string]struct{ file, want string }{
 		"two containers in two hierarchies":        {"8:pids:/kubepods/" + idA + "\n7:memory:/kubepods/" + idB + "\n", "two containers"},
 		"another container's name below one's own": {"0::/kubepods/" + idA + "/" + idB + "\n", "leads through two containers"},
 		"its own name below its own":               {"0::/kubepods/" + idA + "/" + idA + "\n", "leads through two containers"},
 		"a scope below a container":                {"0::/kubepods/" + idA + "/cri-containerd-" + idB + ".scope\n", "leads through two containers"},
+		"CRI-O's, below a container":               {"0::/kubepods/crio-" + idA + "/crio-" + idB + "\n", "leads through two containers"},
 		"out of the reader's cgroup namespace":     {"0::/../../kubepods/" + idA + "\n", "host's cgroup namespace"},
 		"at the edge of the cgroup namespace":      {"0::/..\n", "host's cgroup namespace"},
 		"dots within the path":                     {"0::/kubepods/../" + idA + "\n", "host's cgroup namespace"},
@@ -139,6 +173,9 @@ func TestThreat13_CgroupThatOnlyBearsTheContainersNameRefused(t *testing.T) {
 		"cgroupfs driver, below it":          {"/kubepods/pod" + uid + "/" + idA + "/x", "/kubepods/pod" + uid + "/" + idA, ""},
 		"systemd driver, the same path":      {slice + "/cri-containerd-" + idA + ".scope", systemd, ""},
 		"systemd driver, below it":           {slice + "/cri-containerd-" + idA + ".scope/init", systemd, ""},
+		"CRI-O, cgroupfs driver":             {"/kubepods/pod" + uid + "/crio-" + idA, "/kubepods/pod" + uid + "/crio-" + idA, ""},
+		"CRI-O, cgroupfs driver, elsewhere":  {"/user.slice/crio-" + idA, "/kubepods/pod" + uid + "/crio-" + idA, "refused"},
+		"CRI-O, systemd driver":              {slice + "/crio-" + idA + ".scope/container", strings.Replace(systemd, "cri-containerd", "crio", 1), ""},
 		"systemd driver, default slice":      {"/system.slice/cri-containerd-" + idA + ".scope", ":cri-containerd:" + idA, ""},
 		"systemd driver, the root slice":     {"/cri-containerd-" + idA + ".scope", "-.slice:cri-containerd:" + idA, ""},
 		"a host user's subtree":              {"/user.slice/user-1000.slice/user@1000.service/cri-containerd-" + idA + ".scope", systemd, "refused"},
@@ -176,6 +213,9 @@ func FuzzCgroup(f *testing.F) {
 	f.Add([]byte("9:name=systemd:/kubepods/pod/"+idA+"\n0::/\n"), "/kubepods/pod/"+idA)
 	f.Add([]byte("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-"+idA+".scope\n"), "kubepods-pod1.slice:cri-containerd:"+idA)
 	f.Add([]byte("0::/../"+idA+"\n"), "")
+	f.Add([]byte("0::/kubepods/besteffort/pod"+uid+"/crio-"+idA+"\n"), "/kubepods/besteffort/pod"+uid+"/crio-"+idA)
+	f.Add([]byte("0::/kubepods/pod"+uid+"/crio-conmon-"+idA+"\n"), "")
+	f.Add([]byte("0::/system.slice/kubepods-pod"+uidSystemd+".slice:cri-containerd:"+idA+"/x\n"), "kubepods-pod1.slice:cri-containerd:"+idA)
 	f.Add([]byte("1:a:/"+idA+"/"+idB+"\n"), ":::")
 	f.Fuzz(func(t *testing.T, file []byte, runtimePath string) {
 		cgroups, err := procinfo.ParseCgroup(file)
@@ -184,6 +224,10 @@ func FuzzCgroup(f *testing.F) {
 		}
 		m, err := procinfo.ContainerOf(cgroups)
 		if err != nil {
+			var why *procinfo.PodCgroup
+			if errors.As(err, &why) && (why.Cgroup == "" || why.Why == "") {
+				t.Fatalf("a pod's cgroup without a reason: %+v", why)
+			}
 			if m.Container != "" {
 				t.Fatalf("refused, but names container %s", m.Container)
 			}

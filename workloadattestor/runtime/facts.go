@@ -123,8 +123,12 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, e
 	if s.GetId() != id {
 		return parsed{}, fmt.Errorf("runtime: asked about container %s, got an answer about %q", id, s.GetId())
 	}
-	if s.GetState() != criv1.ContainerState_CONTAINER_RUNNING {
+	switch s.GetState() {
+	case criv1.ContainerState_CONTAINER_RUNNING:
+	case criv1.ContainerState_CONTAINER_EXITED:
 		return parsed{}, fmt.Errorf("runtime: container %s is not running (%s)", id, s.GetState())
+	default: // created, unknown
+		return parsed{}, fmt.Errorf("runtime: container %s (%s): %w", id, s.GetState(), ErrNotYet)
 	}
 	verbose, err := parseInfo(answer.GetInfo())
 	if err != nil {
@@ -202,11 +206,11 @@ func (p *parsed) join(answer *criv1.PodSandboxStatusResponse) error {
 	modes := s.GetLinux().GetNamespaces().GetOptions()
 	fact, err := privileged(p.info)
 	set(&f.Privileged, fact, err)
-	fact, err = inHostNamespace("pid", p.info, sandbox, modes.GetPid())
+	fact, err = inHostNamespace("pid", p.info, sandbox, modes)
 	set(&f.HostPID, fact, err)
-	fact, err = inHostNamespace("network", p.info, sandbox, modes.GetNetwork())
+	fact, err = inHostNamespace("network", p.info, sandbox, modes)
 	set(&f.HostNetwork, fact, err)
-	fact, err = inHostNamespace("ipc", p.info, sandbox, modes.GetIpc())
+	fact, err = inHostNamespace("ipc", p.info, sandbox, modes)
 	set(&f.HostIPC, fact, err)
 	return errors.Join(problems...)
 }
@@ -247,12 +251,16 @@ func allDevices(spec *ociSpec) bool {
 	return false
 }
 
-// inHostNamespace tells whether the container is in the host's namespace of this type. Four places say something about it, and all
-// that do must agree: the sandbox's status; the kubelet's request; the sandbox's runtime spec, which lacks the type when it is
-// the host's; and the container's runtime spec, where it lacks the type or makes a namespace of its own. (A path in the
-// container's spec leads into the sandbox's namespace and so says nothing by itself.) The status alone proves nothing.
-func inHostNamespace(kind string, i, sandbox info, sandboxMode criv1.NamespaceMode) (workloadclaim.Fact, error) {
-	inHost := sandboxMode == criv1.NamespaceMode_NODE
+// inHostNamespace tells whether the container is in the host's namespace of this type. The sandbox's status has what the kubelet
+// asked for. These places say something about it as well, and all that do must agree with it: the kubelet's request for the
+// container; the sandbox's runtime spec, and the container's, each by lacking the type (the host's) or by making a namespace of its
+// own. A path in a spec leads into a namespace that the runtime made or pinned. CRI-O pins the host's too (pinns --net=host), so a
+// path says neither, unless it is the first process's.
+//
+// Yes needs no more than the status. No needs that the sandbox has a namespace at all, or the request: the status alone proves
+// nothing.
+func inHostNamespace(kind string, i, sandbox info, status *criv1.NamespaceOption) (workloadclaim.Fact, error) {
+	inHost := modeOf(kind, status.GetPid(), status.GetNetwork(), status.GetIpc()) == criv1.NamespaceMode_NODE
 	var says []bool
 	if mode, ok := i.mode(kind); ok {
 		if mode == criv1.NamespaceMode_TARGET {
@@ -260,40 +268,57 @@ func inHostNamespace(kind string, i, sandbox info, sandboxMode criv1.NamespaceMo
 		}
 		says = append(says, mode == criv1.NamespaceMode_NODE)
 	}
-	if _, has, ok := sandbox.RuntimeSpec.namespace(kind); ok {
-		says = append(says, !has)
+	ofSandbox, ofContainer := sandbox.RuntimeSpec.namespace(kind), i.RuntimeSpec.namespace(kind)
+	for _, place := range []place{ofSandbox, ofContainer} {
+		switch place {
+		case placeHost, placeOwn:
+			says = append(says, place == placeHost)
+		case placeUnknown, placeJoined:
+		}
 	}
-	if joined, has, ok := i.RuntimeSpec.namespace(kind); ok && !joined {
-		says = append(says, !has)
-	}
-	if len(says) == 0 {
-		return workloadclaim.Unproven, nil
-	}
-	return agree(kind, inHost, says)
-}
-
-func agree(kind string, inHost bool, says []bool) (workloadclaim.Fact, error) {
 	for _, s := range says {
 		if s != inHost {
 			return workloadclaim.Unproven, fmt.Errorf("host %s namespace: request, sandbox and runtime spec disagree: refused", kind)
 		}
 	}
+	if !inHost && len(says) == 0 && (status == nil || ofSandbox != placeJoined) {
+		return workloadclaim.Unproven, nil
+	}
 	return workloadclaim.FactOf(inHost), nil
 }
 
-// namespace tells whether the spec gives the process a namespace of this type other than the host's, and whether that is one
-// that it joins by path. Not ok when there is no spec.
-func (s *ociSpec) namespace(kind string) (joined, has, ok bool) {
+// place is what a runtime spec says of one type of namespace.
+type place uint8
+
+const (
+	placeUnknown place = iota // there is no spec
+	placeHost                 // the host's
+	placeOwn                  // a new one
+	placeJoined               // one that exists already; which one is not said
+)
+
+// namespace reads the OCI runtime spec (config-linux.md, "Namespaces"): a type that is not listed is inherited from the runtime,
+// which is in the host's.
+func (s *ociSpec) namespace(kind string) place {
 	if s == nil || s.Linux == nil {
-		return false, false, false
+		return placeUnknown
 	}
 	for _, n := range s.Linux.Namespaces {
-		if n.Type == kind {
-			return n.Path != "", true, true
+		switch {
+		case n.Type != kind:
+		case n.Path == "":
+			return placeOwn
+		case hostNamespace.MatchString(n.Path):
+			return placeHost
+		default:
+			return placeJoined
 		}
 	}
-	return false, false, true
+	return placeHost
 }
+
+// hostNamespace matches paths of the first process's namespaces, and of the runtime's own.
+var hostNamespace = regexp.MustCompile(`^/proc/(?:1|self|thread-self)/ns/`)
 
 // mode is what the kubelet asked for; not ok when the runtime does not show the request.
 func (i info) mode(kind string) (criv1.NamespaceMode, bool) {
@@ -304,13 +329,17 @@ func (i info) mode(kind string) (criv1.NamespaceMode, bool) {
 	if options == nil {
 		return criv1.NamespaceMode_POD, true // protobuf's default, which is what the runtime acts on
 	}
+	return modeOf(kind, options.Pid, options.Network, options.IPC), true
+}
+
+func modeOf(kind string, pid, network, ipc criv1.NamespaceMode) criv1.NamespaceMode {
 	switch kind {
 	case "pid":
-		return options.Pid, true
+		return pid
 	case "ipc":
-		return options.IPC, true
+		return ipc
 	default:
-		return options.Network, true
+		return network
 	}
 }
 

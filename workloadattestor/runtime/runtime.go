@@ -26,6 +26,30 @@ import (
 // ErrUnknown means that this node's runtime has no such container: another node's, another runtime's, or a pod sandbox.
 var ErrUnknown = errors.New("container is unknown to this node's runtime")
 
+// ErrNotYet means that the runtime has the container and does not say that it runs: it was created and its start is not recorded,
+// or its state is not known. A process may ask before the runtime has taken note of it, so this proves nothing.
+var ErrNotYet = errors.New("container is not known to run yet")
+
+// Sandbox means that the ID is a pod sandbox's. It has no container's claims. errors.Is(err, ErrUnknown) is true.
+type Sandbox struct {
+	ID              string
+	Namespace, Name string // of the pod
+	Handler         string // the runtime handler (RuntimeClass); "" is the default one
+}
+
+// Error says what a process in a sandbox's own cgroup is.
+func (e *Sandbox) Error() string {
+	what := "its processes are the sandbox's own (pause)"
+	if e.Handler != "" {
+		what = fmt.Sprintf("runtime handler %.63q runs it: with gVisor (runsc) and Kata Containers (kata) the pod's containers are inside "+
+			"the sandbox, where this node's kernel does not tell them apart, so they cannot be attested", e.Handler)
+	}
+	return fmt.Sprintf("%.64s is the sandbox of pod %.63s/%.253s and no container: %s", e.ID, e.Namespace, e.Name, what)
+}
+
+// Unwrap makes a Sandbox an ErrUnknown.
+func (e *Sandbox) Unwrap() error { return ErrUnknown }
+
 // Container is what the runtime says about a running container.
 type Container struct {
 	ID        string // 64 hex digits
@@ -96,14 +120,15 @@ func Dial(socket string, timeout time.Duration) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Container asks about the container with this ID. ErrUnknown when the runtime does not have it. An error that wraps a gRPC
-// status came from the call; every other one is a refusal of what the runtime said.
+// Container asks about the container with this ID. ErrUnknown when the runtime does not have it, a *Sandbox where it has a pod
+// sandbox of that ID. ErrNotYet when it does not say that the container runs. An error that wraps a gRPC status came from the call;
+// every other one is a refusal of what the runtime said.
 func (c *Client) Container(ctx context.Context, id string) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	answer, err := c.runtime.ContainerStatus(ctx, &criv1.ContainerStatusRequest{ContainerId: id, Verbose: true})
 	if status.Code(err) == codes.NotFound {
-		return Container{}, ErrUnknown
+		return Container{}, c.unknown(ctx, id)
 	}
 	if err != nil {
 		return Container{}, fmt.Errorf("runtime: container %s: %w", id, err)
@@ -121,6 +146,15 @@ func (c *Client) Container(ctx context.Context, id string) (Container, error) {
 	}
 	c.addImage(ctx, &container)
 	return container.facts, nil
+}
+
+// unknown looks whether an ID that is no container's is a pod sandbox's. The answer only explains, so a failure costs nothing more.
+func (c *Client) unknown(ctx context.Context, id string) error {
+	answer, err := c.runtime.PodSandboxStatus(ctx, &criv1.PodSandboxStatusRequest{PodSandboxId: id})
+	if s := answer.GetStatus(); err == nil && s.GetId() == id {
+		return &Sandbox{ID: id, Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(), Handler: s.GetRuntimeHandler()}
+	}
+	return ErrUnknown
 }
 
 // addImage asks about the image: its ID, and which other names it has, under which its manifest may be found. A failure costs

@@ -285,6 +285,108 @@ func TestFactsThatTheRuntimeDoesNotTellStayUnproven(t *testing.T) {
 	}
 }
 
+// crio changes answers to CRI-O's: it does not show the kubelet's request, and pins a sandbox's network, IPC and UTS namespaces, also
+// the host's (cri-o, server/sandbox_run_linux.go and internal/config/nsmgr). Both specs have the pinned paths.
+func crio(a *answers) {
+	delete(a.containerInfo, "config")
+	a.containerInfo["privileged"] = false
+	for _, info := range []map[string]any{a.containerInfo, a.sandboxInfo} {
+		linux := at(info, "runtimeSpec", "linux")
+		namespaces := []any{map[string]any{"type": "mount"}}
+		for kind, folder := range map[string]string{"network": "netns", "ipc": "ipcns", "uts": "utsns"} {
+			namespaces = append(namespaces, map[string]any{"type": kind, "path": "/var/run/" + folder + "/5b5d2ad6-0a0c-4b4b-9d5a-0e6f8c7d9a10"})
+		}
+		if a.sandbox.Status.Linux.Namespaces.Options.Pid != criv1.NamespaceMode_NODE {
+			namespaces = append(namespaces, map[string]any{"type": "pid"})
+		}
+		linux["namespaces"] = namespaces
+	}
+}
+
+// TestNamespacesThatCRIOPins: a path does not say whose namespace it leads to. What the kubelet asked for does.
+func TestNamespacesThatCRIOPins(t *testing.T) {
+	type facts struct{ pid, network, ipc workloadclaim.Fact }
+	const no, yes, unproven = workloadclaim.No, workloadclaim.Yes, workloadclaim.Unproven
+	spec := func(info map[string]any) map[string]any { return at(info, "runtimeSpec", "linux") }
+	cases := map[string]struct {
+		pod    func(*runtimetest.Pod)
+		change func(*answers)
+		want   facts
+		refuse string
+	}{
+		"an ordinary pod":    {want: facts{no, no, no}},
+		"the host's network": {pod: func(p *runtimetest.Pod) { p.HostNetwork = true }, want: facts{no, yes, no}},
+		"the host's IPC":     {pod: func(p *runtimetest.Pod) { p.HostIPC = true }, want: facts{no, no, yes}},
+		"the host's PIDs":    {pod: func(p *runtimetest.Pod) { p.HostPID = true }, want: facts{yes, no, no}},
+		"all of the host's":  {pod: func(p *runtimetest.Pod) { p.HostPID, p.HostNetwork, p.HostIPC = true, true, true }, want: facts{yes, yes, yes}},
+		"no status":          {change: func(a *answers) { a.sandbox.Status.Linux = nil }, want: facts{no, unproven, unproven}},
+		"no sandbox's spec":  {change: func(a *answers) { a.sandboxInfo = map[string]any{} }, want: facts{no, unproven, unproven}},
+		"the host's network, no sandbox's spec": {pod: func(p *runtimetest.Pod) { p.HostNetwork = true },
+			change: func(a *answers) { a.sandboxInfo = map[string]any{} }, want: facts{no, yes, unproven}},
+		"the host's network in the spec alone": {change: func(a *answers) {
+			spec(a.sandboxInfo)["namespaces"] = []any{map[string]any{"type": "ipc"}, map[string]any{"type": "pid"}}
+		},
+			refuse: "host network namespace"},
+		"a path to the first process's": {change: func(a *answers) {
+			spec(a.containerInfo)["namespaces"] = []any{map[string]any{"type": "network", "path": "/proc/1/ns/net"}, map[string]any{"type": "pid"}}
+		}, refuse: "host network namespace"},
+		"a network of its own on the host's": {pod: func(p *runtimetest.Pod) { p.HostNetwork = true }, change: func(a *answers) {
+			spec(a.containerInfo)["namespaces"] = []any{map[string]any{"type": "network"}, map[string]any{"type": "pid"}}
+		}, refuse: "host network namespace"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			pod := frontend()
+			if tc.pod != nil {
+				tc.pod(&pod)
+			}
+			got, err := ask(t, pod, func(a *answers) {
+				crio(a)
+				if tc.change != nil {
+					tc.change(a)
+				}
+			})
+			if tc.refuse != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.refuse) {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			if d := (facts{got.HostPID, got.HostNetwork, got.HostIPC}); err != nil || d != tc.want {
+				t.Errorf("got %+v, %v; want %+v", d, err, tc.want)
+			}
+		})
+	}
+}
+
+// TestContainersThatAreNotYetKnownToRun: their processes may ask before the runtime has recorded the start.
+func TestContainersThatAreNotYetKnownToRun(t *testing.T) {
+	for state, notYet := range map[criv1.ContainerState]bool{
+		criv1.ContainerState_CONTAINER_CREATED: true, criv1.ContainerState_CONTAINER_UNKNOWN: true, criv1.ContainerState_CONTAINER_EXITED: false,
+	} {
+		_, err := ask(t, frontend(), func(a *answers) { a.container.Status.State = state })
+		if err == nil || errors.Is(err, runtime.ErrNotYet) != notYet {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+}
+
+func TestSandboxIsNamed(t *testing.T) {
+	for handler, want := range map[string]string{"": "pause", "runsc": "gVisor"} {
+		server, client := dial(t)
+		container, sandbox, err := frontend().Answers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		sandbox.Status.RuntimeHandler = handler
+		server.Put(container, sandbox)
+		_, err = client.Container(t.Context(), idB)
+		if !errors.Is(err, runtime.ErrUnknown) || !strings.Contains(err.Error(), "shop/frontend-0") || !strings.Contains(err.Error(), want) {
+			t.Errorf("handler %q: %v", handler, err)
+		}
+	}
+}
+
 // TestVolumesThatAreImages are no paths of the node, wherever the runtime keeps them; what only looks like one is.
 func TestVolumesThatAreImages(t *testing.T) {
 	for name, tc := range map[string]struct {

@@ -60,11 +60,13 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 	}
 	out.container = membership.Container
 	container, err := a.runtime.Container(ctx, membership.Container)
-	if errors.Is(err, runtime.ErrUnknown) {
+	switch {
+	case errors.Is(err, runtime.ErrUnknown):
 		out.notOurs = err
 		return out, nil
-	}
-	if err != nil {
+	case errors.Is(err, runtime.ErrNotYet):
+		return out, err
+	case err != nil:
 		return out, runtimeError(err)
 	}
 	if err := membership.Within(container.CgroupsPath); err != nil {

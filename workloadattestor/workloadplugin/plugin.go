@@ -30,6 +30,7 @@ type Plugin struct {
 	now     func() time.Time
 	log     hclog.Logger
 	metrics *metrics
+	told    once // what the log says only once
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.Mutex
@@ -173,6 +174,8 @@ func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Durati
 	switch {
 	case err != nil:
 		p.log.Warn("workload refused", append(args, "reason", err)...)
+	case out.notOurs != nil && p.told.first(out.podWithoutClaims()):
+		p.log.Info("workload has no claims", append(args, "reason", out.notOurs)...)
 	case out.notOurs != nil: // mostly the agent's own health checks
 		p.log.Debug("workload has no claims", append(args, "reason", out.notOurs)...)
 	default:

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
+	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
 	"github.com/keelson-project/keelson/workloadattestor/runtime/runtimetest"
@@ -268,6 +269,8 @@ func TestRefusalsHaveTheirCode(t *testing.T) {
 		"a cgroup namespace of another root":  {func(w *world) { w.process(42, "0::/../"+idA+"\n") }, codes.PermissionDenied, "host's cgroup namespace"},
 		"the runtime contradicts itself":      {func(w *world) { i := w.pod.ContainerInfo(); delete(i, "sandboxID"); w.putInfo(i) }, codes.PermissionDenied, "sandbox"},
 		"the runtime is away":                 {func(w *world) { w.runtime.Fail(status.Error(codes.Unavailable, "down")) }, codes.Unavailable, "down"},
+		"a container that was created":        {func(w *world) { w.state(criv1.ContainerState_CONTAINER_CREATED) }, codes.Unavailable, "not known to run yet"},
+		"a container that has ended":          {func(w *world) { w.state(criv1.ContainerState_CONTAINER_EXITED) }, codes.PermissionDenied, "not running"},
 		"a name that cannot be a selector":    {func(w *world) { w.pod.Namespace = "Payments"; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "selector ns"},
 		"the runtime tells no cgroup path":    {func(w *world) { w.pod.CgroupsPath = ""; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "want an absolute path"},
 		"the runtime tells of another cgroup": {func(w *world) { w.pod.CgroupsPath = "/kubepods/x/" + idA; _ = w.runtime.Add(w.pod) }, codes.PermissionDenied, "the runtime made"},
@@ -285,6 +288,52 @@ func TestRefusalsHaveTheirCode(t *testing.T) {
 				t.Errorf("no line about it in the log:\n%s", w.log)
 			}
 		})
+	}
+}
+
+// state puts the container into a state.
+func (w *world) state(state criv1.ContainerState) {
+	w.t.Helper()
+	container, sandbox, err := w.pod.Answers()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	container.Status.State = state
+	w.runtime.Put(container, sandbox)
+}
+
+// TestPodWithoutClaimsSaysWhyOnce: at level info, so that its operator hears it, and not for each of its calls.
+func TestPodWithoutClaimsSaysWhyOnce(t *testing.T) {
+	w := newWorld(t)
+	w.configure(w.hcl())
+	cgroups := map[int32]string{
+		7:  "/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:" + idA,
+		8:  "/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:" + idA,
+		9:  "/kubepods/pod1/" + idB, // the sandbox
+		10: "/kubepods/pod1/" + strings.Repeat("c", 64),
+		11: "/system.slice/sshd.service",
+	}
+	for range 3 {
+		for pid, cgroup := range cgroups {
+			w.process(int(pid), "0::"+cgroup+"\n")
+			if got, err := w.attest(pid); err != nil || len(got) != 0 {
+				t.Fatalf("%s: %v, %v", cgroup, got, err)
+			}
+		}
+	}
+	var told []string
+	for line := range strings.Lines(w.log.String()) {
+		if strings.Contains(line, `"@level":"info"`) && strings.Contains(line, "workload has no claims") {
+			told = append(told, line)
+		}
+	}
+	if len(told) != 3 {
+		t.Errorf("got %d lines, want one for each container:\n%s", len(told), strings.Join(told, ""))
+	}
+	for _, want := range []string{"SystemdCgroup = true", "sandbox of pod payments/api-0", "unknown to this node's runtime"} {
+		if !strings.Contains(strings.Join(told, ""), want) {
+			t.Errorf("no line says %q:\n%s", want, strings.Join(told, ""))
+		}
 	}
 }
 
