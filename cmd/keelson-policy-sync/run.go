@@ -15,6 +15,7 @@ import (
 	authenticationv1client "k8s.io/client-go/kubernetes/typed/authentication/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
@@ -44,16 +45,23 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	if err := dataPlanes(client, &c, log); err != nil {
 		return err
 	}
-	mgr, err := newManager(config, c)
-	if err != nil {
-		return err
-	}
 	spire, err := spireapi.Open(spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
 		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI, PageTimeout: c.SPIRE.Timeout, MaxRead: c.SPIRE.MaxRead})
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(assemble(ctx, mgr, spire, c, log), mgr.Add(arrivals{client, c, log})); err != nil {
+	lease, rules, err := lock(ctx, config, c, spire.OwnSVID)
+	if err != nil {
+		return errors.Join(err, spire.Close())
+	}
+	mgr, err := newManager(config, c, lease)
+	if err != nil {
+		return errors.Join(err, spire.Close())
+	}
+	if rules != nil {
+		err = mgr.Add(rules)
+	}
+	if err := errors.Join(err, assemble(ctx, mgr, spire, c, log), mgr.Add(arrivals{client, c, log})); err != nil {
 		return errors.Join(err, spire.Close())
 	}
 	return errors.Join(mgr.Start(ctx), spire.Close())
@@ -164,7 +172,8 @@ func dataPlanes(client discovery.DiscoveryInterface, c *syncconfig.Config, log *
 	return errors.Join(problems...)
 }
 
-func newManager(config *rest.Config, c syncconfig.Config) (manager.Manager, error) {
+// newManager makes a manager; without a lock it makes one of its own.
+func newManager(config *rest.Config, c syncconfig.Config, lock resourcelock.Interface) (manager.Manager, error) {
 	scheme, err := kube.Scheme()
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
@@ -175,7 +184,8 @@ func newManager(config *rest.Config, c syncconfig.Config) (manager.Manager, erro
 		Metrics: metricsserver.Options{BindAddress: c.Metrics}, HealthProbeBindAddress: c.Health,
 		LeaderElection: c.LeaderElection.Enabled, LeaderElectionID: c.LeaderElection.Name,
 		LeaderElectionNamespace: c.LeaderElection.Namespace, LeaderElectionReleaseOnCancel: true,
-		LeaseDuration: &c.LeaderElection.LeaseDuration, RenewDeadline: &renew, RetryPeriod: &retry,
+		LeaderElectionResourceLockInterface: lock,
+		LeaseDuration:                       &c.LeaderElection.LeaseDuration, RenewDeadline: &renew, RetryPeriod: &retry,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -120,4 +121,26 @@ func (s *Server) Close() error {
 		return nil
 	}
 	return d.client.Close()
+}
+
+// OwnSVID tells until when our own SVID is valid, and whether there was one yet. It begins to ask for it where nobody has, and
+// waits for nothing. Over the server's socket there is none.
+func (s *Server) OwnSVID() (until time.Time, had bool) {
+	d, err := s.begun()
+	if err != nil {
+		return time.Time{}, false
+	}
+	select {
+	case <-d.done:
+	default:
+		return time.Time{}, false
+	}
+	if d.client == nil || d.client.source == nil {
+		return time.Time{}, false
+	}
+	svid, err := d.client.source.GetX509SVID() // the last one, whether it is over or not
+	if err != nil || len(svid.Certificates) == 0 {
+		return time.Time{}, false
+	}
+	return svid.Certificates[0].NotAfter, true
 }

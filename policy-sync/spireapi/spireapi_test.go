@@ -243,6 +243,9 @@ func TestOverTCPWithOurOwnSVID(t *testing.T) {
 	c, err := spireapi.Open(spireapi.Options{TrustDomain: trustDomain, Address: fmt.Sprintf("%s:%d", s.Host, s.Port), WorkloadAPI: "unix://" + agent.Socket})
 	must(t, err)
 	defer func() { must(t, c.Close()) }()
+	if until, had := c.OwnSVID(); had {
+		t.Errorf("an SVID until %s before anybody gave us one", until)
+	}
 	// Without an entry for us, the agent's own words are told.
 	for err = nil; err == nil || !strings.Contains(err.Error(), "no identity issued"); {
 		early, over := context.WithTimeout(ctx, time.Second)
@@ -263,6 +266,9 @@ func TestOverTCPWithOurOwnSVID(t *testing.T) {
 	_, err = c.Read(first)
 	must(t, err)
 	end() // the connection outlives the call that made it
+	if until, had := c.OwnSVID(); !had || !until.After(time.Now()) {
+		t.Errorf("our own SVID: %t, until %s", had, until)
+	}
 	must(t, errors.Join(c.Apply(ctx, []plan.Operation{operation(plan.CreateEntry, entry(1))})...))
 	state, err := c.Read(ctx)
 	must(t, err)
