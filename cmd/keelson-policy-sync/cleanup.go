@@ -23,6 +23,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 )
 
@@ -99,7 +100,7 @@ func (c *cleanup) run(ctx context.Context, config syncconfig.Config) error {
 		err = c.lead(ctx, access, config.LeaderElection, taker.take)
 	}
 	if err == nil {
-		err = c.dropLease(ctx, cluster, config.LeaderElection)
+		err = errors.Join(c.dropMemory(ctx, cluster, config.LeaderElection.Namespace), c.dropLease(ctx, cluster, config.LeaderElection))
 	}
 	return errors.Join(err, taker.close())
 }
@@ -186,6 +187,22 @@ func (c *cleanup) lead(ctx context.Context, access *rest.Config, l syncconfig.Le
 		return fmt.Errorf("cleanup: lease %s/%s is held by %q for longer than %s, so a policy-sync still runs; nothing was taken away. Stop it, then try again",
 			l.Namespace, l.Name, elector.GetLeader(), c.wait)
 	}
+}
+
+// dropMemory deletes the ConfigMaps in which policy-sync kept what a replica that takes over has to know. Where that is not
+// permitted they stay, and that is said: they open nothing.
+func (c *cleanup) dropMemory(ctx context.Context, cluster kubernetes.Interface, namespace string) error {
+	for _, name := range kube.MemoryNames() {
+		err := cluster.CoreV1().ConfigMaps(namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		switch {
+		case err == nil || apierrors.IsNotFound(err):
+		case apierrors.IsForbidden(err):
+			return c.say("ConfigMaps %s/%s and others stay: no right to delete them\n", namespace, kube.HeartbeatName)
+		default:
+			return fmt.Errorf("cleanup: delete ConfigMap %s/%s: %w", namespace, name, err)
+		}
+	}
+	return nil
 }
 
 // dropLease deletes the lease, which nobody needs any more. Where that is not permitted it stays, and that is said.

@@ -44,8 +44,8 @@ const HeartbeatName = "keelson-policy-sync-heartbeat"
 
 func memoryName(shard int) string { return fmt.Sprintf("keelson-policy-sync-memory-%d", shard) }
 
-// memoryNames are the ConfigMaps that policy-sync writes in its own namespace.
-func memoryNames() []string {
+// MemoryNames are the ConfigMaps that policy-sync writes in its own namespace.
+func MemoryNames() []string {
 	out := []string{HeartbeatName}
 	for i := range shards {
 		out = append(out, memoryName(i))

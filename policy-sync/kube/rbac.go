@@ -42,7 +42,7 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 			onlyNamed(rule("coordination.k8s.io", []string{"get", "update"}, "leases"), Lease),
 			// What a replica that takes over has to know, and when passes last succeeded.
 			rule("", []string{"create"}, "configmaps"),
-			onlyNamed(rule("", []string{"get", "update"}, "configmaps"), memoryNames()...),
+			onlyNamed(rule("", []string{"get", "update"}, "configmaps"), MemoryNames()...),
 			// Its own replicas leave machines that are proved bad.
 			rule("", []string{"delete"}, "pods"),
 			rule("", []string{"create", "patch"}, "events")}},

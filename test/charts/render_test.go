@@ -266,7 +266,7 @@ func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 		"without guards and keelson-node": {values: parse(t, minimal, "guards: {enabled: false}\nnode: {enabled: false}"), account: "keelson-policy-sync", noGuards: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			want := kube.RBAC(namespace, tc.account)
+			want := append(kube.RBAC(namespace, tc.account), kube.TeamRBAC()...)
 			if tc.node[0] != "" {
 				want = append(want, kube.NodeRBAC(tc.node[0], tc.node[1])...)
 			}
