@@ -77,6 +77,15 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 		return err
 	}
 	c.Images.Checker.Now = time.Now
+	if credentials := c.Images.Credentials; credentials != nil {
+		credentials.Report = func(err error) {
+			if err != nil {
+				log.Warn("registry credentials", "error", err)
+				return
+			}
+			log.Info("registry credentials were read again")
+		}
+	}
 	checker, err := image.New(c.Images.Checker)
 	if err != nil {
 		return err

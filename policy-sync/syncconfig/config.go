@@ -2,7 +2,8 @@
 // fit and files that are not there are all reported at once, each with its line, before anything runs. No default depends on
 // what exists on the machine.
 //
-// The file is the operator's. The programs that it names (keys, kubeconfig) are read once, at start.
+// The file is the operator's. The files that it names (keys, kubeconfig) are read once, at start, but for the
+// registries' credentials, which are read again when they change.
 package syncconfig
 
 import (
@@ -61,7 +62,9 @@ type SPIRE struct {
 // Images says how images are verified.
 type Images struct {
 	Checker image.Config // without Now
-	Recheck time.Duration
+	// Credentials is Checker's Keychain where a file is configured, and nil where registries are asked anonymously.
+	Credentials *image.CredentialsFile
+	Recheck     time.Duration
 }
 
 // LeaderElection names the lease by which replicas agree on who writes.

@@ -1,6 +1,7 @@
 package syncconfig
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -141,6 +142,31 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRegistryCredentials: policy-sync takes the file that the workload attestor takes, and refuses it with the same words.
+func TestRegistryCredentials(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.json")
+	config := []byte("trustDomain: keelson.demo\nspire: {socket: /s}\nimages:\n  registryAuth: " + path + "\n")
+	for content, want := range map[string]string{
+		`{"auths":{"registry.example.org":{"auth":"dTpw"}}}`:   "",
+		"{\"auths\":{\n\"registry.example.org\":{}}}":          `line 4: images.registryAuth: ` + path + `: image: credentials: line 2: "registry.example.org": the entry has no credentials`,
+		`{"auths":{"registry.example.org":{"auth":"dTpw"}}} x`: "line 4: images.registryAuth",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Parse(config)
+		if want == "" && (err != nil || c.Images.Credentials == nil || c.Images.Checker.Keychain != c.Images.Credentials) {
+			t.Errorf("%s: %v", content, err)
+		}
+		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: got\n%v\nwant it to hold %q", content, err, want)
+		}
+	}
+	if _, err := Parse(bytes.ReplaceAll(config, []byte("config.json"), []byte("none"))); err == nil || !strings.Contains(err.Error(), "line 4: images.registryAuth") {
+		t.Errorf("no file: %v", err)
 	}
 }
 

@@ -75,6 +75,7 @@ type imagesFile struct {
 	RegistryCAs         map[string]string   `yaml:"registryCAs"` // paths of PEM files
 	RedirectHosts       []string            `yaml:"redirectHosts"`
 	SignatureRepository string              `yaml:"signatureRepository"`
+	RegistryAuth        string              `yaml:"registryAuth"` // path of a file in the form of ~/.docker/config.json
 	Platform            platformFile        `yaml:"platform"`
 	Recheck             time.Duration       `yaml:"recheck"`
 	TTL                 time.Duration       `yaml:"ttl"`
@@ -232,6 +233,14 @@ func (f imagesFile) config(p *problems) Images {
 	out.Checker.Mirrors, out.Checker.RegistryCAs, out.Checker.RedirectHosts = f.Mirrors, cas, f.RedirectHosts
 	if f.SignatureRepository != "" {
 		out.Checker.SignatureRepositories = []string{f.SignatureRepository}
+	}
+	if f.RegistryAuth != "" {
+		out.Credentials, err = image.OpenCredentials(f.RegistryAuth)
+		if err != nil {
+			p.at("images.registryAuth", "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		} else {
+			out.Checker.Keychain = out.Credentials
+		}
 	}
 	p.between("images.recheck", f.Recheck, time.Second, time.Hour)
 	p.between("images.ttl", f.TTL, time.Second, 24*time.Hour)

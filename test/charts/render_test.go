@@ -110,6 +110,7 @@ policySync:
     resync: 1m
     debounce: 50ms
   verifierKeys: {release-key.pem: KEY}
+  registryAuthSecret: registry
   spire: {access: hostPath, csiDriver: other.csi.spiffe.io, hostPath: /run/agents, socketName: agent.sock}
   ports: {metrics: 9080, health: 9081}
   resources: {requests: {cpu: 1}}
@@ -329,7 +330,10 @@ func TestTheProgramReadsTheConfiguration(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "release-key.pem"), []byte(key), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		text := strings.ReplaceAll(configuration(t, render(t, values).Manifest), "/etc/keelson/keys", dir)
+		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"auths":{"registry.example.org":{"auth":"dTpw"}}}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		text := strings.NewReplacer("/etc/keelson/keys", dir, "/etc/keelson/registry", dir).Replace(configuration(t, render(t, values).Manifest))
 		c, err := syncconfig.Parse([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

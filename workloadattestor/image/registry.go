@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -21,7 +22,7 @@ type registries struct {
 	insecure   map[string]bool
 	mirrors    map[string][]string // by registry, in its full name
 	signatures []name.Repository   // that hold other repositories' signatures
-	puller     *remote.Puller
+	puller     *puller
 }
 
 func newRegistries(c Config) (*registries, error) {
@@ -47,15 +48,8 @@ func newRegistries(c Config) (*registries, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	keychain := c.Keychain
-	if keychain == nil {
-		keychain = anonymous{}
-	}
-	r.puller, err = remote.NewPuller(
-		remote.WithAuthFromKeychain(keychain),
-		remote.WithTransport(hosts),
-		remote.WithRetryBackoff(remote.Backoff{Duration: 200 * time.Millisecond, Factor: 1, Steps: 2}),
-	)
+	r.puller = &puller{keychain: c.Keychain, hosts: hosts}
+	_, err = r.puller.current()
 	return r, err
 }
 
@@ -203,7 +197,7 @@ func (r *registries) allows(repo name.Repository) bool {
 type repository struct {
 	repo   name.Repository
 	named  name.Repository // as images' names have it: another one than repo where that is a mirror
-	puller *remote.Puller
+	puller *puller
 }
 
 func (r *repository) describe() string { return "repository " + r.repo.Name() }
@@ -221,7 +215,11 @@ func (r *repository) roots(_ context.Context, q question) ([]string, error) {
 // signatures asks for the referrers, by the API or by the tag that stands in for it, beside cosign's tag.
 func (r *repository) signatures(ctx context.Context, subject string) ([]string, error) {
 	out := []string{signatureTag(subject)}
-	list, err := remote.Referrers(r.repo.Digest(subject), remote.WithContext(ctx), remote.Reuse(r.puller))
+	puller, err := r.puller.current()
+	if err != nil {
+		return out, err
+	}
+	list, err := remote.Referrers(r.repo.Digest(subject), remote.WithContext(ctx), remote.Reuse(puller))
 	if err := notFound(err); errors.Is(err, errNotFound) {
 		return out, nil
 	} else if err != nil {
@@ -243,7 +241,11 @@ func (r *repository) manifest(ctx context.Context, ref string) ([]byte, error) {
 	if strings.HasPrefix(ref, "sha256:") {
 		reference = r.repo.Digest(ref)
 	}
-	got, err := r.puller.Get(ctx, reference)
+	puller, err := r.puller.current()
+	if err != nil {
+		return nil, err
+	}
+	got, err := puller.Get(ctx, reference)
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -251,7 +253,11 @@ func (r *repository) manifest(ctx context.Context, ref string) ([]byte, error) {
 }
 
 func (r *repository) blob(ctx context.Context, digest string) (raw []byte, err error) {
-	layer, err := r.puller.Layer(ctx, r.repo.Digest(digest))
+	puller, err := r.puller.current()
+	if err != nil {
+		return nil, err
+	}
+	layer, err := puller.Layer(ctx, r.repo.Digest(digest))
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -273,6 +279,45 @@ func notFound(err error) error {
 		return nil
 	}
 	return unheard{err}
+}
+
+// puller makes the client for all registries. A client keeps what it logged in with, so there is a new one for new credentials.
+type puller struct {
+	keychain authn.Keychain
+	hosts    *hosts
+
+	mu      sync.Mutex
+	client  *remote.Puller
+	version uint64 // of the credentials that client logs in with
+}
+
+// versioned is a Keychain whose credentials may change.
+type versioned interface{ version() uint64 }
+
+func (p *puller) current() (*remote.Puller, error) {
+	var version uint64
+	if v, ok := p.keychain.(versioned); ok {
+		version = v.version()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.client != nil && p.version == version {
+		return p.client, nil
+	}
+	var keychain authn.Keychain = anonymous{}
+	if p.keychain != nil {
+		keychain = p.keychain
+	}
+	client, err := remote.NewPuller(
+		remote.WithAuthFromKeychain(keychain),
+		remote.WithTransport(p.hosts),
+		remote.WithRetryBackoff(remote.Backoff{Duration: 200 * time.Millisecond, Factor: 1, Steps: 2}),
+	)
+	if err != nil {
+		return nil, err
+	}
+	p.client, p.version = client, version
+	return client, nil
 }
 
 type anonymous struct{}

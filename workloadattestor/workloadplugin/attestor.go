@@ -25,7 +25,9 @@ type attestor struct {
 	pods    *pod.Lookup // nil when no API is configured
 	images  *image.Checker
 	own     ownPaths
-	closers []func() error
+	// credentials are images' for registries; nil when none are configured.
+	credentials *image.CredentialsFile
+	closers     []func() error
 
 	socket string // of the runtime
 	listen string // address of metrics and health, "" for none

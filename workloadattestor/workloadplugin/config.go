@@ -56,8 +56,8 @@ type Config struct {
 	RedirectHosts []string `hcl:"redirect_hosts"`
 	// SignatureRepository holds signatures of images in other repositories, as cosign's COSIGN_REPOSITORY.
 	SignatureRepository string `hcl:"signature_repository"`
-	// RegistryAuthPath is a file with credentials in the form of ~/.docker/config.json; without it registries are asked
-	// anonymously.
+	// RegistryAuthPath is a file with credentials in the form of ~/.docker/config.json, which is read again when it changes; without
+	// it registries are asked anonymously.
 	RegistryAuthPath string `hcl:"registry_auth_path"`
 	// OCILayouts are directories in OCI image layout that hold images or signatures.
 	OCILayouts []string `hcl:"oci_layouts"`
@@ -100,8 +100,6 @@ const (
 
 	defaultKubeletRoot = "/var/lib/kubelet"
 
-	maxAuthFile = 1 << 20
-
 	podFresh   = 30 * time.Second
 	podTimeout = 5 * time.Second
 )
@@ -131,9 +129,14 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	if pods != nil {
 		a.pods = pod.New(pod.Config{Node: node, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
 	}
-	keychain, err := c.keychain()
-	if err != nil {
-		p.Add("registry_auth_path", "%v", err)
+	var keychain authn.Keychain
+	if c.RegistryAuthPath != "" {
+		a.credentials, err = image.OpenCredentials(c.RegistryAuthPath)
+		if err != nil {
+			p.Add("registry_auth_path", "%v", err)
+		} else {
+			keychain = a.credentials
+		}
 	}
 	cas, err := image.ReadCAs(c.RegistryCAPaths)
 	if err != nil {
@@ -230,18 +233,6 @@ func (c Config) pods() (pod.Getter, error) {
 		return nil, err
 	}
 	return podGetter{client}, nil
-}
-
-// keychain reads the registry credentials; nil when there are none.
-func (c Config) keychain() (authn.Keychain, error) {
-	if c.RegistryAuthPath == "" {
-		return nil, nil
-	}
-	raw, err := readLimited(c.RegistryAuthPath, maxAuthFile)
-	if err != nil {
-		return nil, err
-	}
-	return image.ParseCredentials(raw)
 }
 
 func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {

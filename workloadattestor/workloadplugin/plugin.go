@@ -65,6 +65,9 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "workload attestor: %v", errors.Join(err, a.close()))
 	}
+	if a.credentials != nil {
+		a.credentials.Report = p.logCredentials
+	}
 	for _, note := range notes {
 		p.log.Warn("workload attestor configuration", "note", note)
 	}
@@ -181,6 +184,15 @@ func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Durati
 	default:
 		p.log.Info("workload attested", append(args, "selectors", strings.Join(out.selectors, " "), "absent", clipped(out.absent))...)
 	}
+}
+
+// logCredentials logs that the registry credentials were read again, or why the new ones are not in force.
+func (p *Plugin) logCredentials(err error) {
+	if err != nil {
+		p.log.Warn("registry credentials", "error", err)
+		return
+	}
+	p.log.Info("registry credentials were read again")
 }
 
 // clipped joins reasons, each cut to a length that a registry, whose words may be in it, cannot flood the log with.

@@ -337,6 +337,22 @@ func TestPodWithoutClaimsSaysWhyOnce(t *testing.T) {
 	}
 }
 
+// TestRegistryCredentialsAreReadAgain: what changes takes effect without a new configuration, and what is broken is reported.
+func TestRegistryCredentialsAreReadAgain(t *testing.T) {
+	w := newWorld(t)
+	path := w.write("auth.json", `{"auths":{"r.example":{"auth":"dTpw"}}}`)
+	w.configure(w.hcl() + fmt.Sprintf("registry_auth_path = %q\ncache_ttl = \"1ns\"\n", path))
+	for content, want := range map[string]string{`{"auths":{"r.example":{}}}`: "the last good content stays in force", `{"auths":{"r.example":{"auth":"dTpx"}}}`: "were read again"} {
+		w.write("auth.json", content)
+		if got, err := w.attest(42); err != nil || !slices.Contains(got, "signed-by:release-key") {
+			t.Fatalf("got %v, %v", got, err)
+		}
+		if !strings.Contains(w.log.String(), want) {
+			t.Errorf("the log has no %q:\n%s", want, w.log)
+		}
+	}
+}
+
 func TestReferencesThatAreRefused(t *testing.T) {
 	w := newWorld(t)
 	w.configure(w.hcl())

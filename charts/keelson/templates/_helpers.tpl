@@ -76,6 +76,9 @@ imagePullSecrets:
 {{- $_ := set $v "publicKey" (printf "/etc/keelson/keys/%s" $v.publicKey) }}
 {{- end }}
 {{- end }}
+{{- if .Values.policySync.registryAuthSecret }}
+{{- $_ := set $c.images "registryAuth" "/etc/keelson/registry/config.json" }}
+{{- end }}
 {{- /* Helm reads an unquoted off as false. */ -}}
 {{- range $plane := list "calico" "istio" }}
 {{- $_ := set $c $plane (ternary (index $c $plane) "off" (kindIs "string" (index $c $plane))) }}
@@ -101,6 +104,11 @@ imagePullSecrets:
         {{- range $name, $_ := .Values.policySync.verifierKeys }}
         - {key: {{ $name | quote }}, path: {{ printf "keys/%s" $name | quote }}}
         {{- end }}
+    {{- end }}
+    {{- with .Values.policySync.registryAuthSecret }}
+    - secret:
+        name: {{ . | quote }}
+        items: [{key: .dockerconfigjson, path: registry/config.json}]
     {{- end }}
 - name: spire
   {{- if eq .Values.policySync.spire.access "csi" }}
