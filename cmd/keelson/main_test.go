@@ -113,6 +113,13 @@ func holdsTag(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// storeNV is "storenv INDEX TEXT": a TPM's maker writes an NV index.
+func storeNV(ts *testscript.TestScript, _ bool, args []string) {
+	index, err := strconv.ParseUint(args[0], 0, 32)
+	ts.Check(err)
+	ts.Check(tpmtest.StoreNV(ts.Getenv("TPM"), uint32(index), []byte(args[1])))
+}
+
 // unlockTag is "unlocktag FILE": root puts the file's digest into an index that it does not lock.
 func unlockTag(ts *testscript.TestScript, _ bool, args []string) {
 	signed, err := os.ReadFile(ts.MkAbs(args[0]))
@@ -182,7 +189,7 @@ func TestTPMScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/tpm",
 		Setup:               tpmEnv(t),
-		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "attestto": attestTo, "cut": cutFile},
+		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exit": exitCode, "attestto": attestTo, "cut": cutFile, "storenv": storeNV},
 		RequireExplicitExec: true,
 	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keelson-project/keelson/nodeattestor/ak"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
 
@@ -49,7 +49,9 @@ type tpmReport struct {
 	EKs   []tpmReportEK `json:"eks"`
 	AK    *tpmReportAK  `json:"ak"` // null without --data-dir
 	Tag   tpmReportTag  `json:"tag"`
-	Notes []string      `json:"notes"` // what keeps the TPM from working, and what to do
+	// Unusable says which NV indices hold an EK certificate that cannot be used, and why.
+	Unusable []string `json:"unusableCertificates"`
+	Notes    []string `json:"notes"` // what keeps the TPM from working, and what to do
 }
 
 type tpmReportEK struct {
@@ -93,7 +95,7 @@ func tpmInfo(ctx context.Context, out io.Writer, f tpmInfoFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
-	r := tpmReport{Banks: []string{}, EKs: []tpmReportEK{}, Notes: []string{}}
+	r := tpmReport{Banks: []string{}, EKs: []tpmReportEK{}, Unusable: []string{}, Notes: []string{}}
 	if r.Info, err = dev.Info(ctx); err != nil {
 		return err
 	}
@@ -149,13 +151,14 @@ func (r *tpmReport) endorsements(ctx context.Context, dev *tpmdev.Device) error 
 		shown := tpmReportEK{Template: e.Template, Hash: e.Hash.String()}
 		if len(e.Certs) > 0 {
 			shown.Certificate = &tpmReportCert{Issuer: "not readable", Chain: len(e.Certs) - 1}
-			if c, err := x509.ParseCertificate(e.Certs[0]); err == nil {
+			if c, err := ek.ParseCertificate(e.Certs[0]); err == nil {
 				shown.Certificate.Issuer, shown.Certificate.Serial = c.Issuer.String(), c.SerialNumber.Text(16)
 				shown.Certificate.NotBefore, shown.Certificate.NotAfter = c.NotBefore, c.NotAfter
 			}
 		}
 		r.EKs = append(r.EKs, shown)
 	}
+	r.Unusable = append(r.Unusable, dev.Unusable()...)
 	return nil
 }
 
@@ -208,13 +211,14 @@ func (r tpmReport) text(out io.Writer) error {
 	for _, e := range r.EKs {
 		l.add("EK %s (template %s)", e.Hash, e.Template)
 		if e.Certificate == nil {
-			l.fact("certificate", "none; list this hash in the inventory")
+			l.fact("certificate", "none that can be used; list this hash in the inventory")
 			continue
 		}
 		c := e.Certificate
 		l.fact("certificate", fmt.Sprintf("serial %s of %s, %d of its issuers' kept", c.Serial, c.Issuer, c.Chain))
 		l.fact("valid", stamp(c.NotBefore)+" to "+stamp(c.NotAfter))
 	}
+	l.list("unusable certificate: ", r.Unusable)
 	if r.AK != nil {
 		l.add("attestation key: %s", r.AK.State)
 		l.fact("type", r.AK.Type)

@@ -28,6 +28,8 @@ type node struct {
 	ak     tpmdev.AK
 	tag    []byte // signed tag document, nil when there is none
 	logs   map[evidence.LogKind]*logReader
+	// unusable says which EK certificates of the TPM cannot be used, and why.
+	unusable []string
 }
 
 func openNode(ctx context.Context, c *config) (*node, error) {
@@ -82,8 +84,10 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	p := &evidence.Payload{EKCertificates: e.Certs, AKPublic: n.ak.Public, Banks: banks}
+	n.unusable = n.dev.Unusable()
 	if len(e.Certs) == 0 {
 		p.EKPublic = e.Public
+		p.EKNotes = ekNotes(n.unusable)
 	}
 	if p.HasEventLog, err = exists(n.config.eventLog); err != nil {
 		return nil, err
@@ -108,6 +112,15 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		p.Token = bytes.TrimSpace(token)
 	}
 	return p.Marshal()
+}
+
+// ekNotes are what a message has room for. Texts in it are UTF-8.
+func ekNotes(all []string) []string {
+	var out []string
+	for _, note := range all[:min(len(all), evidence.MaxEKNotes)] {
+		out = append(out, strings.ToValidUTF8(note[:min(len(note), evidence.MaxEKNote)], ""))
+	}
+	return out
 }
 
 func exists(path string) (bool, error) {

@@ -192,6 +192,9 @@ func (p *Plugin) converse(ctx context.Context, stream nodeattestorv1.NodeAttesto
 	if err != nil {
 		return err
 	}
+	for _, why := range n.unusable {
+		p.log.Warn("an EK certificate in the TPM cannot be used", "reason", why)
+	}
 	err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
 		Data: &nodeattestorv1.PayloadOrChallengeResponse_Payload{Payload: payload}})
 	phase := "answer"

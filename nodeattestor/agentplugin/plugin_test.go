@@ -16,21 +16,24 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/agentplugin"
+	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
 
 // stream is SPIRE's agent that takes the payload and then ends the stream in some way.
 type stream struct {
 	grpc.ServerStream
-	ctx  context.Context
-	end  error
-	sent int
+	ctx     context.Context
+	end     error
+	sent    int
+	payload []byte
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
 
-func (s *stream) Send(*nodeattestorv1.PayloadOrChallengeResponse) error {
+func (s *stream) Send(m *nodeattestorv1.PayloadOrChallengeResponse) error {
 	s.sent++
+	s.payload = append(s.payload, m.GetPayload()...)
 	return nil
 }
 
@@ -141,5 +144,30 @@ func TestAttestingAgainDerivesNoKey(t *testing.T) {
 		if made != want {
 			t.Errorf("attestation %d: %d keys were derived by then, want %d", i+1, made, want)
 		}
+	}
+}
+
+// What an NV index of an EK certificate holds and nobody can use is told in the log, and to the server where there is no other.
+func TestAnUnusableEKCertificateIsLoggedAndTold(t *testing.T) {
+	tpm := tpmtest.Start(t)
+	if err := tpmtest.StoreNV(tpm, 0x01c0000a, []byte("to be provisioned")); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	p := agentplugin.New()
+	p.SetLogger(hclog.New(&hclog.LoggerOptions{Output: &log}))
+	if _, err := p.Configure(t.Context(), &configv1.ConfigureRequest{HclConfiguration: fmt.Sprintf("tpm = %q\ndata_dir = %q\n", tpm, tpmtest.Dir(t))}); err != nil {
+		t.Fatal(err)
+	}
+	s := &stream{ctx: t.Context(), end: io.EOF}
+	if err := p.AidAttestation(s); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(log.String(), "NV index 0x01c0000a holds no certificate") {
+		t.Errorf("log %q", log.String())
+	}
+	got, err := evidence.ParsePayload(s.payload)
+	if err != nil || len(got.EKNotes) != 1 || !strings.Contains(got.EKNotes[0], "0x01c0000a") || len(got.EKPublic) == 0 {
+		t.Errorf("payload %+v, %v", got, err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
@@ -111,6 +112,9 @@ func (k *Key) parseRSA(p *tpm2.TPMTPublic) error {
 	// 0 stands for 65537 (TPM 2.0 Part 2, section 12.2.3.5).
 	if parms.Exponent != 0 && parms.Exponent != 65537 {
 		return refuse("strength", "the AK's RSA exponent %d is not 65537", parms.Exponent)
+	}
+	if ek.HasROCA(n) {
+		return refuse("roca", "the AK has the ROCA weakness (CVE-2017-15361): its private key can be computed, so anybody could sign with it; update the TPM's firmware, or set ak_type = \"ecdsa\"")
 	}
 	k.public = &rsa.PublicKey{N: n, E: 65537}
 	return nil

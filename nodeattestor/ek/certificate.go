@@ -1,6 +1,7 @@
 package ek
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -41,7 +42,7 @@ func parseChain(certs [][]byte) ([]certificate, error) {
 		if len(der) > MaxCertificateSize {
 			return nil, refuse("size", "certificate %d has %d bytes, more than the %d allowed", i+1, len(der), MaxCertificateSize)
 		}
-		c, err := x509.ParseCertificate(der) // refuses trailing bytes
+		c, err := ParseCertificate(der) // refuses trailing bytes
 		if err != nil {
 			return nil, refuse("certificate", "certificate %d: %v", i+1, err)
 		}
@@ -218,11 +219,23 @@ func directoryNames(leaf *x509.Certificate) ([]pkix.RDNSequence, error) {
 	return names, nil
 }
 
-// ParseCertificates reads the operator's PEM file of roots or intermediates: only
-// CERTIFICATE blocks, at least one, nothing else.
-func ParseCertificates(pemBytes []byte) ([]*x509.Certificate, error) {
+// CertificateFiles are the endings of files that [ParseCertificates] is meant for.
+var CertificateFiles = []string{".pem", ".crt", ".cer", ".der"}
+
+// ParseCertificates reads an operator's file of roots or intermediates: PEM with CERTIFICATE blocks, at least one, and no other
+// blocks, between which there may be text, or one certificate in DER, as most TPM makers publish theirs. A block that cannot be
+// read is an error and never skipped.
+func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
+	const begin = "-----BEGIN "
+	if !bytes.Contains(data, []byte(begin)) {
+		c, err := ParseCertificate(data)
+		if err != nil {
+			return nil, fmt.Errorf("ek: no PEM certificate found, and it is not one certificate in DER: %w", err)
+		}
+		return []*x509.Certificate{c}, nil
+	}
 	var out []*x509.Certificate
-	rest := pemBytes
+	blocks, rest := bytes.Count(data, []byte(begin)), data
 	for {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
@@ -231,14 +244,14 @@ func ParseCertificates(pemBytes []byte) ([]*x509.Certificate, error) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("ek: PEM block %d is a %q, wanted CERTIFICATE", len(out)+1, block.Type)
 		}
-		c, err := x509.ParseCertificate(block.Bytes)
+		c, err := ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("ek: PEM block %d: %w", len(out)+1, err)
 		}
 		out = append(out, c)
 	}
-	if len(out) == 0 {
-		return nil, errors.New("ek: no PEM certificate found")
+	if len(out) != blocks {
+		return nil, fmt.Errorf("ek: only %d of %d PEM blocks can be read: one is cut or damaged", len(out), blocks)
 	}
 	return out, nil
 }

@@ -146,7 +146,7 @@ func Verify(certs [][]byte, pub []byte, a Anchors, now time.Time) (Identity, err
 	}
 	if a.Mode != Inventory {
 		if len(chain) == 0 {
-			return Identity{}, refuse("certificate", "the agent sent no EK certificate and mode %s needs one; use mode inventory for TPMs without", a.Mode)
+			return Identity{}, refuse("certificate", "the agent sent no EK certificate and mode %s needs one; use mode inventory for TPMs without; keelson tpm info on the node says what its TPM holds", a.Mode)
 		}
 		if id.manufacturer, err = verifyCertificate(chain, key, a, now); err != nil {
 			return Identity{}, err

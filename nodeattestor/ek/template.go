@@ -54,6 +54,46 @@ func (t Template) WithKey(key crypto.PublicKey) tpm2.TPMTPublic {
 	return p
 }
 
+// VendorIndices are where a TPM's maker stores what he made the EK with, if he did not use the default template as it is: a nonce
+// for its unique field, and a whole template (TCG EK Credential Profile 2.x, section 2.2.1.4). The high range has none.
+func (t Template) VendorIndices() (nonce, template uint32, ok bool) {
+	return t.NVIndex + 1, t.NVIndex + 2, t.lowRange
+}
+
+// DiffersInUniqueOnly tells whether a public area is the template but for its unique field, which has the template's size at most.
+func (t Template) DiffersInUniqueOnly(area tpm2.TPMTPublic) bool {
+	want := t.area()
+	if area.Type != want.Type || len(tpm2.Marshal(area)) > len(tpm2.Marshal(want)) {
+		return false
+	}
+	area.Unique = want.Unique
+	return bytes.Equal(tpm2.Marshal(area), tpm2.Marshal(want))
+}
+
+// WithNonce is the template with an EK nonce at the begin of its unique field, zeros after it: of the modulus, or of x. It is
+// false where the nonce has no room.
+func (t Template) WithNonce(nonce []byte) (tpm2.TPMTPublic, bool) {
+	area := t.area()
+	filled := func(size int) []byte {
+		out := make([]byte, size)
+		copy(out, nonce)
+		return out
+	}
+	if modulus, err := area.Unique.RSA(); err == nil {
+		if len(nonce) > len(modulus.Buffer) {
+			return area, false
+		}
+		area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{Buffer: filled(len(modulus.Buffer))})
+		return area, true
+	}
+	point, err := area.Unique.ECC()
+	if err != nil || len(nonce) > len(point.X.Buffer) {
+		return area, false
+	}
+	area.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: filled(len(point.X.Buffer))}, Y: point.Y})
+	return area, true
+}
+
 // Templates lists the supported templates in the order in which an agent looks for a
 // certificate: ECC before RSA where a TPM has both, since its credentials are cheaper.
 func Templates() []Template { return append([]Template(nil), templates...) }
@@ -71,8 +111,13 @@ var templates = []Template{
 // and a high-range template, both have the same name algorithm and symmetric
 // parameters, which is all that a credential depends on.
 func templateFor(key crypto.PublicKey) (Template, error) {
-	if k, ok := key.(*rsa.PublicKey); ok && k.E != 65537 {
-		return Template{}, refuse("key", "the EK's RSA exponent %d is not 65537, which every EK template has", k.E)
+	if k, ok := key.(*rsa.PublicKey); ok {
+		if k.E != 65537 {
+			return Template{}, refuse("key", "the EK's RSA exponent %d is not 65537, which every EK template has", k.E)
+		}
+		if HasROCA(k.N) {
+			return Template{}, refuse("roca", "the EK has the ROCA weakness (CVE-2017-15361): its private key can be computed, so it proves no TPM; have the agent present an ECC EK of this TPM (ek_template = \"L-2\"), or replace the TPM")
+		}
 	}
 	for _, prefer := range []bool{true, false} {
 		for _, t := range templates {
@@ -81,7 +126,7 @@ func templateFor(key crypto.PublicKey) (Template, error) {
 			}
 		}
 	}
-	return Template{}, refuse("key", "the EK is a %s; RSA 2048 and 3072, ECC P-256 and P-384 are supported", describe(key))
+	return Template{}, refuse("key", "the EK is a %s; RSA 2048 and 3072, ECC P-256 and P-384 are supported", Describe(key))
 }
 
 // class holds what templates of one name algorithm share.
@@ -173,7 +218,8 @@ func isCurve(c elliptic.Curve) func(crypto.PublicKey) bool {
 	}
 }
 
-func describe(key crypto.PublicKey) string {
+// Describe says in a few words what kind of key it is.
+func Describe(key crypto.PublicKey) string {
 	switch k := key.(type) {
 	case *rsa.PublicKey:
 		return fmt.Sprintf("%d-bit RSA key", k.N.BitLen())

@@ -43,6 +43,8 @@ const (
 	MaxTagDocument    = 64 << 10
 	MaxChunksPerReply = 2
 	MaxCommandLine    = 8 << 10
+	MaxEKNotes        = 8
+	MaxEKNote         = 240
 	NonceSize         = 32
 	SecretSize        = 32
 )
@@ -90,6 +92,9 @@ type Payload struct {
 	Token []byte `cbor:"8,keyasint,omitempty"`
 	// HasUserspaceLog is as HasEventLog and so on.
 	HasUserspaceLog bool `cbor:"9,keyasint,omitempty"`
+	// EKNotes say why certificates that the TPM holds cannot be used, for the server's refusal. An agent sends them only where it
+	// has no certificate to show: a server before 2026-11-29 takes no payload with them (SPIRE upgrades servers before agents).
+	EKNotes []string `cbor:"10,keyasint,omitempty"`
 }
 
 // Challenge asks the node to prove that AK and EK live in one TPM and to quote.

@@ -331,3 +331,38 @@ func TestRoomIsUsedAgainAndHoldsNothingOfBefore(t *testing.T) {
 		}
 	}
 }
+
+func TestNotesOfAPayloadAreBoundedAndLeftOutWhereThereAreNone(t *testing.T) {
+	plain, err := payload().Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := payload()
+	p.EKNotes = []string{}
+	if again, err := p.Marshal(); err != nil || !bytes.Equal(plain, again) {
+		t.Errorf("a payload without notes is written in another way: %v", err)
+	}
+	p.EKNotes = []string{strings.Repeat("n", evidence.MaxEKNote)}
+	raw, err := p.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := evidence.ParsePayload(raw); err != nil || len(back.EKNotes) != 1 || back.EKNotes[0] != p.EKNotes[0] {
+		t.Errorf("read as %+v, %v", back, err)
+	}
+	for name, notes := range map[string][]string{"too long": {p.EKNotes[0] + "n"}, "empty": {""}, "too many": make([]string, evidence.MaxEKNotes+1), "no UTF-8": {"\xff"}} {
+		for i := range notes {
+			if name == "too many" {
+				notes[i] = "n"
+			}
+		}
+		p.EKNotes = notes
+		raw, err := p.Marshal()
+		if err == nil {
+			_, err = evidence.ParsePayload(raw)
+		}
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

@@ -36,6 +36,11 @@ func (p *Payload) validate() error {
 	if len(p.EKCertificates) == 0 && len(p.EKPublic) == 0 {
 		return fmt.Errorf("field ek_certificates: missing, and ek_public is missing too")
 	}
+	for i, n := range p.EKNotes {
+		if err := checkFields(field{fmt.Sprintf("ek_notes[%d]", i), len(n), 1, MaxEKNote}); err != nil {
+			return err
+		}
+	}
 	for i, b := range p.Banks {
 		if !b.Valid() {
 			return fmt.Errorf("field banks[%d]: %s is not a known hash algorithm", i, b)
@@ -47,6 +52,7 @@ func (p *Payload) validate() error {
 		field{"ak_public", len(p.AKPublic), 1, MaxPublic},
 		field{"banks", len(p.Banks), 1, MaxBanks},
 		field{"token", len(p.Token), 0, MaxToken},
+		field{"ek_notes", len(p.EKNotes), 0, MaxEKNotes},
 	)
 }
 

@@ -3,7 +3,6 @@ package serverplugin
 import (
 	"crypto"
 	"crypto/x509"
-	"encoding/pem"
 	"io/fs"
 	"slices"
 	"strconv"
@@ -71,8 +70,9 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
-	sighting             // of the files that the text names, to be watched
-	text          string // that it was made from
+	sighting               // of the files that the text names, to be watched
+	unread        []string // files in folders of certificates that are not read
+	text          string   // that it was made from
 	trustDomain   spiffeid.TrustDomain
 	policy        *verify.Policy
 	pcrSelectors  []nodeclaim.Selection
@@ -133,7 +133,7 @@ func (b *builder) config(text, trustDomain string) *config {
 	c.maxParallel = raw.MaxParallel
 	c.listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
-	c.sighting = b.sighting
+	c.sighting, c.unread = b.sighting, b.unread
 	if b.problems.Err() != nil {
 		return nil
 	}
@@ -146,6 +146,7 @@ func (b *builder) config(text, trustDomain string) *config {
 
 type builder struct {
 	sighting
+	unread   []string // files of folders of certificates whose names say that they are none
 	problems *pluginconf.Problems
 	now      time.Time
 }
@@ -221,31 +222,21 @@ func (b *builder) revoked(path string) map[nodeclaim.EKHash]string {
 	return out
 }
 
-// certificates reads PEM files, and every *.pem and *.crt of directories.
+// certificates reads files of certificates, and those of directories by their endings.
 func (b *builder) certificates(key string, paths []string) []*x509.Certificate {
 	var out []*x509.Certificate
-	for _, path := range b.expand(key, paths, ".pem", ".crt") {
+	for _, path := range b.expand(key, paths, ek.CertificateFiles...) {
 		data, ok := b.read(key, path)
 		if !ok {
 			continue
 		}
-		n := len(out)
-		for {
-			var block *pem.Block
-			if block, data = pem.Decode(data); block == nil {
-				break
-			}
-			cert, err := x509.ParseCertificate(block.Bytes)
-			if block.Type != "CERTIFICATE" || err != nil {
-				b.problems.Add(key, "%s: not a certificate (%s): %v", path, block.Type, err)
-				break
-			}
-			out = append(out, cert)
+		certs, err := ek.ParseCertificates(data)
+		if err != nil {
+			b.problems.Add(key, "%s: %s", path, strings.TrimPrefix(err.Error(), "ek: "))
 		}
-		if len(out) == n || len(strings.TrimSpace(string(data))) > 0 {
-			b.problems.Add(key, "%s: not a file of PEM certificates", path)
-		}
+		out = append(out, certs...)
 	}
+	b.noteUnread(paths, ek.CertificateFiles...)
 	return out
 }
 

@@ -27,7 +27,7 @@ func (b *builder) expand(key string, paths []string, suffixes ...string) []strin
 		}
 		n := len(out)
 		for _, e := range entries {
-			if !e.IsDir() && slices.Contains(suffixes, filepath.Ext(e.Name())) {
+			if !e.IsDir() && endsIn(e.Name(), suffixes) {
 				out = append(out, filepath.Join(path, e.Name()))
 			}
 		}
@@ -36,6 +36,26 @@ func (b *builder) expand(key string, paths []string, suffixes ...string) []strin
 		}
 	}
 	return out
+}
+
+// endsIn tells whether a file's name ends in one of the suffixes, in letters of any case.
+func endsIn(name string, suffixes []string) bool {
+	return slices.Contains(suffixes, strings.ToLower(filepath.Ext(name)))
+}
+
+// noteUnread remembers which files of folders expand leaves out; hidden ones, which Kubernetes' volumes have, are nobody's mistake.
+func (b *builder) noteUnread(paths []string, suffixes ...string) {
+	for _, path := range paths {
+		if !isFolder(path) {
+			continue
+		}
+		entries, _ := os.ReadDir(path) // expand has told an error
+		for _, e := range entries {
+			if !e.IsDir() && !strings.HasPrefix(e.Name(), ".") && !endsIn(e.Name(), suffixes) {
+				b.unread = append(b.unread, filepath.Join(path, e.Name()))
+			}
+		}
+	}
 }
 
 func isFolder(path string) bool {

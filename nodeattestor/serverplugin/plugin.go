@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
+	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 )
 
@@ -90,6 +92,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
 	}
 	p.warnOfKernels(c)
+	p.warnOfUnread(c)
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
 	door, err := p.metrics.Listen(c.listen)
@@ -159,6 +162,13 @@ func (p *Plugin) warnOfKernels(c *config) {
 		if w := s.KernelWarning(); w != "" {
 			p.log.Warn("reference set pins no kernel", "set", s.Name(), "why", w)
 		}
+	}
+}
+
+// warnOfUnread names files in folders of certificates that are not read, since a node of a maker that is left out is refused.
+func (p *Plugin) warnOfUnread(c *config) {
+	if len(c.unread) > 0 {
+		p.log.Warn("these files beside certificates are not read: name them "+strings.Join(ek.CertificateFiles, ", "), "files", c.unread[:min(len(c.unread), 20)], "count", len(c.unread))
 	}
 }
 

@@ -21,6 +21,7 @@ func (p *Plugin) reload() sighting {
 	}
 	if p.exchange(run.config, c) {
 		p.warnOfKernels(c)
+		p.warnOfUnread(c)
 		p.metrics.reloads.Inc("ok")
 		p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
 			"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked), "revokedTags", len(c.policy.Tag.Revoked))

@@ -201,7 +201,7 @@ func (d *Device) adoptEK(k *AK) error {
 	if err := d.release(recorded.handle); err != nil {
 		return err
 	}
-	made, err := d.create(e.template.Area(), session)
+	made, err := d.remake(e.template, chosen.area, session)
 	if err != nil {
 		return fmt.Errorf("tpmdev: EK template %s: %w", e.Template, err)
 	}
@@ -210,6 +210,22 @@ func (d *Device) adoptEK(k *AK) error {
 	}
 	k.salt, k.saltEK = e.template, made.area
 	return errors.Join(d.release(made.handle), d.release(session.Handle()))
+}
+
+// remake makes an EK in a session: from the default template, or if that gives another key than wanted, as its maker did.
+func (d *Device) remake(t ek.Template, wanted []byte, session tpm2.Session) (*loadedKey, error) {
+	made, err := d.create(t.Area(), session)
+	if err != nil || bytes.Equal(made.area, wanted) {
+		return made, err
+	}
+	own, err := d.vendorArea(t)
+	if err != nil || own == nil {
+		return made, err
+	}
+	if err := d.release(made.handle); err != nil {
+		return nil, err
+	}
+	return d.create(*own, session)
 }
 
 // makeAK makes a new AK.

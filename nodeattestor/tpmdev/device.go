@@ -70,6 +70,11 @@ type Device struct {
 	// saved are the primary keys made so far, by template. A hardware TPM takes up to a
 	// minute to derive an RSA key, and loads a saved one at once.
 	saved map[string]savedKey
+
+	unusable struct {
+		sync.Mutex
+		why map[uint32]string // by NV index
+	}
 }
 
 // Open checks that path is a TPM that answers: a character device with a resource

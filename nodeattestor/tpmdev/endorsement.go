@@ -3,7 +3,6 @@ package tpmdev
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/asn1"
 	"encoding/binary"
 	"errors"
@@ -116,21 +115,15 @@ func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 
 // makeEndorsement makes the EK of a template and reads its certificate. A certificate of
 // another key (the endorsement seed was changed, or the vendor has a template of his
-// own) is left out: no server could accept it for this key. Where one is needed, a template
+// own that NV does not tell) is left out and noted: no server could accept it for this key. Where one is needed, a template
 // that has none is an error, and no key is made: an RSA key takes a hardware TPM many seconds.
 func (d *Device) makeEndorsement(t ek.Template, needed bool) (*Endorsement, *loadedKey, error) {
-	raw, err := d.nvRead(t.NVIndex)
-	if err != nil && !errors.Is(err, errNoIndex) {
+	cert, expected, err := d.certificate(t)
+	if err != nil {
 		return nil, nil, err
 	}
-	if raw == nil && needed {
+	if expected == nil && needed {
 		return nil, nil, fmt.Errorf("tpmdev: no certificate for EK template %s", t.Name)
-	}
-	cert, _ := cutDER(raw) // an index may be larger than its certificate
-	certKey, err := ek.CertificateKey(cert)
-	var expected []byte
-	if err == nil && t.Fits(certKey) {
-		expected = tpm2.Marshal(t.WithKey(certKey))
 	}
 	k, err := d.loadEK(t, expected)
 	if err != nil {
@@ -141,9 +134,14 @@ func (d *Device) makeEndorsement(t ek.Template, needed bool) (*Endorsement, *loa
 		return nil, nil, err
 	}
 	e := &Endorsement{Public: sized(k.area), Template: t.Name, Hash: hash, template: t}
-	if expected == nil || !bytes.Equal(k.area, expected) {
+	if expected == nil {
 		return e, k, nil
 	}
+	if !bytes.Equal(k.area, expected) {
+		d.noteUnusable(t.NVIndex, "holds a certificate of another key than this TPM makes by EK template %s: its endorsement seed was changed, or its maker has a template of his own", t.Name)
+		return e, k, nil
+	}
+	d.noteUsable(t.NVIndex)
 	e.Certs = [][]byte{cert}
 	chain, err := d.readChain()
 	if err != nil {
@@ -177,6 +175,34 @@ func (d *Device) loadEK(t ek.Template, expected []byte) (*loadedKey, error) {
 			if err == nil && bytes.Equal(rsp.OutPublic.Bytes(), expected) {
 				return newLoadedKey(h, rsp.Name, rsp.OutPublic)
 			}
+		}
+	}
+	k, err := d.primary(t.Area())
+	if err != nil || expected == nil || bytes.Equal(k.area, expected) {
+		return k, err
+	}
+	return d.vendorEK(t, k, expected)
+}
+
+// vendorEK makes the EK with the nonce or the template that NV has, where the default template's key (k) is not the
+// expected one. It is k where that does not help.
+func (d *Device) vendorEK(t ek.Template, k *loadedKey, expected []byte) (*loadedKey, error) {
+	own, err := d.vendorArea(t)
+	if err != nil || own == nil {
+		return k, err
+	}
+	if err := d.release(k.handle); err != nil { // TPMs have room for three keys
+		return nil, err
+	}
+	made, err := d.primary(*own)
+	switch {
+	case err != nil:
+		d.noteUnusable(t.NVIndex, "holds a certificate of a key that this TPM does not make with its own nonce or template: %v", err)
+	case bytes.Equal(made.area, expected):
+		return made, nil
+	default:
+		if err := d.release(made.handle); err != nil {
+			return nil, err
 		}
 	}
 	return d.primary(t.Area())
@@ -219,7 +245,7 @@ func cutChain(raw []byte) [][]byte {
 		if cert, raw = cutDER(raw); cert == nil {
 			return out
 		}
-		if _, err := x509.ParseCertificate(cert); err == nil && len(cert) <= ek.MaxCertificateSize {
+		if _, err := ek.ParseCertificate(cert); err == nil && len(cert) <= ek.MaxCertificateSize {
 			out = append(out, cert)
 		}
 	}

@@ -125,3 +125,21 @@ func FuzzAKFile(f *testing.F) {
 		}
 	})
 }
+
+// FuzzCutCertificate: whatever an index holds, the certificate is one DER SEQUENCE of it, or there is a reason.
+func FuzzCutCertificate(f *testing.F) {
+	der := []byte{0x30, 3, 2, 1, 5}
+	f.Add(der)
+	f.Add(append(bytes.Clone(der), 0xFF, 0xFF))
+	f.Add(append([]byte{0x10, 1, 0, 0, 7, 0x10, 2}, der...))
+	f.Add([]byte{0x10, 1, 0, 0xFF, 0xFF, 0x10, 2})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		cert, err := cutCertificate(raw)
+		if (cert == nil) == (err == nil) {
+			t.Fatalf("%x, %v", cert, err)
+		}
+		if err == nil && (cert[0] != 0x30 || !bytes.Contains(raw, cert)) {
+			t.Errorf("%x is no SEQUENCE of %x", cert, raw)
+		}
+	})
+}

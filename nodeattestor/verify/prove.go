@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/ak"
@@ -64,7 +66,7 @@ func Begin(p *evidence.Payload, policy *Policy, now time.Time, rand io.Reader) (
 func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.Time, rand io.Reader) (*Pending, *evidence.Challenge, error) {
 	id, err := ek.Verify(p.EKCertificates, p.EKPublic, policy.Anchors, now)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, withNotes(err, p)
 	}
 	key, err := ak.Parse(p.AKPublic)
 	if err != nil {
@@ -98,6 +100,19 @@ func BeginAgain(p *evidence.Payload, policy *Policy, earlier Earlier, now time.T
 	pending.recall(earlier)
 	c.IMAOffset = pending.earlier.list.Offset()
 	return pending, c, nil
+}
+
+// withNotes adds to the refusal of a node without an EK certificate why its TPM has none that can be used, in the node's words.
+func withNotes(err error, p *evidence.Payload) error {
+	r := nodeclaim.AsRefusals(err)
+	if len(p.EKCertificates) > 0 || len(p.EKNotes) == 0 || len(r) != 1 {
+		return err
+	}
+	notes := make([]string, len(p.EKNotes))
+	for i, note := range p.EKNotes {
+		notes[i] = strings.Trim(strconv.Quote(note), `"`)
+	}
+	return nodeclaim.Refuse(r[0].Check, r[0].Reason+"; of the certificates that its TPM holds, the node says: "+strings.Join(notes, "; "))
 }
 
 // checkPayload refuses early what this node can never satisfy, with the reason that

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -466,5 +467,27 @@ func TestThreat22_PoliciesThatWouldLetAnybodyInAreRefused(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone: the node's words are for a person, and decide nothing.
+func TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone(t *testing.T) {
+	b := newBench(t)
+	key, err := ek.CertificateKey(b.payload.EKCertificates[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := ek.Templates()[slices.IndexFunc(ek.Templates(), func(l ek.Template) bool { return l.Fits(key) })]
+	b.payload.EKCertificates, b.payload.EKPublic = nil, tpmtest.Sized(l.WithKey(key))
+	b.payload.EKNotes = []string{"NV index 0x01c0000a holds a certificate that cannot be read: x509: malformed \x1b[2J", "NV index 0x01c00002 cannot be read"}
+	_, _, err = verify.Begin(&b.payload, &b.policy, now, rand.Reader)
+	wantCheck(t, err, "ek.certificate")
+	if !strings.Contains(err.Error(), `the node says: NV index 0x01c0000a holds a certificate that cannot be read: x509: malformed \x1b[2J; NV index 0x01c00002`) {
+		t.Errorf("reason: %v", err)
+	}
+	b = newBench(t)
+	b.payload.EKNotes = []string{"none is needed"}
+	if _, _, err := verify.Begin(&b.payload, &b.policy, now, rand.Reader); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,51 @@
+package serverplugin
+
+import (
+	"bytes"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/keelson-project/keelson/test/tpmtest"
+)
+
+func TestRootsOfTPMMakersAreReadAsTheyPublishThem(t *testing.T) {
+	ca, err := tpmtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	der := ca.Root().Raw
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	for name, data := range map[string][]byte{"amd.crt": der, "intel.cer": der, "infineon.CRT": der, "other.der": der, "bundle.pem": append(text, text...),
+		"st.p7b": der, "README": []byte("where they are from"), ".hidden": nil} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, problems := buildConfig(strings.Replace(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), `ek_mode = "inventory"`, `ek_mode = "both"`, 1), "example.org", time.Now())
+	if err := problems.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(c.policy.Anchors.Roots); n != 6 {
+		t.Errorf("%d roots, want 6", n)
+	}
+	var said bytes.Buffer
+	p := &Plugin{log: hclog.New(&hclog.LoggerOptions{Output: &said})}
+	p.warnOfUnread(c)
+	if got := said.String(); !strings.Contains(got, "st.p7b") || !strings.Contains(got, "README") || strings.Contains(got, ".hidden") || strings.Contains(got, "amd") {
+		t.Errorf("the log says %q", got)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cut.cer"), der[:len(der)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, problems = buildConfig(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), "example.org", time.Now())
+	if err := problems.Err(); err == nil || !strings.Contains(err.Error(), "cut.cer: no PEM certificate found, and it is not one certificate in DER") {
+		t.Errorf("a file that is cut: %v", err)
+	}
+}
