@@ -34,25 +34,42 @@ func explainCommand(use, short string, explain func(string, snapshot.Snapshot, p
 		if format != "text" && format != "json" {
 			return fmt.Errorf("output %q is neither text nor json", format)
 		}
-		s, r, notes, err := o.observe(cmd.Context())
+		seen, err := o.observe(cmd.Context())
 		if err != nil {
 			return err
 		}
-		e, err := explain(args[0], s, r)
+		e, err := explain(args[0], seen.snapshot, seen.result)
 		if err != nil {
 			return err
+		}
+		untold := ""
+		if e, ok := e.(seer); ok {
+			untold = e.see(seen)
 		}
 		if format == "json" {
-			return writeJSON(cmd.OutOrStdout(), e)
+			err = writeJSON(cmd.OutOrStdout(), e)
+		} else {
+			for _, n := range seen.notes {
+				cmd.PrintErrln("note:", n)
+			}
+			err = e.text(cmd.OutOrStdout())
 		}
-		for _, n := range notes {
-			cmd.PrintErrln("note:", n)
+		if err == nil && untold != "" {
+			return errUntold(untold)
 		}
-		return e.text(cmd.OutOrStdout())
+		return err
 	}}
 	o.flags(c)
 	outputFlag(c, &format)
 	return c
+}
+
+// seer is an explanation that takes up what was seen besides the snapshot. It returns what cannot be told without verifiers.
+type seer interface{ see(observed) string }
+
+// notKnown tells whether nothing speaks against a pod, and not everything that its policies require is known.
+func notKnown(p trustgraph.Pod) bool {
+	return !p.Attested && !p.Ended && len(p.Matches) > 0 && !slices.ContainsFunc(p.Matches, func(m trustgraph.Match) bool { return len(m.Why) > 0 })
 }
 
 // explainedNode is what is known of a node.
@@ -78,7 +95,16 @@ type explainedNode struct {
 type explainedRow struct {
 	Pod      string `json:"pod"`
 	Attested bool   `json:"attested"`
+	// NotKnown is true when nothing speaks against the pod, and not everything is known of it.
+	NotKnown bool   `json:"notKnown,omitempty"`
 	Why      string `json:"why,omitempty"`
+}
+
+func (e *explainedNode) see(seen observed) string {
+	if !seen.verified && slices.ContainsFunc(e.Pods, func(r explainedRow) bool { return r.NotKnown }) {
+		return "which pods of node " + e.Node + " are attested"
+	}
+	return ""
 }
 
 func explainNode(name string, s snapshot.Snapshot, r plan.Result) (explanation, error) {
@@ -109,10 +135,10 @@ func explainNode(name string, s snapshot.Snapshot, r plan.Result) (explanation, 
 	}
 	for _, p := range r.Graph.Pods {
 		if p.Node == name {
-			e.Pods = append(e.Pods, explainedRow{Pod: p.Key(), Attested: p.Attested, Why: strings.Join(p.Why, "; ")})
+			e.Pods = append(e.Pods, explainedRow{Pod: p.Key(), Attested: p.Attested, NotKnown: notKnown(p), Why: strings.Join(p.Why, "; ")})
 		}
 	}
-	return e, nil
+	return &e, nil
 }
 
 // pending are the operations that policy-sync has still to do about a subject.
@@ -140,11 +166,14 @@ func (e explainedNode) text(out io.Writer) error {
 	t.fact("trusted label now", yes(e.Labelled))
 	t.fact("untrusted taint now", yes(e.Tainted))
 	for _, p := range e.Pods {
-		if p.Attested {
+		switch {
+		case p.Attested:
 			t.add("  pod %s: attested", p.Pod)
-			continue
+		case p.NotKnown:
+			t.add("  pod %s: not known yet: %s", p.Pod, p.Why)
+		default:
+			t.add("  pod %s: not attested: %s", p.Pod, p.Why)
 		}
-		t.add("  pod %s: not attested: %s", p.Pod, p.Why)
 	}
 	t.list("  policy-sync has still to ", e.Next)
 	return t.write(out)
@@ -159,8 +188,10 @@ type explainedPod struct {
 	SPIFFEID       string           `json:"spiffeID"`
 	Mode           string           `json:"mode,omitempty"`
 	Attested       bool             `json:"attested"`
-	Why            []string         `json:"why,omitempty"`
-	Policies       []explainedMatch `json:"policies,omitempty"`
+	// NotKnown is true when nothing speaks against the pod, and not everything is known of it.
+	NotKnown bool             `json:"notKnown,omitempty"`
+	Why      []string         `json:"why,omitempty"`
+	Policies []explainedMatch `json:"policies,omitempty"`
 	// Labelled is what the Pod object bears now.
 	Labelled bool     `json:"labelled"`
 	Reports  []string `json:"reports,omitempty"`
@@ -168,6 +199,8 @@ type explainedPod struct {
 	Callers []string `json:"callers,omitempty"`
 	Callees []string `json:"callees,omitempty"`
 	Next    []string `json:"next,omitempty"`
+	// Lagging says why the label is not what it should be.
+	Lagging string `json:"lagging,omitempty"`
 }
 
 // explainedMatch is one policy's judgement on a pod.
@@ -198,14 +231,14 @@ func explainPod(name string, s snapshot.Snapshot, r plan.Result) (explanation, e
 	p, ok := r.Graph.Pod(namespace, pod)
 	if !ok {
 		e.Why = []string{fmt.Sprintf("namespace %s is not enrolled: label it with %s", namespace, v1alpha1.ModeLabel)}
-		return e, nil
+		return &e, nil
 	}
-	e.Mode, e.Attested, e.Why, e.Reports = p.Mode, p.Attested, p.Why, p.Reports
+	e.Mode, e.Attested, e.Why, e.Reports, e.NotKnown = p.Mode, p.Attested, p.Why, p.Reports, notKnown(p)
 	for _, m := range p.Matches {
 		e.Policies = append(e.Policies, explainedMatch{Policy: m.Policy, Met: m.Met, Why: m.Why, Pending: m.Pending})
 	}
 	e.Callers, e.Callees = flows(p, r)
-	return e, nil
+	return &e, nil
 }
 
 // flows says in words who may talk with the pod.
@@ -229,13 +262,47 @@ func flows(p trustgraph.Pod, r plan.Result) (callers, callees []string) {
 	return slices.Compact(callers), slices.Compact(callees)
 }
 
+// see says why the label is not what it should be, which is policy-sync's doing.
+func (e *explainedPod) see(seen observed) string {
+	if e.NotKnown && !seen.verified {
+		e.Next = nil
+		return "whether pod " + e.Pod + " is attested"
+	}
+	if e.Labelled == e.Attested || e.NotKnown {
+		return ""
+	}
+	e.Lagging = "policy-sync has still to see to it"
+	for _, w := range waits(seen.result.Plan) {
+		if strings.Contains(w, " Pod "+e.Pod+" ") {
+			e.Lagging = "it waits, as keelson plan says"
+		}
+	}
+	if seen.running != nil && seen.running.fault() != "" {
+		e.Lagging = seen.running.fault()
+	}
+	return ""
+}
+
+// headline follows the label, which is what lets others talk to the pod.
+func (e explainedPod) headline() string {
+	switch {
+	case e.NotKnown && e.Labelled:
+		return "it is not known yet whether pod " + e.Pod + " meets its policy; meanwhile it has its label"
+	case e.NotKnown:
+		return "it is not known yet whether pod " + e.Pod + " meets its policy"
+	case e.Attested && e.Lagging != "":
+		return "pod " + e.Pod + " meets its policy, but has no label yet: " + e.Lagging
+	case e.Attested:
+		return "pod " + e.Pod + " is attested"
+	case e.Lagging != "":
+		return "pod " + e.Pod + " is not attested, but has its label still: " + e.Lagging
+	}
+	return "pod " + e.Pod + " is not attested"
+}
+
 func (e explainedPod) text(out io.Writer) error {
 	t := &lines{}
-	if e.Attested {
-		t.add("pod %s is attested", e.Pod)
-	} else {
-		t.add("pod %s is not attested", e.Pod)
-	}
+	t.add("%s", e.headline())
 	t.list("  because ", e.Why)
 	t.fact("node", fmt.Sprintf("%s (%s)", e.Node, e.NodeVerdict))
 	t.fact("SPIFFE ID", e.SPIFFEID)
@@ -246,7 +313,11 @@ func (e explainedPod) text(out io.Writer) error {
 			t.add("  policy %s: met", m.Policy)
 			continue
 		}
-		t.add("  policy %s: not met", m.Policy)
+		state := "not met"
+		if len(m.Why) == 0 && len(m.Pending) > 0 {
+			state = "not known yet"
+		}
+		t.add("  policy %s: %s", m.Policy, state)
 		t.list("    because ", m.Why)
 		t.list("    not known yet: ", m.Pending)
 	}

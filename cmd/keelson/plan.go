@@ -2,11 +2,15 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 )
 
@@ -18,16 +22,56 @@ func addPlan(root *cobra.Command) {
 		Short: "Show what policy-sync would do now, in order, and why; changes nothing",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, r, notes, err := o.observe(cmd.Context())
+			seen, err := o.observe(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return printPlan(cmd.OutOrStdout(), format, r.Plan, append(notes, r.Graph.Reports...))
+			p := seen.result.Plan
+			if !seen.verified {
+				p = withoutPods(p)
+			}
+			if err := printPlan(cmd.OutOrStdout(), format, p, append(seen.notes, seen.result.Graph.Reports...)); err != nil || seen.verified {
+				return err
+			}
+			return errUntold("what becomes of pods' labels and addresses")
 		},
 	}
 	o.flags(c)
 	outputFlag(c, &format)
 	root.AddCommand(c)
+}
+
+// errUntold is what cannot be said without the verifiers of images.
+func errUntold(what string) error {
+	return fmt.Errorf("%s cannot be told without --config, which names the verifiers of images", what)
+}
+
+// withoutPods leaves out what follows from what is known of pods: their labels, and which addresses are revoked.
+func withoutPods(p plan.Plan) plan.Plan {
+	about := func(o plan.Operation) bool {
+		return o.Target.Kind == "Pod" || o.Target.Name == v1alpha1.RevokedSet || strings.HasPrefix(o.Target.Name, v1alpha1.RevokedSet+".")
+	}
+	p.Operations = slices.DeleteFunc(slices.Clone(p.Operations), about)
+	p.Waiting = slices.DeleteFunc(slices.Clone(p.Waiting), about)
+	return p
+}
+
+// waits are what a plan has still to do and cannot do yet, each with why.
+func waits(p plan.Plan) []string {
+	var out []string
+	for _, o := range p.Waiting {
+		out = append(out, fmt.Sprintf("%s (withheld)", o))
+	}
+	var missing plan.Missing
+	for part, why := range p.Missing {
+		missing.AddPart(part, errors.New(why))
+	}
+	for _, o := range p.Opening() {
+		if why := missing.Holds(o); why != nil {
+			out = append(out, fmt.Sprintf("%s (%v)", o, why))
+		}
+	}
+	return out
 }
 
 func outputFlag(c *cobra.Command, format *string) {
@@ -47,19 +91,23 @@ type plannedOperation struct {
 type plannedOutput struct {
 	Operations []plannedOperation `json:"operations"`
 	Withheld   []string           `json:"withheld,omitempty"`
+	Waiting    []string           `json:"waiting,omitempty"`
 	Notes      []string           `json:"notes,omitempty"`
 }
 
 func printPlan(out io.Writer, format string, p plan.Plan, notes []string) error {
 	switch format {
 	case "json":
-		j := plannedOutput{Operations: []plannedOperation{}, Withheld: p.Withheld, Notes: notes}
+		j := plannedOutput{Operations: []plannedOperation{}, Withheld: p.Withheld, Waiting: waits(p), Notes: notes}
 		for _, o := range p.Operations {
 			j.Operations = append(j.Operations, planned(o))
 		}
 		return writeJSON(out, j)
 	case "text":
 		text := p.String()
+		for _, w := range waits(p) {
+			text += "waits: " + w + "\n"
+		}
 		for _, n := range notes {
 			text += "note: " + n + "\n"
 		}

@@ -161,6 +161,17 @@ func (d *differ) withoutSPIRE() {
 		return
 	}
 	before := len(d.p.Operations)
-	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Phase.Closing() })
+	d.p.Operations = d.without(func(o Operation) bool { return !o.Phase.Closing() })
 	d.withhold("the SPIRE server could not be read: no entry is touched, and %d operations that open wait", before-len(d.p.Operations))
+}
+
+// without are the operations that need not wait. The others are noted as waiting.
+func (d *differ) without(wait func(Operation) bool) []Operation {
+	return slices.DeleteFunc(d.p.Operations, func(o Operation) bool {
+		if !wait(o) {
+			return false
+		}
+		d.p.Waiting = append(d.p.Waiting, o)
+		return true
+	})
 }

@@ -136,6 +136,8 @@ type Plan struct {
 	Operations []Operation
 	// Withheld says what was left out on purpose, and why.
 	Withheld []string
+	// Waiting are the operations that were left out on purpose, in no particular order.
+	Waiting []Operation
 	// Missing are parts that could not be planned, each with the reason.
 	Missing map[Part]string
 	// Again is true when something has to be closed before its new state may open: apply

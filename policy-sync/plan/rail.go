@@ -66,7 +66,7 @@ func (d *differ) guardDeletes() {
 		return
 	}
 	held := 0
-	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool {
+	d.p.Operations = d.without(func(o Operation) bool {
 		hold := !o.Proved && d.absence(o) && (everywhere || slices.Contains(tripped, namespaceOf(o)))
 		if hold {
 			held++
