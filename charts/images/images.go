@@ -63,7 +63,8 @@ func All() []Image {
 		},
 		{
 			Name: "keelson-policy-sync", Title: "Keelson's controller: verdicts to labels, policies and SPIRE entries", Entrypoint: "/keelson-policy-sync",
-			Programs: map[string]string{"/keelson-policy-sync": "cmd/keelson-policy-sync"}, Roots: true,
+			// keelson looks at the cluster with this pod's own configuration, SPIRE socket and registries.
+			Programs: map[string]string{"/keelson-policy-sync": "cmd/keelson-policy-sync", "/keelson": "cmd/keelson"}, Roots: true,
 		},
 	}
 }

@@ -277,7 +277,7 @@ func look(t *testing.T, i images.Image, p v1.Platform, image v1.Image) {
 	}
 	want := map[string][]string{
 		"keelson-node":        {"keelson-node"},
-		"keelson-policy-sync": {"etc/", "etc/ssl/", "etc/ssl/certs/", "etc/ssl/certs/ca-certificates.crt", "keelson-policy-sync"},
+		"keelson-policy-sync": {"etc/", "etc/ssl/", "etc/ssl/certs/", "etc/ssl/certs/ca-certificates.crt", "keelson", "keelson-policy-sync"},
 		"keelson-plugins":     {"plugins/", "keelson", "plugins/keelson-nodeattestor-agent", "plugins/keelson-nodeattestor-server", "plugins/keelson-workloadattestor"},
 	}[i.Name]
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -21,8 +21,8 @@ type events struct {
 	attested map[types.UID]bool
 }
 
-// findings are those that are new.
-func (e *events) findings(g trustgraph.Graph) []kube.Finding {
+// findings are those that are new. Of pods (UID) in unknown nothing is told yet.
+func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Finding {
 	var out []kube.Finding
 	told, attested := map[string]string{}, map[types.UID]bool{}
 	tell := func(uid, cause string, f kube.Finding) {
@@ -48,7 +48,7 @@ func (e *events) findings(g trustgraph.Graph) []kube.Finding {
 		if p.Attested || e.attested[uid] {
 			attested[uid] = true // what is taken from it is told as a change
 		}
-		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 {
+		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 || unknown[p.UID] {
 			continue
 		}
 		cause := strings.Join(p.Why, "; ")
@@ -56,5 +56,22 @@ func (e *events) findings(g trustgraph.Graph) []kube.Finding {
 			Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: uid}})
 	}
 	e.told, e.attested = told, attested
+	return out
+}
+
+// unsettled are the pods (UID) and policies (namespace/name) of which something is not known yet.
+func unsettled(g trustgraph.Graph) map[string]bool {
+	out := map[string]bool{}
+	for i := range g.Pods {
+		p := &g.Pods[i]
+		if p.Attested || p.Ended {
+			continue
+		}
+		for _, m := range p.Matches {
+			if len(m.Pending) > 0 {
+				out[p.UID], out[p.Namespace+"/"+m.Policy] = true, true
+			}
+		}
+	}
 	return out
 }

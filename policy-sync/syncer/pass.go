@@ -81,25 +81,32 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 	} else {
 		s.stales++
 	}
+	var unknown map[string]bool
+	if snap.At.Before(snap.InheritUntil) {
+		unknown = unsettled(d.Graph) // what has just started knows nothing: the next passes do
+	}
 	untold := errors.Is(spireErr, errSlow) || s.stales > 0 && s.stales < maxStale
 	if errors.Is(spireErr, errSlow) {
 		spireErr = nil // its answer triggers a pass
 	}
 	s.tellFailures(p, spireErr)
 	s.keep(ctx)
-	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold))
+	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold, unknown))
 }
 
 // report writes statuses and events. What is decided in a moment (planned from a stale reading, without an answer that is on
-// its way) is untold: a condition that flaps says nothing.
-func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool) error {
+// its way) is untold: a condition that flaps says nothing. Unknown are pods and policies of which that holds alone.
+func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool, unknown map[string]bool) error {
 	r := kube.Report{Changes: p.changes, NodeTrusts: nodeTrusts(d.Graph)}
 	if !untold {
 		troubles := slices.Concat(p.failed, p.withheld)
 		statuses := Statuses(d.Graph, troubles, spireErr)
 		s.o.Metrics.state(d.Graph, statuses, troubles)
-		r.Policies = slices.DeleteFunc(statuses, func(st kube.PolicyStatus) bool { return d.Unfinished[st.Namespace+"/"+st.Name] })
-		r.Findings = s.events.findings(d.Graph)
+		r.Policies = slices.DeleteFunc(statuses, func(st kube.PolicyStatus) bool {
+			key := st.Namespace + "/" + st.Name
+			return d.Unfinished[key] || unknown[key]
+		})
+		r.Findings = s.events.findings(d.Graph, unknown)
 	}
 	return s.o.Kubernetes.Report(ctx, r)
 }
