@@ -6,8 +6,8 @@
 // established connection. With the entry deleted the next packet is a new connection's and meets policy; if policy still lets it
 // pass (Felix programs a change some 10 to 500 ms after it was made) it makes a new entry, which has to be deleted again.
 //
-// Who controls the input: the set of revoked addresses is policy-sync's, which bounds it to the blocks of the machine that is
-// proved bad; guards keep others from writing it. Judge is the second line: whatever the set says, nobody is cut off from a
+// Who controls the input: the sets of revoked addresses are policy-sync's, which bounds them to the blocks of the machine that is
+// proved bad; guards keep others from writing it. Judge is the second line: whatever the sets say, nobody is cut off from a
 // node, from the API server or from a whole range.
 package flows
 

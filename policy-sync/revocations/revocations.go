@@ -1,7 +1,7 @@
 // Package revocations reads what keelson-node needs to know from the Kubernetes API: which addresses are revoked, and which are
 // never to be cut.
 //
-// Who controls what it reads: the set of revoked addresses and the Nodes' verdict labels are policy-sync's; a Node's status is its
+// Who controls what it reads: the sets of revoked addresses and the Nodes' verdict labels are policy-sync's; a Node's status is its
 // kubelet's. A bad machine could list its pods' addresses there to have their flows spared, so only a Node that is trusted
 // shields addresses this way. (The node that sweeps shields its own by itself, package cutter.) Of the whole cluster it keeps the
 // Nodes' names and addresses.

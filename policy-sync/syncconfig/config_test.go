@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -210,4 +212,29 @@ func TestPendingGrace(t *testing.T) {
 	if _, err := Parse([]byte("pendingGrace: 1h\n")); err == nil || !strings.Contains(err.Error(), "pendingGrace") {
 		t.Errorf("an hour: %v", err)
 	}
+}
+
+// TestTheREADMENamesEveryKey: what can be configured is written down.
+func TestTheREADMENamesEveryKey(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var look func(reflect.Type)
+	look = func(of reflect.Type) {
+		for of.Kind() == reflect.Pointer || of.Kind() == reflect.Slice {
+			of = of.Elem()
+		}
+		if of.Kind() != reflect.Struct {
+			return
+		}
+		for i := range of.NumField() {
+			key := of.Field(i).Tag.Get("yaml")
+			if !regexp.MustCompile(`\b` + regexp.QuoteMeta(key) + `\b`).Match(readme) {
+				t.Errorf("README.md does not name the key %s", key)
+			}
+			look(of.Field(i).Type)
+		}
+	}
+	look(reflect.TypeFor[file]())
 }
