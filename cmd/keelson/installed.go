@@ -180,8 +180,9 @@ func (i *installation) get(ctx context.Context, m mounted, key string) (content 
 	return content, found, nil
 }
 
-// settings are policy-sync's own. Files that it names are read from where they are mounted from.
-func (i *installation) settings(ctx context.Context) (_ syncconfig.Config, err error) {
+// settings are policy-sync's own. Files that it names are read from where they are mounted from and placed in dir, which has to stay
+// as long as the settings are used.
+func (i *installation) settings(ctx context.Context, dir string) (syncconfig.Config, error) {
 	content, found, err := i.read(ctx, i.config)
 	if err != nil {
 		return syncconfig.Config{}, err
@@ -194,11 +195,6 @@ func (i *installation) settings(ctx context.Context) (_ syncconfig.Config, err e
 	if err := yaml.Unmarshal(content, &root); err != nil {
 		return syncconfig.Config{}, fmt.Errorf("%s: %w", i.used[0], err)
 	}
-	dir, err := os.MkdirTemp("", "keelson-")
-	if err != nil {
-		return syncconfig.Config{}, err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := i.place(ctx, dir, &root); err != nil {
 		return syncconfig.Config{}, err
 	}

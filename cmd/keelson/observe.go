@@ -35,6 +35,8 @@ type observer struct {
 	namespace   string
 	trustDomain string
 	spireSocket string
+	// dir has the files that the installed configuration names, as long as it is used. Policy-sync's container has no place for any.
+	dir string
 }
 
 func (o *observer) flags(c *cobra.Command) {
@@ -106,15 +108,21 @@ func (o *observer) settings(ctx context.Context) (c syncconfig.Config, access *r
 	if err != nil {
 		return c, nil, "", fmt.Errorf("policy-sync's configuration: %w; or give --config", err)
 	}
-	if c, err = i.settings(ctx); err != nil {
+	if o.dir, err = os.MkdirTemp("", "keelson-"); err != nil {
+		return c, nil, "", err
+	}
+	if c, err = i.settings(ctx, o.dir); err != nil {
 		return c, nil, "", fmt.Errorf("policy-sync's configuration: %w", err)
 	}
 	return c, access, "the configuration is that of " + strings.Join(i.used, ", "), nil
 }
 
 // observe reads everything that there is to read and decides on it.
-func (o *observer) observe(ctx context.Context) (observed, error) {
+func (o *observer) observe(ctx context.Context) (out observed, err error) {
 	c, access, used, err := o.settings(ctx)
+	if o.dir != "" {
+		defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
+	}
 	if err != nil {
 		return observed{}, err
 	}
@@ -122,7 +130,6 @@ func (o *observer) observe(ctx context.Context) (observed, error) {
 	if err != nil {
 		return observed{}, fmt.Errorf("kubernetes: %w", err)
 	}
-	var out observed
 	if out.snapshot, err = readCluster(ctx, access, &c); err != nil {
 		return observed{}, err
 	}
