@@ -23,7 +23,7 @@ const placingPolicies = `
 - {name: geo, spec: {workloads: {serviceAccount: geo}, require: {node: {references: [prod, prod-next], tags: {country: [DE, FR]}}}}}
 - {name: labelled, spec: {workloads: {selector: {matchLabels: {app: a}, matchExpressions: [{key: tier, operator: In, values: [gold]}, {key: debug, operator: DoesNotExist}]}}, require: {node: {tags: {rack: [r1]}}}}}
 - {name: others, spec: {workloads: {selector: {matchExpressions: [{key: tier, operator: NotIn, values: [gold]}, {key: both, operator: Exists}]}}, require: {node: {tags: {rack: [r2]}}}}}
-- {name: unspeakable, spec: {workloads: {serviceAccount: unspeakable}, require: {node: {references: ["no label: a set with spaces"], tags: {room: ["2nd floor, left"]}}}}}
+- {name: unspeakable, spec: {workloads: {serviceAccount: unspeakable}, require: {node: {references: ["no label: a set with spaces"]}}}}
 `
 
 // placed are pods and the terms of the node affinity that they must have afterwards.

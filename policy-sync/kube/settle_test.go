@@ -134,6 +134,10 @@ func update(t *testing.T, c client.Client, o client.Object) {
 // populate creates the demo's cluster as its parties would, and deletes it at the end.
 func populate(t *testing.T, root client.Client, demo snapshot.Snapshot) {
 	t.Helper()
+	mesh := corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "istio-system"}} // where Istio's root namespace is, it exists
+	if err := root.Create(context.Background(), &mesh); client.IgnoreAlreadyExists(err) != nil {
+		t.Fatal(err)
+	}
 	shop := snapshottest.Namespace("shop", v1alpha1.ModeEnforce)
 	create(t, root, &shop)
 	create(t, root, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "payments", Name: "api"}})
