@@ -149,9 +149,10 @@ type Pod struct {
 // From turns a graph into intents.
 func From(g trustgraph.Graph) Intents {
 	out := Urgent(g)
+	known := map[*trustgraph.Answer][]keyed{}
 	for _, p := range g.Policies {
 		if p.Accepted && p.Mode != "" {
-			out.Workloads = append(out.Workloads, workload(g, p))
+			out.Workloads = append(out.Workloads, workload(g, p, known))
 		}
 	}
 	return out
@@ -169,7 +170,8 @@ func Urgent(g trustgraph.Graph) Intents {
 	return out
 }
 
-func workload(g trustgraph.Graph, p trustgraph.Policy) Workload {
+// workload makes the intents of one policy. Known are the flows of lists of answers, which policies for the same accounts share.
+func workload(g trustgraph.Graph, p trustgraph.Policy, known map[*trustgraph.Answer][]keyed) Workload {
 	w := Workload{
 		Namespace: p.Namespace, Policy: p.Name, Mode: p.Mode, Ambient: p.Ambient, ServiceAccounts: p.ServiceAccounts,
 		Reason: fmt.Sprintf("TrustPolicy %s", p.Key()),
@@ -190,7 +192,14 @@ func workload(g trustgraph.Graph, p trustgraph.Policy) Workload {
 			out.add(f, "")
 		}
 	}
-	out.answers(g, p)
+	if len(p.Answers) > 0 {
+		list, ok := known[&p.Answers[0]]
+		if !ok {
+			list = answers(g, p.Answers)
+			known[&p.Answers[0]] = list
+		}
+		out.list = append(out.list, list...)
+	}
 	w.Ingress, w.Egress, w.Others = in.sorted(), out.sorted(), others.sorted()
 	return w
 }
@@ -244,10 +253,11 @@ func (fs *flows) shared(rules []v1alpha1.HTTPRule) shared {
 // maxPortsPerFlow bounds the ports of a rule that another policy's ports add to one's egress.
 const maxPortsPerFlow = 32
 
-// answers adds the ways out that follow from other policies' ingress: whom they let in may call them. What narrows the caller
+// answers are the ways out that follow from other policies' ingress: whom they let in may call them. What narrows the caller
 // (selector, tags) is left to their ingress.
-func (fs *flows) answers(g trustgraph.Graph, p trustgraph.Policy) {
-	for _, a := range p.Answers {
+func answers(g trustgraph.Graph, list []trustgraph.Answer) []keyed {
+	var fs flows
+	for _, a := range list {
 		f := Flow{Namespace: a.Namespace, PolicyLabel: v1alpha1.PolicyLabel(a.Policy)}
 		if other, ok := g.Policy(a.Namespace, a.Policy); ok {
 			f.Ambient = other.Ambient
@@ -260,6 +270,7 @@ func (fs *flows) answers(g trustgraph.Graph, p trustgraph.Policy) {
 			fs.add(f, "")
 		}
 	}
+	return fs.list
 }
 
 func (fs *flows) add(f Flow, http string) {

@@ -195,16 +195,36 @@ func (b *builder) buildAnswers() {
 			}
 		}
 	}
+	for _, group := range b.byAccounts() {
+		var all []Answer
+		for _, account := range sorted(slices.Clone(group[0].ServiceAccounts)) {
+			all = append(all, byCaller[group[0].Namespace+"/"+account]...)
+		}
+		fitting := b.fitting(group, joinAnswers(all))
+		for _, p := range group {
+			p.Answers = fitting
+		}
+	}
+}
+
+// byAccounts groups the policies of a namespace that are for the same service accounts: the same policies let their pods in, so
+// these are looked for once, however many policies share an account.
+func (b *builder) byAccounts() [][]*Policy {
+	var out [][]*Policy
+	at := map[string]int{}
 	for _, p := range b.inOrder() {
 		if !p.Accepted || p.Mode == "" {
 			continue
 		}
-		var all []Answer
-		for _, account := range sorted(slices.Clone(p.ServiceAccounts)) {
-			all = append(all, byCaller[p.Namespace+"/"+account]...)
+		key := p.Namespace + " " + strings.Join(sorted(slices.Clone(p.ServiceAccounts)), " ")
+		i, known := at[key]
+		if !known {
+			i = len(out)
+			at[key], out = i, append(out, nil)
 		}
-		p.Answers = b.fitting(p, joinAnswers(all))
+		out[i] = append(out[i], p)
 	}
+	return out
 }
 
 // inOrder returns the policies in an order that is not the snapshot's.
@@ -260,8 +280,8 @@ func joinAnswers(all []Answer) []Answer {
 	return out
 }
 
-// fitting returns the answers that there is room for, and blocks the policies that there is none for.
-func (b *builder) fitting(p *Policy, answers []Answer) []Answer {
+// fitting returns the answers that there is room for in each policy of a group, and blocks the policies that there is none for.
+func (b *builder) fitting(group []*Policy, answers []Answer) []Answer {
 	var out []Answer
 	of := map[string]int{}
 	for _, a := range answers {
@@ -270,7 +290,7 @@ func (b *builder) fitting(p *Policy, answers []Answer) []Answer {
 			continue
 		}
 		other := b.policy(a.Namespace, a.Policy)
-		if len(other.Blockers) < maxBoundNotes {
+		for _, p := range group[:min(len(group), max(0, maxBoundNotes-len(other.Blockers)))] {
 			other.Blockers = append(other.Blockers, fmt.Sprintf(
 				"callers under TrustPolicy %s are not let out to these pods: at most %d policies of a namespace, and %d in all, can name the same callers; name them in fewer policies",
 				p.Key(), maxAnswersOf, maxAnswers))
@@ -306,7 +326,10 @@ func (b *builder) buildShared() {
 				with[p] = map[string]bool{}
 			}
 			for _, other := range names {
-				if other != name && len(with[p]) <= maxShared {
+				if len(with[p]) > maxShared {
+					break
+				}
+				if other != name {
 					with[p][other] = true
 				}
 			}
