@@ -323,3 +323,50 @@ func TestStatusesNameWhatWaitsAndForWhom(t *testing.T) {
 		}
 	}
 }
+
+// TestAPanicIsThePassFailure: whatever panics in what a pass decides, the process goes on, nothing opens, and the error names it;
+// what the graph alone closes is closed where the panic comes later; the next pass without it does all of it.
+func TestAPanicIsThePassFailure(t *testing.T) {
+	for name, tc := range map[string]struct {
+		from   int // the shared rendering that panics first; 0 is none: an object without content breaks the graph or the comparison
+		closes bool
+	}{"a broken object": {}, "the first rendering": {from: 1}, "the second rendering": {from: 2, closes: true}} {
+		t.Run(name, func(t *testing.T) {
+			w := newFake(t)
+			w.sync(w.syncer())
+			w.s.Pods = append(w.s.Pods, snapshottest.Pod("shop", "new", "frontend", "par-1", "10.2.0.78"))
+			snapshottest.Verify(&w.s)
+			w.proveBad()
+			s, rendered := w.syncer(), 0
+			if tc.from == 0 {
+				w.s.Objects = append(w.s.Objects, nil)
+			}
+			s.renderer.Render = func(_ snapshot.Config, in desired.Intents) ([]desired.Object, error) {
+				if len(in.Workloads) == 0 {
+					if rendered++; tc.from > 0 && rendered >= tc.from {
+						panic("index out of range")
+					}
+				}
+				return bothPlanes(in)
+			}
+			_, err := s.Sync(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "nothing more is changed") || !strings.Contains(err.Error(), "panicked") {
+				t.Fatalf("got %v", err)
+			}
+			if tc.from > 0 && !strings.Contains(err.Error(), "index out of range") {
+				t.Errorf("the error does not name the panic: %v", err)
+			}
+			pods := w.attestedPods()
+			if slices.Contains(pods, "shop/new") || slices.Contains(pods, "shop/frontend-fra-1") == tc.closes {
+				t.Errorf("attested: %v", pods)
+			}
+			tc.from, w.s.Objects = 0, slices.DeleteFunc(w.s.Objects, func(o *unstructured.Unstructured) bool { return o == nil })
+			if err := w.passes(s, 3); err != nil {
+				t.Fatal(err)
+			}
+			if pods := w.attestedPods(); !slices.Contains(pods, "shop/new") || slices.Contains(pods, "shop/frontend-fra-1") {
+				t.Errorf("attested afterwards: %v", pods)
+			}
+		})
+	}
+}

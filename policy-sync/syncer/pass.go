@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -20,9 +21,21 @@ import (
 // Sync runs one pass and returns when the next one is due at the latest because something expires then (zero: nothing does).
 func (s *Syncer) Sync(ctx context.Context) (time.Time, error) {
 	began := s.o.Now()
-	next, err := s.pass(ctx)
+	next, err := s.survive(ctx)
 	s.o.Metrics.pass(s.o.Now(), s.o.Now().Sub(began), err)
 	return next, err
+}
+
+// survive runs a pass of which a panic is the failure: the process goes on, what was closed stays closed, and what the pass would
+// have opened after it is not opened.
+func (s *Syncer) survive(ctx context.Context) (next time.Time, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.o.Log.Error("a pass panicked", "panic", p, "stack", string(debug.Stack()))
+			next, err = time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: the pass panicked, which is a fault of Keelson's: %v", p))
+		}
+	}()
+	return s.pass(ctx)
 }
 
 func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
