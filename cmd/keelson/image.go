@@ -112,7 +112,13 @@ func verifyImage(ctx context.Context, out io.Writer, ref string, f imageFlags) e
 	if image.Unknown(err) {
 		return err
 	}
-	report, unknown := reportImage(result, err)
+	if err != nil {
+		result = image.Result{} // an error refuses, whatever was found before it
+	}
+	report, unknown := reportImage(result)
+	if err != nil {
+		report.Refusals = append(report.Refusals, imageRefusal{Check: "image", Reason: err.Error()})
+	}
 	if report.Verdict != "accepted" && unknown != nil {
 		return unknown
 	}
@@ -226,12 +232,8 @@ func verifierName(path string, taken map[string]bool) string {
 
 // reportImage makes the report. An image that is not accepted because something could not be asked is not refused: then the
 // second result says what.
-func reportImage(result image.Result, err error) (imageReport, error) {
+func reportImage(result image.Result) (imageReport, error) {
 	r := imageReport{Verdict: "refused", Manifests: []string{}, SignedBy: []imageSigner{}, Refusals: []imageRefusal{}}
-	if err != nil {
-		r.Refusals = append(r.Refusals, imageRefusal{Check: "image", Reason: err.Error()})
-		return r, nil
-	}
 	for _, m := range result.Manifests {
 		r.Manifests = append(r.Manifests, m.String())
 	}

@@ -146,14 +146,14 @@ func taintOnCreate() []runtime.Object {
 // set of revoked addresses is its alone to write, but for Calico's API server, which
 // stores for it what that API has been asked.
 func networkGuards(p Params) []check {
+	return slices.Concat(setGuards(p), objectGuards(p))
+}
+
+// setGuards are about labels of sets and host endpoints.
+func setGuards(p Params) []check {
 	sets := []string{"networksets", "globalnetworksets", "hostendpoints", "workloadendpoints"}
 	handMade := []string{"networksets", "globalnetworksets", "hostendpoints"} // a WorkloadEndpoint bears Calico's labels by right
-	policies := []string{"tiers", "networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies", "globalnetworksets"}
-	istio := []string{"authorizationpolicies", "peerauthentications"}
 	writers := slices.Concat([]string{p.PolicySync}, p.CalicoAPIServers)
-	owners := notUsers("not-policy-sync", slices.Concat(writers, system)...)
-	const ours = `%[1]s != null && has(%[1]s.metadata.labels) && "` + v1alpha1.OwnerLabel + `" in %[1]s.metadata.labels && %[1]s.metadata.labels["` + v1alpha1.OwnerLabel + `"] == "` + v1alpha1.OwnerValue + `"`
-	const inTier = `%[1]s != null && (%[1]s.metadata.name == "` + v1alpha1.CalicoTier + `" || has(%[1]s.spec) && has(%[1]s.spec.tier) && %[1]s.spec.tier == "` + v1alpha1.CalicoTier + `")`
 	return []check{
 		{
 			name: "network-set-trust-labels", why: "Calico takes the addresses of a set or host endpoint with a trust label for attested pods",
@@ -183,6 +183,17 @@ func networkGuards(p Params) []check {
 				Message: "label " + v1alpha1.RevokedLabel + " is policy-sync's alone: what bears it is denied in every enrolled namespace",
 			}},
 		},
+	}
+}
+
+// objectGuards are about the objects that policy-sync writes.
+func objectGuards(p Params) []check {
+	policies := []string{"tiers", "networkpolicies", "globalnetworkpolicies", "stagednetworkpolicies", "stagedglobalnetworkpolicies", "globalnetworksets"}
+	istio := []string{"authorizationpolicies", "peerauthentications"}
+	owners := notUsers("not-policy-sync", slices.Concat([]string{p.PolicySync}, p.CalicoAPIServers, system)...)
+	const ours = `%[1]s != null && has(%[1]s.metadata.labels) && "` + v1alpha1.OwnerLabel + `" in %[1]s.metadata.labels && %[1]s.metadata.labels["` + v1alpha1.OwnerLabel + `"] == "` + v1alpha1.OwnerValue + `"`
+	const inTier = `%[1]s != null && (%[1]s.metadata.name == "` + v1alpha1.CalicoTier + `" || has(%[1]s.spec) && has(%[1]s.spec.tier) && %[1]s.spec.tier == "` + v1alpha1.CalicoTier + `")`
+	return []check{
 		{
 			name: "calico-objects", why: "nobody but policy-sync changes Keelson's Calico objects or adds to its tier",
 			rules:     []admissionv1.NamedRuleWithOperations{on("projectcalico.org", allWrites, policies...), on("crd.projectcalico.org", allWrites, policies...)},

@@ -20,7 +20,6 @@ import (
 // addresses of the demo's enrolled pods.
 var (
 	fraPods  = []string{"10.1.0.10", "10.1.0.11"}
-	parPods  = []string{"10.2.0.10", "10.2.0.11"}
 	evilPods = []string{"10.3.0.10", "10.3.0.11"}
 )
 

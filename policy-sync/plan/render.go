@@ -36,6 +36,8 @@ type Renderer struct {
 	// Budget bounds one policy's rendering, and Round all that one call of Decide renders anew; zero means no bound. What is left
 	// is rendered beside, or by the next call, and Result.Unfinished says so.
 	Budget, Round time.Duration
+	// Now is the clock that Round is measured by. Nil means that Round does not bind.
+	Now func() time.Time
 	// Render makes the objects of all data planes; nil means Calico's and Istio's.
 	Render func(snapshot.Config, desired.Intents) ([]desired.Object, error)
 	// Later is called when a rendering has ended that outlasted its budget; nil is fine.
@@ -133,10 +135,10 @@ func (r *Renderer) policies(out []desired.Object, c snapshot.Config, in desired.
 		fresh = append(fresh, u.key)
 	}
 	slices.SortStableFunc(fresh, func(a, b string) int { return units[a].turn - units[b].turn })
-	began := time.Now()
+	inTime := r.round()
 	for _, key := range fresh {
 		got, done := rendered{why: "it is rendered in the next round"}, false
-		if r.Round == 0 || time.Since(began) < r.Round {
+		if inTime() {
 			got, done = r.one(units[key])
 		} else {
 			unfinished[key] = true
@@ -157,6 +159,15 @@ func (r *Renderer) policies(out []desired.Object, c snapshot.Config, in desired.
 	// As the data planes' renderers give them: one plane after the other, in each what is shared first.
 	slices.SortStableFunc(out, func(a, b desired.Object) int { return plane(a) - plane(b) })
 	return out, unfinished
+}
+
+// round begins a round and returns what tells whether there still is time in it.
+func (r *Renderer) round() func() bool {
+	if r.Round == 0 || r.Now == nil {
+		return func() bool { return true }
+	}
+	end := r.Now().Add(r.Round)
+	return func() bool { return r.Now().Before(end) }
 }
 
 func plane(o desired.Object) int {

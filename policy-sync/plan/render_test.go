@@ -3,6 +3,7 @@ package plan_test
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -152,7 +153,7 @@ func TestARoundOfRenderingEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &plan.Renderer{Round: 20 * time.Millisecond, Render: func(_ snapshot.Config, in desired.Intents) ([]desired.Object, error) {
+	r := &plan.Renderer{Round: 20 * time.Millisecond, Now: time.Now, Render: func(_ snapshot.Config, in desired.Intents) ([]desired.Object, error) {
 		if len(in.Workloads) > 0 {
 			time.Sleep(5 * time.Millisecond)
 		}
@@ -244,11 +245,15 @@ func TestALongListIsComparedInLittleTime(t *testing.T) {
 			live.SetUID("u")
 			s.Objects = append(s.Objects, live)
 		}
-		began := time.Now()
-		if p, err := plan.Diff(s, in, objects, nil); err != nil || !p.Empty() && n == 0 {
-			t.Fatal(err, p)
+		fastest := time.Duration(math.MaxInt64) // what else the machine does only adds
+		for range 5 {
+			began := time.Now()
+			if p, err := plan.Diff(s, in, objects, nil); err != nil || !p.Empty() && n == 0 {
+				t.Fatal(err, p)
+			}
+			fastest = min(fastest, time.Since(began))
 		}
-		return time.Since(began)
+		return fastest
 	}
 	took(1000)
 	small, large := took(4000), took(32000)

@@ -129,7 +129,8 @@ func (s *Syncer) flush(ctx context.Context) {
 	defer cancel()
 	if k.writing != nil {
 		select {
-		case <-k.writing:
+		case err := <-k.writing:
+			s.memoryTrouble(err)
 			k.writing = nil
 		case <-ctx.Done():
 			return

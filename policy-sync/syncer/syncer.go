@@ -93,7 +93,7 @@ const (
 // New makes a syncer.
 func New(o Options) *Syncer {
 	s := &Syncer{o: o, trigger: make(chan struct{}, 1), said: map[string]bool{}, failing: map[string]bool{}}
-	s.renderer = &plan.Renderer{Budget: renderOne, Round: renderPass, Later: s.Trigger,
+	s.renderer = &plan.Renderer{Budget: renderOne, Round: renderPass, Now: time.Now, Later: s.Trigger,
 		Panicked: func(policy string, value any, stack []byte) {
 			o.Log.Error("rendering a policy panicked", "policy", policy, "panic", value, "stack", string(stack))
 		}}

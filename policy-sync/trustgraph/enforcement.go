@@ -350,10 +350,8 @@ func (b *builder) noteAbsent() {
 }
 
 func selectsNone(p *Policy) string {
-	switch w := p.Spec.Workloads; {
-	case w.Selector == nil:
+	if w := p.Spec.Workloads; w.Selector == nil {
 		return fmt.Sprintf("the policy selects no pod: none in %s runs as service account %s now", p.Namespace, w.ServiceAccount)
-	default:
-		return "the policy selects no pod: none in " + p.Namespace + " has the labels and the service account of its workloads now"
 	}
+	return "the policy selects no pod: none in " + p.Namespace + " has the labels and the service account of its workloads now"
 }

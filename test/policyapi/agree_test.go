@@ -69,7 +69,7 @@ func TestTheAPIAndPolicySyncRefuseTheSameSlips(t *testing.T) {
 // TestTheAPIAndPolicySyncAgreeOnRandomPolicies writes policies of legal and illegal parts.
 func TestTheAPIAndPolicySyncAgreeOnRandomPolicies(t *testing.T) {
 	const count = 2500
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test that can be repeated
+	r := rand.New(rand.NewPCG(1, 2)) // repeatable
 	taken := 0
 	for range count {
 		g := gen{r: r, wrong: 0.02 * r.Float64()}
