@@ -53,9 +53,9 @@ func MemoryNames() []string {
 	return out
 }
 
-// Memory keeps, beyond the life of a replica, which addresses and images attested pods had, in ConfigMaps of policy-sync's own namespace. It
-// serves revocations alone: whoever forged it could have addresses revoked that nobody trusted has, and open nothing. One goroutine
-// at a time uses it.
+// Memory keeps, beyond the life of a replica, which addresses and images attested pods had, in ConfigMaps of policy-sync's own
+// namespace. No pod gets a label by it. Whoever forged it could have addresses revoked that nobody trusted has, and could let a pod on
+// a trusted node keep, for Config.PendingGrace, labels that it bears. One goroutine at a time uses it.
 type Memory struct {
 	reader    client.Reader
 	writer    client.Writer
