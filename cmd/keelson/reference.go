@@ -81,6 +81,7 @@ func captureReference(report io.Writer, f captureFlags) ([]byte, error) {
 	}
 	var l lines
 	l.list("warning: ", appraise.Absent(bundle, opt))
+	l.list("warning: ", appraise.Gaps(bundle, opt))
 	set, err := capture(f.name, bundle, opt, keys...)
 	if w := set.KernelWarning(); err == nil && w != "" {
 		l.add("warning: set %s: %s", f.name, w)

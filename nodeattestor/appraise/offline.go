@@ -76,6 +76,16 @@ func Absent(b Bundle, opt ima.Options) []string {
 	return reference.Absent(ev)
 }
 
+// Gaps says what the bundle's command line leaves open of what IMA measures (reference.Gaps). It is empty where the quote does
+// not prove the bundle's logs.
+func Gaps(b Bundle, opt ima.Options) []string {
+	ev, err := b.golden(opt)
+	if err != nil {
+		return nil
+	}
+	return reference.Gaps(ev)
+}
+
 // golden is what the bundle proves, by the quote's own nonce.
 func (b Bundle) golden(opt ima.Options) (reference.Evidence, error) {
 	attest, err := tpm2.Unmarshal[tpm2.TPMSAttest](b.Attest)
