@@ -36,6 +36,7 @@ func served(c snapshot.Config, without ...string) discovery.DiscoveryInterface {
 
 func TestDataPlanes(t *testing.T) {
 	both := snapshot.Config{Calico: true, Istio: true}
+	none := snapshot.Config{Absent: []string{"sidecars.networking.istio.io", "requestauthentications.security.istio.io", "wasmplugins.extensions.istio.io"}}
 	for name, tc := range map[string]struct {
 		client        discovery.DiscoveryInterface
 		calico, istio syncconfig.Presence
@@ -43,7 +44,7 @@ func TestDataPlanes(t *testing.T) {
 		refusal       string
 	}{
 		"if both are there, use both":                  {served(both), syncconfig.Required, syncconfig.Optional, both, ""},
-		"if none is there and none required, use none": {served(snapshot.Config{}), syncconfig.Optional, syncconfig.Optional, snapshot.Config{}, ""},
+		"if none is there and none required, use none": {served(snapshot.Config{}), syncconfig.Optional, syncconfig.Optional, none, ""},
 		"if one is switched off, do not use it":        {served(both), syncconfig.Off, syncconfig.Optional, snapshot.Config{Istio: true}, ""},
 		"if a required one is missing, refuse":         {served(snapshot.Config{Istio: true}), syncconfig.Required, syncconfig.Required, snapshot.Config{Istio: true}, "calico: required"},
 		"if one is there in part, refuse":              {served(both, "hostendpoints"), syncconfig.Optional, syncconfig.Optional, snapshot.Config{}, "not hostendpoints.projectcalico.org"},
