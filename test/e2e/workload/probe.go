@@ -71,6 +71,32 @@ func probe(ctx context.Context, command string, args []string, out *lines) error
 	return errors.Join(errs...)
 }
 
+// until tries until it succeeds, and prints the last try.
+func until(ctx context.Context, args []string, out *lines) error {
+	p := prober{method: http.MethodGet}
+	flags := flag.NewFlagSet("until", flag.ContinueOnError)
+	flags.DurationVar(&p.timeout, "timeout", 2*time.Second, "how long to wait for an answer")
+	length := flags.Duration("for", time.Minute, "how long to go on")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 1 {
+		return errors.New("workload: until wants one target")
+	}
+	for end := time.Now().Add(*length); ; {
+		t := p.try(ctx, flags.Arg(0))
+		if t.OK {
+			return out.print(t)
+		}
+		if time.Now().After(end) {
+			return errors.Join(fmt.Errorf("workload: not within %s: %s", *length, t.Error), out.print(t))
+		}
+		if err := pause(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
 // again starts a try every p.every, whether the last one has ended or not: a try that hangs must not hide that the next succeeds.
 func (p *prober) again(ctx context.Context, target string, out *lines) error {
 	ticker := time.NewTicker(p.every)

@@ -188,3 +188,55 @@ func TestASignThatIsNotPutUpIsAnError(t *testing.T) {
 		t.Errorf("exit %d: %s", code, stderr.String())
 	}
 }
+
+func TestUntilGoesOnUntilItSucceeds(t *testing.T) {
+	tries := 0
+	address := listen(t, func(c net.Conn) {
+		if tries++; tries > 2 { // one connection after the other
+			_, _ = io.Copy(c, c)
+		}
+		_ = c.Close()
+	})
+	if got := play[said.Try](t.Context(), t, "until", "-for", "20s", "tcp:"+address)(); len(got) != 1 || !got[0].OK {
+		t.Errorf("%+v", got)
+	}
+	var stderr strings.Builder
+	if code := run(t.Context(), []string{"until", "-for", "1ms", "tcp:nobody.invalid:1"}, &lines{to: io.Discard}, &stderr); code != 1 || !strings.Contains(stderr.String(), "not within 1ms") {
+		t.Errorf("exit %d: %s", code, stderr.String())
+	}
+}
+
+func TestAPodIsReadyOnceItsFileSaysSo(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := free.Addr().String()
+	if err := free.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "labels")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := play[struct{}](ctx, t, "serve", "-ready", address, "-when", file, "-text", `attested="true"`)
+	refused := func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	}
+	time.Sleep(300 * time.Millisecond)
+	if !refused() {
+		t.Error("ready without a file")
+	}
+	if err := os.WriteFile(file, []byte("attested=\"true\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); refused(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not ready")
+		}
+	}
+	cancel()
+	done()
+}

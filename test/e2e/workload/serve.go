@@ -20,10 +20,15 @@ func serve(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	web := flags.String("http", "", "address for HTTP")
 	echo := flags.String("tcp", "", "address for TCP")
+	var r readiness
+	flags.StringVar(&r.address, "ready", "", "address that takes connections once this pod is ready, for a readiness probe")
+	flags.StringVar(&r.file, "when", "", "file that tells whether it is (of a downward API volume)")
+	flags.StringVar(&r.text, "text", "", "what is in the file then")
+	flags.DurationVar(&r.after, "after", 0, "how much later it is")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	if *web != "" {
 		server := &http.Server{Addr: *web, Handler: http.HandlerFunc(answer), ReadHeaderTimeout: 5 * time.Second}
 		go func() { failed <- server.ListenAndServe() }()
@@ -34,6 +39,13 @@ func serve(ctx context.Context, args []string) error {
 			return fmt.Errorf("workload: %w", err)
 		}
 		go func() { failed <- accept(l) }()
+	}
+	if r.address != "" {
+		go func() {
+			if err := r.serve(ctx); err != nil {
+				failed <- err
+			}
+		}()
 	}
 	select {
 	case <-ctx.Done():
@@ -70,5 +82,41 @@ func accept(l net.Listener) error {
 			_, _ = io.Copy(conn, conn) // until the caller ends
 			_ = conn.Close()
 		}()
+	}
+}
+
+// readiness is when a pod may be sent to, as it finds out itself.
+type readiness struct {
+	address, file, text string
+	after               time.Duration
+}
+
+// serve takes connections once the file holds the text.
+func (r readiness) serve(ctx context.Context) error {
+	for {
+		content, err := os.ReadFile(r.file)
+		if err == nil && strings.Contains(string(content), r.text) {
+			break
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	if err := pause(ctx, r.after); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", r.address)
+	if err != nil {
+		return err
+	}
+	return accept(l)
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }
