@@ -29,12 +29,15 @@ import (
 	"github.com/keelson-project/keelson/test/e2e/geofence"
 	"github.com/keelson-project/keelson/test/e2e/image"
 	"github.com/keelson-project/keelson/test/e2e/join"
+	"github.com/keelson-project/keelson/test/e2e/kubelet"
 	"github.com/keelson-project/keelson/test/e2e/lifecycle"
 	"github.com/keelson-project/keelson/test/e2e/privileged"
+	"github.com/keelson-project/keelson/test/e2e/rollout"
 	"github.com/keelson-project/keelson/test/e2e/script"
 	"github.com/keelson-project/keelson/test/e2e/spoofing"
 	"github.com/keelson-project/keelson/test/e2e/stage"
 	"github.com/keelson-project/keelson/test/e2e/tampering"
+	"github.com/keelson-project/keelson/test/e2e/tenants"
 	"github.com/keelson-project/keelson/test/e2e/virtual"
 	"github.com/keelson-project/keelson/test/e2e/wrongboot"
 )
@@ -50,11 +53,14 @@ func (o *options) scenarios() []scenario {
 		// First what is measured, while there are three machines.
 		{"tampering", tampering.Proves, tampering.Play(o.runs)},
 		{"geofence", geofence.Proves, geofence.Play},
+		{"rollout", rollout.Proves, rollout.Play(o.pods)},
 		{"image", image.Proves, image.Play},
 		{"privileged", privileged.Proves, privileged.Play},
 		{"join", join.Proves, join.Play},
 		{"wrongboot", wrongboot.Proves, wrongboot.Play},
 		{"spoofing", spoofing.Proves, spoofing.Play},
+		{"kubelet", kubelet.Proves, kubelet.Play},
+		{"tenants", tenants.Proves, tenants.Play},
 		{"faults", faults.Proves, faults.Play(o.faults, o.seed)},
 		{onlyVM, virtual.Proves, virtual.Play},
 		{last, lifecycle.Proves, lifecycle.Play},
@@ -72,7 +78,7 @@ type options struct {
 	out        string
 	list, hold bool
 	down       bool
-	runs       int
+	runs, pods int
 	faults     time.Duration
 	seed       uint64
 	names      []string
@@ -90,6 +96,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.DurationVar(&o.faults, "faults", 2*time.Minute, "how long scenario faults kills")
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "what scenario faults draws its victims from") // #nosec G115 -- any number will do
 	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
+	flags.IntVar(&o.pods, "pods", 12, "how many pods scenario rollout updates")
 	flags.BoolVar(&o.down, "down", false, "end every such cluster on this computer, and clean up after those whose program is gone")
 	if err := flags.Parse(args); err != nil {
 		return 2
