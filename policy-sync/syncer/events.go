@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -15,7 +17,8 @@ import (
 const mostAtOnce = 32
 
 // events remembers which findings were told: one per pod and cause for a pod that a policy selects and that was never attested,
-// one per policy and cause for a policy that is refused. A replica that takes over tells them once more.
+// one per policy and cause for a policy that is refused. What a status says already when a replica takes over
+// was told by the one before.
 type events struct {
 	told     map[string]string // UID -> cause
 	attested map[types.UID]bool
@@ -48,7 +51,13 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 		if p.Attested || e.attested[uid] {
 			attested[uid] = true // what is taken from it is told as a change
 		}
-		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 || unknown[p.UID] {
+		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 {
+			continue
+		}
+		if unknown[p.UID] {
+			if before, ok := e.told[p.UID]; ok {
+				told[p.UID] = before
+			}
 			continue
 		}
 		cause := strings.Join(p.Why, "; ")
@@ -74,4 +83,35 @@ func unsettled(g trustgraph.Graph) map[string]bool {
 		}
 	}
 	return out
+}
+
+// inherit takes up, once, what the statuses say that an earlier replica wrote.
+func (e *events) inherit(policies []v1alpha1.TrustPolicy, g trustgraph.Graph) {
+	if e.told != nil {
+		return
+	}
+	e.told = map[string]string{}
+	reasons, refused := map[string][]string{}, map[string]bool{}
+	for i := range policies {
+		p := &policies[i]
+		for _, r := range p.Status.Refused {
+			reasons[p.Namespace+"/"+r.Pod] = append(reasons[p.Namespace+"/"+r.Pod], r.Reason)
+		}
+		c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAccepted)
+		refused[string(p.UID)] = c != nil && c.Status == metav1.ConditionFalse && c.ObservedGeneration == p.Generation
+	}
+	for i := range g.Pods {
+		p := &g.Pods[i]
+		cause := strings.Join(p.Why, "; ") // which may say more, of what is not known again yet
+		for _, r := range reasons[p.Key()] {
+			if r != "" && strings.Contains(cause, r) {
+				e.told[p.UID] = r
+			}
+		}
+	}
+	for i := range g.Policies {
+		if p := &g.Policies[i]; refused[p.UID] {
+			e.told[p.UID] = strings.Join(p.Problems, "; ")
+		}
+	}
 }

@@ -81,6 +81,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 // conclude tells what came of a pass and says when the next one is due.
 func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapshot, d plan.Result, spireErr error) (time.Time, error) {
 	s.tell(d.Graph)
+	s.events.inherit(snap.Policies, d.Graph)
 	s.fight.round(p.changes)
 	next := earlier(nextExpiry(snap), d.Graph.PendingEnds())
 	switch {
