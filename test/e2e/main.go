@@ -77,6 +77,7 @@ const last = "lifecycle"
 type options struct {
 	out        string
 	list, hold bool
+	validates  bool
 	down       bool
 	runs, pods int
 	faults     time.Duration
@@ -97,6 +98,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "what scenario faults draws its victims from") // #nosec G115 -- any number will do
 	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
 	flags.IntVar(&o.pods, "pods", 12, "how many pods scenario rollout updates")
+	flags.BoolVar(&o.validates, "istiod-validates", false, "have istiod's validating webhook in force: what it refuses is not written, nor is anything of Istio's while it is down")
 	flags.BoolVar(&o.down, "down", false, "end every such cluster on this computer, and clean up after those whose program is gone")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -178,7 +180,7 @@ func machines() []stage.Machine {
 // play plays the scenarios one after the other on one stage, and goes on after one that failed.
 func (o *options) play(ctx context.Context, out io.Writer, chosen []scenario) (passed int, err error) {
 	begun := time.Now()
-	s, err := stage.Start(ctx, stage.Options{Log: out, Machines: machines()})
+	s, err := stage.Start(ctx, stage.Options{Log: out, Machines: machines(), IstiodValidates: o.validates})
 	if err != nil {
 		return 0, err
 	}

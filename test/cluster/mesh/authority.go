@@ -10,6 +10,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"net"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -98,13 +100,16 @@ func (a *Authority) Impersonate(id string) ([]byte, error) {
 	return append(cert, key...), err
 }
 
-// serving issues istiod's certificate.
-func (a *Authority) serving(names ...string) (cert, key []byte, err error) {
+// serving issues istiod's certificate, for its names and for an address, if that is valid.
+func (a *Authority) serving(address netip.Addr, names ...string) (cert, key []byte, err error) {
 	t, err := template(names[0])
 	if err != nil {
 		return nil, nil, err
 	}
 	t.DNSNames, t.KeyUsage, t.ExtKeyUsage = names, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	if address.IsValid() {
+		t.IPAddresses = []net.IP{address.AsSlice()}
+	}
 	return a.issue(t)
 }
 

@@ -69,6 +69,7 @@
 //
 // # What differs from a cluster of production
 //
-// There is no injector (Sidecar.Inject is called by who makes the pod), no webhook of istiod, no gateway, one istiod. The proxies
+// There is no injector (Sidecar.Inject is called by who makes the pod), no gateway, one istiod. Its validating webhook is in force where
+// IstiodOptions.Validation is set, from the beginning and not once istiod is ready: until it is, nothing of Istio's kinds is written. The proxies
 // report no telemetry. A pod's annotations are not shown to pilot-agent, so that their author cannot name another istiod.
 package mesh

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"net/netip"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -28,6 +29,9 @@ type IstiodOptions struct {
 	Image string
 	// Authority signs the certificate of istiod's port.
 	Authority *Authority
+	// Validation, where it is set, is the address of a machine at which the API server reaches NodePorts: istiod then validates what is
+	// written of Istio's kinds, as it does where its chart installs it, and what it refuses, or cannot be asked about, is not written.
+	Validation netip.Addr
 }
 
 // IstiodObjects returns everything that istiod is and needs in a cluster that has Istio's custom resource definitions.
@@ -36,7 +40,7 @@ func IstiodObjects(o IstiodOptions) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, key, err := o.Authority.serving(Address, Address+".cluster.local")
+	cert, key, err := o.Authority.serving(o.Validation, Address, Address+".cluster.local")
 	if err != nil {
 		return nil, err
 	}
@@ -54,6 +58,11 @@ func IstiodObjects(o IstiodOptions) ([]*unstructured.Unstructured, error) {
 	secret.Data = map[string][]byte{corev1.TLSCertKey: cert, corev1.TLSPrivateKeyKey: key, "ca.crt": o.Authority.Root()}
 	list.add(secret)
 	list.add(service())
+	if o.Validation.IsValid() {
+		for _, object := range o.validation() {
+			list.add(object)
+		}
+	}
 	list.add(o.deployment())
 	return list.out, list.err
 }
@@ -96,9 +105,13 @@ func service() *corev1.Service {
 	}
 }
 
-// discoveryArgs start istiod. There is no webhook server: pods come injected (Sidecar), and admission is policy-sync's guards.
-func discoveryArgs() []string {
-	return []string{"discovery", "--monitoringAddr=:15014", "--domain=cluster.local", "--httpsAddr=", "--log_output_level=default:info"}
+// discoveryArgs start istiod. Its webhook server only validates, where it is asked to: pods come injected (Sidecar).
+func (o IstiodOptions) discoveryArgs() []string {
+	webhooks := ""
+	if o.Validation.IsValid() {
+		webhooks = fmt.Sprintf(":%d", webhookPort)
+	}
+	return []string{"discovery", "--monitoringAddr=:15014", "--domain=cluster.local", "--httpsAddr=" + webhooks, "--log_output_level=default:info"}
 }
 
 // discoveryEnv is istiod's environment, where it differs from its defaults. doc.go says why.
@@ -135,7 +148,7 @@ func field(path string) *corev1.EnvVarSource {
 func (o IstiodOptions) deployment() *appsv1.Deployment {
 	labels := map[string]string{"app": istiod, "istio.io/dataplane-mode": "none"}
 	container := corev1.Container{
-		Name: "discovery", Image: o.Image, Args: discoveryArgs(), Env: discoveryEnv(), SecurityContext: restricted(),
+		Name: "discovery", Image: o.Image, Args: o.discoveryArgs(), Env: discoveryEnv(), SecurityContext: restricted(),
 		Ports: []corev1.ContainerPort{
 			{Name: "grpc-xds", ContainerPort: 15010}, {Name: "tls-xds", ContainerPort: 15012}, {Name: "http-monitoring", ContainerPort: 15014},
 		},

@@ -191,7 +191,11 @@ func (s *Stage) installMesh(ctx context.Context) error {
 	if s.authority, err = mesh.NewAuthority(); err != nil {
 		return err
 	}
-	objects, err := mesh.IstiodObjects(mesh.IstiodOptions{TrustDomain: TrustDomain, Image: s.Image(istiod).Reference(), Authority: s.authority})
+	options := mesh.IstiodOptions{TrustDomain: TrustDomain, Image: s.Image(istiod).Reference(), Authority: s.authority}
+	if s.options.IstiodValidates {
+		options.Validation = s.Network.Machine(1)
+	}
+	objects, err := mesh.IstiodObjects(options)
 	if err != nil {
 		return err
 	}
@@ -201,6 +205,9 @@ func (s *Stage) installMesh(ctx context.Context) error {
 	}
 	return s.Cluster.ApplyObjects(ctx, append(objects, cni...)...)
 }
+
+// IstiodValidates tells whether istiod's validating webhook is in force.
+func (s *Stage) IstiodValidates() bool { return s.options.IstiodValidates }
 
 // adminNodes are the machines that may hold policy-sync's own identity: those that the cluster begins with, so that policy-sync can leave
 // one of them that is tampered with.

@@ -48,6 +48,8 @@ type Options struct {
 	Log io.Writer
 	// Machines are booted and registered; those with Later set join by Join.
 	Machines []Machine
+	// IstiodValidates puts istiod's validating webhook in force.
+	IstiodValidates bool
 }
 
 // Machine is a node to be.

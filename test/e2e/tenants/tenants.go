@@ -57,6 +57,9 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		return err
 	}
 	templates(ctx, s, t)
+	if s.IstiodValidates() {
+		istiodRefuses(ctx, s, t)
+	}
 	if err := beside(ctx, s, t, func(ctx context.Context) error {
 		sleep(ctx, 3*time.Second)
 		if err := newcomers(ctx, s, t, meanwhile); err != nil {
@@ -116,12 +119,8 @@ type others struct {
 func (o *others) read(ctx context.Context, s *stage.Stage) error {
 	for ctx.Err() == nil {
 		var list v1alpha1.TrustPolicyList
-		err := s.Client.List(ctx, &list, client.InNamespace("bank"))
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			return fmt.Errorf("tenants: %w", err)
+		if err := s.Client.List(ctx, &list, client.InNamespace("bank")); err != nil {
+			return unlessOver(ctx, err)
 		}
 		o.reads++
 		for i := range list.Items {
@@ -132,6 +131,16 @@ func (o *others) read(ctx context.Context, s *stage.Stage) error {
 		sleep(ctx, 300*time.Millisecond)
 	}
 	return nil
+}
+
+// unlessOver is the error, unless there was enough anyway.
+func unlessOver(ctx context.Context, err error) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	default:
+		return fmt.Errorf("tenants: %w", err)
+	}
 }
 
 // said is what a policy says of not being programmed, or of the team.

@@ -106,6 +106,20 @@ func templates(ctx context.Context, s *stage.Stage, t *script.Script) {
 	}
 }
 
+// badPath is an object of Istio's that its definition takes and istiod does not.
+const badPath = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: bad-path, namespace: street}
+spec: {rules: [{to: [{operation: {paths: ["/orders/{id}"]}}]}]}
+`
+
+// istiodRefuses: where its validating webhook is in force, what policy-sync writes has to pass it as well.
+func istiodRefuses(ctx context.Context, s *stage.Stage, t *script.Script) {
+	err := s.Cluster.Apply(ctx, []byte(badPath))
+	t.Expect(contains(err, "validation.istio.io"), "control: istiod's webhook refuses an AuthorizationPolicy for path /orders/{id}", "%v", err)
+}
+
 // harass does all that until the context ends, a turn a second, and returns how many turns there were.
 func harass(ctx context.Context, s *stage.Stage) (turns int, err error) {
 	for ; ctx.Err() == nil; turns++ {
