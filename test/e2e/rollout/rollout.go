@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/keelson-project/keelson/test/e2e/lives"
 	"github.com/keelson-project/keelson/test/e2e/script"
@@ -208,19 +209,20 @@ func changed(ctx context.Context, s *stage.Stage, t *script.Script) error {
 			return err
 		}},
 		{"kubectl debug with a signed image", func(ctx context.Context) error {
-			if err := s.Debug(ctx, keeper, s.Image(stage.Workload).Reference()); err != nil {
-				return err
-			}
-			return debugRuns(ctx, s)
+			return s.Debug(ctx, keeper, s.Image(stage.Workload).Reference())
 		}},
 	} {
-		if err := c.do(ctx); err != nil {
+		// Its kubelet and policy-sync write the pod as well.
+		if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { return c.do(ctx) }); err != nil {
 			return fmt.Errorf("rollout: %s: %w", c.what, err)
 		}
 		if err := observed(ctx, s); err != nil {
 			return err
 		}
 		t.Say("%s: %s has taken it", c.what, keeper)
+	}
+	if err := debugRuns(ctx, s); err != nil {
+		return err
 	}
 	sleep(ctx, 2*time.Second) // what follows from the last of them would be there by now
 	end, err := h.end(ctx, s)
@@ -350,7 +352,9 @@ func unsigned(ctx context.Context, s *stage.Stage, t *script.Script, w *lives.Wa
 	if err != nil {
 		return err
 	}
-	if err := s.Debug(ctx, crashing, s.Image(stage.Unsigned).Reference()); err != nil {
+	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		return s.Debug(ctx, crashing, s.Image(stage.Unsigned).Reference())
+	}); err != nil {
 		return err
 	}
 	if err := s.Until(ctx, time.Minute, "the trust label is gone", func(ctx context.Context) error { return s.Unlabelled(ctx, crashing) }); err != nil {

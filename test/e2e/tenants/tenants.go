@@ -53,14 +53,16 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	if err := s.Cluster.Apply(ctx, []byte(quota)); err != nil {
 		return err
 	}
-	if err := s.Create(ctx, worker); err != nil {
-		return err
+	for _, p := range []stage.Pod{worker, clerk} {
+		if err := s.Create(ctx, p); err != nil {
+			return err
+		}
 	}
 	templates(ctx, s, t)
 	if s.IstiodValidates() {
 		istiodRefuses(ctx, s, t)
 	}
-	if err := beside(ctx, s, t, func(ctx context.Context) error {
+	if err := beside(ctx, s, t, func(ctx context.Context, read func()) error {
 		sleep(ctx, 3*time.Second)
 		if err := newcomers(ctx, s, t, meanwhile); err != nil {
 			return err
@@ -73,6 +75,7 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 			return err
 		}
 		t.Expect(len(lost) == 0, "no pod of another team lost its label or its address", "%d labels were seen: %v", seen, lost)
+		read() // what a verdict does to others' policies is not the team's doing
 		return verdict(ctx, s, t)
 	}); err != nil {
 		return err
@@ -86,21 +89,23 @@ func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	return heal(ctx, s)
 }
 
-// beside does its worst while play runs, and reads another team's policies.
-func beside(ctx context.Context, s *stage.Stage, t *script.Script, play func(context.Context) error) error {
+// beside does its worst while play runs, and reads another team's policies until play says that they have been read.
+func beside(ctx context.Context, s *stage.Stage, t *script.Script, play func(ctx context.Context, read func()) error) error {
 	group, limited := errgroup.WithContext(ctx)
 	worst, enough := context.WithCancel(limited)
 	defer enough()
+	reading, read := context.WithCancel(worst)
+	defer read()
 	var turns int
 	var others others
 	group.Go(func() (err error) {
 		turns, err = harass(worst, s)
 		return err
 	})
-	group.Go(func() error { return others.read(worst, s) })
+	group.Go(func() error { return others.read(reading, s) })
 	group.Go(func() error {
 		defer enough()
-		return play(limited)
+		return play(limited, read)
 	})
 	if err := group.Wait(); err != nil {
 		return err

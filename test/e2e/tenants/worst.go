@@ -19,9 +19,10 @@ import (
 const namespace = "worst"
 
 var (
-	team = stage.Team{Namespace: namespace, Mode: v1alpha1.ModeEnforce, Accounts: []string{"worker"}}
-	// worker would be attested if its team let policy-sync write.
+	team = stage.Team{Namespace: namespace, Mode: v1alpha1.ModeEnforce, Accounts: []string{"worker", "clerk"}}
+	// worker is whom nearly all of the policies are for; clerk would be attested if its team let policy-sync write.
 	worker = stage.Pod{Namespace: namespace, Name: "worker", Account: "worker"}
+	clerk  = stage.Pod{Namespace: namespace, Name: "clerk", Account: "clerk"}
 )
 
 // quota refuses what policy-sync writes for the team's policies.
@@ -76,6 +77,11 @@ func slip() *v1alpha1.TrustPolicy {
 // nobody lets in peers that do not exist.
 func nobody() *v1alpha1.TrustPolicy {
 	return policy("nobody", itsAccount, v1alpha1.IngressRule{From: []v1alpha1.Peer{{Namespace: "nowhere", ServiceAccount: "nobody"}}})
+}
+
+// plain has nothing wrong but its team's quota.
+func plain() *v1alpha1.TrustPolicy {
+	return policy("plain", v1alpha1.Workloads{ServiceAccount: "clerk"}, v1alpha1.IngressRule{From: []v1alpha1.Peer{{ServiceAccount: "worker"}}, Ports: []int32{stage.TCPPort}})
 }
 
 // many are policies that all select the same pods, or are gone the next moment.
@@ -141,7 +147,7 @@ func turn(ctx context.Context, s *stage.Stage, n int) error {
 	}
 	switch n % 4 {
 	case 0:
-		return write(ctx, s, append(many(), nobody(), slip())...)
+		return write(ctx, s, append(many(), nobody(), slip(), plain())...)
 	case 2:
 		for _, p := range append(many(), nobody()) {
 			if err := s.Client.Delete(ctx, p); err != nil && !apierrors.IsNotFound(err) {
@@ -174,7 +180,7 @@ func write(ctx context.Context, s *stage.Stage, policies ...*v1alpha1.TrustPolic
 // withheld expects that the team's own policies say what of them is not in force, and why.
 func withheld(ctx context.Context, s *stage.Stage, t *script.Script) error {
 	for _, c := range []struct{ name, condition, want string }{
-		{"largest", v1alpha1.ConditionProgrammed, "exceeded quota"},
+		{"plain", v1alpha1.ConditionProgrammed, "quota"},
 		{"slip", v1alpha1.ConditionAccepted, "distinct ports"},
 	} {
 		var text string
@@ -195,7 +201,7 @@ func withheld(ctx context.Context, s *stage.Stage, t *script.Script) error {
 		})
 		t.Expect(err == nil, fmt.Sprintf("%s/%s says that it is not %s, and why", namespace, c.name, c.condition), "%s %v", text, err)
 	}
-	err := s.Unlabelled(ctx, worker)
-	t.Expect(err == nil, fmt.Sprintf("%s gets no label while the objects of its policies are refused", worker), "%v %s", err, s.Why(ctx, worker))
+	err := s.Unlabelled(ctx, clerk)
+	t.Expect(err == nil, fmt.Sprintf("%s gets no label while the objects of its policy are refused", clerk), "%v %s", err, s.Why(ctx, clerk))
 	return ctx.Err()
 }
