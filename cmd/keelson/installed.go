@@ -67,7 +67,7 @@ func openInstallation(ctx context.Context, api kubernetes.Interface, namespace s
 		return i, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("Deployment %s/%s: %w", namespace, installedName, err)
+		return nil, fmt.Errorf("look at Deployment %s/%s: %w", namespace, installedName, err)
 	}
 	pod := d.Spec.Template.Spec
 	n := slices.IndexFunc(pod.Containers, func(c corev1.Container) bool { return c.Name == installedContainer })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -19,10 +20,20 @@ import (
 
 // Apply does one operation on a Kubernetes object. An error that wraps ErrStale asks for a new plan.
 func (s *Store) Apply(ctx context.Context, o plan.Operation) error {
-	if err := s.apply(ctx, o); err != nil {
+	err := s.apply(ctx, o)
+	switch {
+	case err == nil:
+		return nil
+	case o.Action == plan.Create && apierrors.IsNotFound(err) && s.homeless(ctx, o.Target.Namespace):
+		return fmt.Errorf("kube: %s %s: %w", o.Action, o.Target, err) // no newer reading finds it: no reason to wait for one
+	default:
 		return fmt.Errorf("kube: %s %s: %w", o.Action, o.Target, stale(err))
 	}
-	return nil
+}
+
+// homeless tells whether the reader knows no such namespace.
+func (s *Store) homeless(ctx context.Context, namespace string) bool {
+	return namespace != "" && apierrors.IsNotFound(s.reader.Get(ctx, client.ObjectKey{Name: namespace}, &corev1.Namespace{}))
 }
 
 var fieldOwner = client.FieldOwner(v1alpha1.FieldManager)

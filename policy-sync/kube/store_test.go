@@ -190,3 +190,13 @@ func TestReportWritesOnlyWhatChanged(t *testing.T) {
 		t.Errorf("events: %s", fmt.Sprint(got))
 	}
 }
+
+// TestANamespaceThatIsNotThereIsNoStaleReading: no later plan finds one, so statuses must not wait for it.
+func TestANamespaceThatIsNotThereIsNoStaleReading(t *testing.T) {
+	s, _, _ := store(t)
+	o := set("projectcalico.org/v3", "NetworkSet", "nowhere", objectName(t), map[string]any{v1alpha1.OwnerLabel: v1alpha1.OwnerValue})
+	err := s.Apply(t.Context(), plan.Operation{Action: plan.Create, Target: target(o), Object: o})
+	if err == nil || errors.Is(err, kube.ErrStale) {
+		t.Errorf("got %v, want an error that is not stale", err)
+	}
+}

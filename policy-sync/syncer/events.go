@@ -4,8 +4,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -17,19 +15,19 @@ import (
 const mostAtOnce = 32
 
 // events remembers which findings were told: one per pod and cause for a pod that a policy selects and that was never attested,
-// one per policy and cause for a policy that is refused. What a status says already when a replica takes over
-// was told by the one before.
+// one per policy and cause for a policy that is refused. What statuses said when this replica began was told by the one before.
 type events struct {
 	told     map[string]string // UID -> cause
 	attested map[types.UID]bool
+	before   *inheritance
 }
 
 // findings are those that are new. Of pods (UID) in unknown nothing is told yet.
 func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Finding {
 	var out []kube.Finding
 	told, attested := map[string]string{}, map[types.UID]bool{}
-	tell := func(uid, cause string, f kube.Finding) {
-		if before, ok := e.told[uid]; ok && before == cause {
+	tell := func(uid, cause string, inherited bool, f kube.Finding) {
+		if before, ok := e.told[uid]; ok && before == cause || !ok && inherited {
 			told[uid] = cause
 		} else if len(out) < mostAtOnce {
 			told[uid] = cause
@@ -42,7 +40,7 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 			continue
 		}
 		cause := strings.Join(p.Problems, "; ")
-		tell(p.UID, cause, kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
+		tell(p.UID, cause, e.before.policy(p), kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
 			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}})
 	}
 	for i := range g.Pods {
@@ -51,20 +49,18 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 		if p.Attested || e.attested[uid] {
 			attested[uid] = true // what is taken from it is told as a change
 		}
-		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 {
-			continue
+		if cause, ok := e.told[p.UID]; ok && unknown[p.UID] {
+			told[p.UID] = cause // not known for a moment is no other cause
 		}
-		if unknown[p.UID] {
-			if before, ok := e.told[p.UID]; ok {
-				told[p.UID] = before
-			}
+		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 || unknown[p.UID] {
 			continue
 		}
 		cause := strings.Join(p.Why, "; ")
-		tell(p.UID, cause, kube.Finding{Reason: "NotAttested", Note: cause,
+		tell(p.UID, cause, e.before.pod(p), kube.Finding{Reason: "NotAttested", Note: cause,
 			Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: uid}})
 	}
 	e.told, e.attested = told, attested
+	e.before.forget(told)
 	return out
 }
 
@@ -83,35 +79,4 @@ func unsettled(g trustgraph.Graph) map[string]bool {
 		}
 	}
 	return out
-}
-
-// inherit takes up, once, what the statuses say that an earlier replica wrote.
-func (e *events) inherit(policies []v1alpha1.TrustPolicy, g trustgraph.Graph) {
-	if e.told != nil {
-		return
-	}
-	e.told = map[string]string{}
-	reasons, refused := map[string][]string{}, map[string]bool{}
-	for i := range policies {
-		p := &policies[i]
-		for _, r := range p.Status.Refused {
-			reasons[p.Namespace+"/"+r.Pod] = append(reasons[p.Namespace+"/"+r.Pod], r.Reason)
-		}
-		c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionAccepted)
-		refused[string(p.UID)] = c != nil && c.Status == metav1.ConditionFalse && c.ObservedGeneration == p.Generation
-	}
-	for i := range g.Pods {
-		p := &g.Pods[i]
-		cause := strings.Join(p.Why, "; ") // which may say more, of what is not known again yet
-		for _, r := range reasons[p.Key()] {
-			if r != "" && strings.Contains(cause, r) {
-				e.told[p.UID] = r
-			}
-		}
-	}
-	for i := range g.Policies {
-		if p := &g.Policies[i]; refused[p.UID] {
-			e.told[p.UID] = strings.Join(p.Problems, "; ")
-		}
-	}
 }

@@ -44,6 +44,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
 	s.recall(ctx)
+	s.events.begin(snap)
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
 	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
@@ -81,7 +82,6 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 // conclude tells what came of a pass and says when the next one is due.
 func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapshot, d plan.Result, spireErr error) (time.Time, error) {
 	s.tell(d.Graph)
-	s.events.inherit(snap.Policies, d.Graph)
 	s.fight.round(p.changes)
 	next := earlier(nextExpiry(snap), d.Graph.PendingEnds())
 	switch {

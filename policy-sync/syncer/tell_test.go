@@ -14,6 +14,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 // found lists the findings that were reported, and forgets them.
@@ -51,6 +52,57 @@ func TestAPodThatIsNotAttestedIsToldOncePerCause(t *testing.T) {
 	_ = w.passes(s, 2)
 	if got := w.found(); len(got) != 1 || !strings.Contains(got[0], `"post"`) {
 		t.Errorf("for another cause, told: %v", got)
+	}
+}
+
+// written puts the statuses that were reported last where the next reading finds them, and forgets the reports.
+func (w *fakeWorld) written() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.s.Policies = slices.Clone(w.s.Policies)
+	for _, r := range w.reports {
+		for _, st := range r.Policies {
+			for i := range w.s.Policies {
+				if string(w.s.Policies[i].UID) == st.UID {
+					w.s.Policies[i].Status = st.Status
+				}
+			}
+		}
+	}
+	w.reports = nil
+}
+
+// TestANewLeaderTellsNothingAgain: neither of a pod, nor of a policy, nor of a crowd of pods that no status has room for. What
+// differs from what the leader before told is told.
+func TestANewLeaderTellsNothingAgain(t *testing.T) {
+	w := newFake(t)
+	bad := snapshottest.API()
+	bad.Name, bad.UID, bad.Spec.Ingress[0].HTTP = "bad", "bad", []v1alpha1.HTTPRule{{Methods: []string{"get"}}}
+	bad.Spec.Workloads.ServiceAccount = "nobody"
+	w.s.Policies = append(slices.Clone(w.s.Policies), bad)
+	w.s.Pods = append(w.s.Pods, snapshottest.Pod("payments", "stranger", "api", "evil-1", "10.3.0.88"))
+	first := w.syncer()
+	_ = w.passes(first, 3)
+	w.written()
+	_ = w.passes(w.syncer(), 3)
+	if got := w.found(); len(got) > 0 {
+		t.Errorf("a new leader told again: %v", got)
+	}
+	for i := range 2 * trustgraph.MaxRefused {
+		w.s.Pods = append(w.s.Pods, snapshottest.Pod("payments", fmt.Sprintf("x%d", i), "api", "evil-1", fmt.Sprintf("10.3.1.%d", i)))
+	}
+	_ = w.passes(first, 5)
+	w.written()
+	second := w.syncer()
+	_ = w.passes(second, 3)
+	if got := w.found(); len(got) > 0 {
+		t.Errorf("of a crowd, a new leader told again: %v", got)
+	}
+	w.s.Pods = append(w.s.Pods, snapshottest.Pod("payments", "newcomer", "api", "evil-1", "10.3.0.89"))
+	w.s.Policies[len(w.s.Policies)-1].Spec.Ingress[0].HTTP = []v1alpha1.HTTPRule{{Methods: []string{"post"}}}
+	_ = w.passes(second, 3)
+	if got := strings.Join(w.found(), "\n"); strings.Count(got, "\n") != 1 || !strings.Contains(got, "newcomer") || !strings.Contains(got, `"post"`) {
+		t.Errorf("of what is new, told:\n%s", got)
 	}
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 )
 
-// maxRefused is how many refused pods a status names.
-const maxRefused = 32
+// MaxRefused is how many refused pods a status names.
+const MaxRefused = 32
 
 // Status is what a TrustPolicy's status should say. The caller gives applied: whether
 // every operation of the plan was carried out, and if not, why. Conditions carry no
@@ -25,7 +25,7 @@ func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
 	}
 	st.Notes = p.Notes[:min(len(p.Notes), maxNotes)]
 	for _, key := range p.Selected {
-		if len(st.Refused) == maxRefused {
+		if len(st.Refused) == MaxRefused {
 			break
 		}
 		if why := g.refusal(key, p.Name); why != "" {
@@ -33,7 +33,7 @@ func (g Graph) Status(p Policy, applied error) v1alpha1.TrustPolicyStatus {
 		}
 	}
 	programmed := p.programmed(applied)
-	st.Conditions = []metav1.Condition{p.accepted(), programmed, p.attested(st.Refused)}
+	st.Conditions = []metav1.Condition{p.AcceptedCondition(), programmed, p.attested(st.Refused)}
 	if len(st.Refused) > 0 {
 		st.Why = st.Refused[0].Reason
 	} else if programmed.Status != metav1.ConditionTrue {
@@ -47,13 +47,17 @@ func (g Graph) refusal(key, policy string) string {
 	pod, _ := g.Pod(namespace, name)
 	for _, m := range pod.Matches {
 		if m.Policy == policy && !m.Met {
-			return joined(m.Reasons())
+			return m.Refusal()
 		}
 	}
 	return ""
 }
 
-func (p Policy) accepted() metav1.Condition {
+// Refusal is what a status says of a pod that does not meet the policy: its reasons, cut to what a status takes.
+func (m Match) Refusal() string { return joined(m.Reasons()) }
+
+// AcceptedCondition says whether the policy as it is now is accepted.
+func (p Policy) AcceptedCondition() metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: "Accepted", ObservedGeneration: p.Generation}
 	if len(p.Problems) > 0 {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "Invalid", joined(p.Problems)
