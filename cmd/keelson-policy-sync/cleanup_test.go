@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
@@ -161,6 +162,7 @@ metadata: {name: cleanup, namespace: keelson-system}
 rules:
 - {apiGroups: [apps], resources: [deployments], resourceNames: [keelson-policy-sync], verbs: [delete]}
 - {apiGroups: [coordination.k8s.io], resources: [leases], resourceNames: [keelson-policy-sync], verbs: [delete]}
+- {apiGroups: [""], resources: [configmaps], resourceNames: [`+strings.Join(kube.MemoryNames(), ", ")+`], verbs: [delete]}
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
