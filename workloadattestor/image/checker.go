@@ -206,8 +206,11 @@ func (c *Checker) check(ctx context.Context, q question) (Result, error) {
 // Resolve returns the digest that a reference has now: a name or digest in one of the layouts, which is returned as
 // "sha256:<hex>", or a reference to a registry, returned as "repository@sha256:<hex>".
 func (c *Checker) Resolve(ctx context.Context, text string) (string, error) {
-	for _, l := range c.layouts {
+	for i, l := range c.layouts {
 		raw, err := l.manifest(ctx, text)
+		if errors.Is(err, errNotFound) && i < len(c.layouts)-1 {
+			continue // another one may have it
+		}
 		if err != nil {
 			return "", fmt.Errorf("image: %s: %s: %w", l.describe(), short(text), err)
 		}

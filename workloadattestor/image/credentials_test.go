@@ -95,7 +95,7 @@ func TestCredentialsThatAreRefused(t *testing.T) {
 		"a pattern of no registry":      {`{"auths":{"*":{"auth":"dTpw"}}}`, "names no registry"},
 		"a pattern that is none":        {`{"auths":{"[a.example":{"auth":"dTpw"}}}`, "not a pattern"},
 		"a pattern in a path":           {`{"auths":{"a.example/*":{"auth":"dTpw"}}}`, "a path has no patterns"},
-		"a path that leads elsewhere":   {`{"auths":{"a.example/x/../y":{"auth":"dTpw"}}}`, "no . and no .."},
+		"a path that leads elsewhere":   {`{"auths":{"a.example/x/../y":{"auth":"dTpw"}}}`, "components, . and .."},
 		"another scheme":                {`{"auths":{"ftp://a.example":{"auth":"dTpw"}}}`, "not a registry"},
 		"auths that are a list":         {`{"auths":[]}`, "not a JSON object"},
 		"more after the end":            {`{"auths":{"a.example":{"auth":"dTpw"}}} {}`, "after the end"},
@@ -216,7 +216,7 @@ func helperProgram(t *testing.T, script string) (runs func() int) {
 	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
 	count := filepath.Join(dir, "count")
 	text := "#!/bin/sh\n[ \"$1\" = get ] || exit 9\nread -r server || [ -n \"$server\" ]\necho x >> " + count + "\n" + script + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(text), 0o700); err != nil { //nolint:gosec // it is run
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return func() int {

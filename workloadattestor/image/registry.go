@@ -85,7 +85,7 @@ func parsePrefix(prefix string) (string, error) {
 func plainPath(path string) error {
 	for _, part := range strings.Split(path, "/") {
 		if part == "" || part == "." || part == ".." {
-			return fmt.Errorf("repository %s: want no empty component, no . and no ..", short(path))
+			return fmt.Errorf("repository %s: empty components, . and .. are refused: a server could resolve them to another repository", short(path))
 		}
 	}
 	return nil

@@ -288,7 +288,7 @@ func TestConfigurationsThatCouldNeverMatchAreRefused(t *testing.T) {
 		"the machine behind docker.io":   {image.Config{Registries: []string{"registry-1.docker.io"}}, "write docker.io"},
 		"an official image's short name": {image.Config{Registries: []string{"docker.io/nginx"}}, "docker.io/library/nginx"},
 		"a tag":                          {image.Config{Registries: []string{"quay.io/x:v1"}}, "without tag"},
-		"dots":                           {image.Config{Registries: []string{"quay.io/x/../y"}}, "no .."},
+		"dots":                           {image.Config{Registries: []string{"quay.io/x/../y"}}, ". and .."},
 		"a mirror that is none":          {image.Config{Mirrors: map[string][]string{"docker.io": {"https://m.example"}}}, "mirror"},
 		"mirrors of a repository":        {image.Config{Mirrors: map[string][]string{"docker.io/x": {"m.example"}}}, "mirrors of"},
 		"a CA that is none":              {image.Config{RegistryCAs: map[string][]byte{"r.example": []byte("x")}}, "CA certificates"},

@@ -19,8 +19,10 @@ const (
 	FormatSimpleSigning = "cosign-simple-signing"
 	FormatBundle        = "sigstore-bundle"
 
-	payloadMediaType types.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
-	bundleMediaType                  = "application/vnd.dev.sigstore.bundle" // "…+json;version=0.2" or ".v0.3+json"
+	// bundleMediaType is the start of "…+json;version=0.2" and of "….v0.3+json".
+	bundleMediaType = "application/vnd.dev.sigstore.bundle"
+
+	payloadMediaType = types.MediaType("application/vnd.dev.cosign.simplesigning.v1+json")
 )
 
 const (

@@ -2,8 +2,6 @@ package workloadplugin
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -272,17 +270,4 @@ func duration(p *pluginconf.Problems, key, text string, def time.Duration) time.
 		return def
 	}
 	return d
-}
-
-func readLimited(path string, limit int64) (raw []byte, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	raw, err = io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(raw)) > limit {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
-	}
-	return raw, err
 }
