@@ -31,7 +31,7 @@ race: setup ## run all unit and integration tests with the race detector, in ran
 
 .PHONY: check
 check: ## everything that CI runs, with the time that each part took
-	@for part in fmt-check vet lint generate-check tidy-check race charts e2e; do \
+	@for part in fmt-check vet lint generate-check tidy-check race resolution charts e2e; do \
 	  begun=$$SECONDS; $(MAKE) --no-print-directory $$part; echo "== $$part: $$((SECONDS - begun)) s"; \
 	done
 
@@ -85,10 +85,15 @@ generate-check: generate ## fail where generated files are not up to date
 tidy-check: ## fail where go.mod or go.sum is not tidy
 	go mod tidy -diff
 	cd test/charts && go mod tidy -diff
+	cd test/parts/containerd/resolution && go mod tidy -diff
 
 .PHONY: charts
 charts: setup ## lint the Helm charts, compare what they render, and install them into a real Kubernetes API
 	cd test/charts && go vet ./... && go test -count=1 -timeout 20m ./...
+
+.PHONY: resolution
+resolution: ## compare what containerd and CRI-O would start from random indexes with what is judged
+	cd test/parts/containerd/resolution && go vet ./... && go test -count=1 ./...
 
 .PHONY: e2e
 e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root on Linux), and the light demo
