@@ -102,7 +102,7 @@ e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root
 
 .PHONY: e2e-long
 e2e-long: setup ## the scenarios that measure and that kill, at length: 20 runs, 50 pods, ten minutes
-	go run ./test/e2e -runs 20 -pods 50 -faults 10m tampering rollout faults
+	go run ./test/e2e -runs 20 -pods 50 -faults 10m tampering rollout tenants faults
 
 .PHONY: cluster
 cluster: setup ## bring up the whole cluster with its workloads, until Ctrl-C
