@@ -171,7 +171,26 @@ imagePullSecrets:
 {{- $node := get $affinity "nodeAffinity" | default dict -}}
 {{- $preferred := get $node "preferredDuringSchedulingIgnoredDuringExecution" | default list -}}
 {{- $preferred = append $preferred (dict "weight" 100 "preference" (dict "matchExpressions" (list $good))) -}}
-{{- toYaml (set $affinity "nodeAffinity" (set $node "preferredDuringSchedulingIgnoredDuringExecution" $preferred)) -}}
+{{- $_ := set $node "preferredDuringSchedulingIgnoredDuringExecution" $preferred -}}
+{{- /* To delete entries it needs policy-sync's own identity, which is issued on named machines alone: elsewhere it could only fail. */ -}}
+{{- $names := .Values.policySync.config.spire.adminNodes -}}
+{{- if and .Values.uninstall.spireEntries $names -}}
+{{- $required := get $node "requiredDuringSchedulingIgnoredDuringExecution" | default dict -}}
+{{- $terms := list -}}
+{{- range $term := get $required "nodeSelectorTerms" | default (list (dict "matchFields" list)) -}}
+{{- if not $term -}}{{- /* an empty one matches no node, and stays so */ -}}
+{{- $terms = append $terms $term -}}
+{{- else -}}
+{{- range $name := $names -}}
+{{- $field := dict "key" "metadata.name" "operator" "In" "values" (list $name) -}}
+{{- $copy := deepCopy $term -}}
+{{- $terms = append $terms (set $copy "matchFields" (append (get $copy "matchFields" | default list) $field)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $node "requiredDuringSchedulingIgnoredDuringExecution" (set $required "nodeSelectorTerms" $terms) -}}
+{{- end -}}
+{{- toYaml (set $affinity "nodeAffinity" $node) -}}
 {{- end }}
 
 {{- define "keelson.tolerations" -}}
