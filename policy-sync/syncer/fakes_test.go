@@ -107,7 +107,10 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 }
 
 func (k fakeKube) Apply(ctx context.Context, o plan.Operation) error {
-	if k.hangs != nil && k.hangs(o) {
+	k.mu.Lock()
+	hangs := k.hangs
+	k.mu.Unlock()
+	if hangs != nil && hangs(o) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
