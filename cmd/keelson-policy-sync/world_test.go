@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -266,12 +267,17 @@ func trusted(nodeName string, valid time.Duration, tags map[string]string) *v1al
 // verdict updates a node's NodeTrust as the SPIRE server's plugin would.
 func (w *world) verdict(nodeName string, change func(*v1alpha1.NodeTrustSpec)) {
 	w.t.Helper()
-	o := &v1alpha1.NodeTrust{}
-	w.must(w.verifier.Get(w.t.Context(), client.ObjectKey{Name: nodeName}, o))
-	o.Spec.AttestedAt = metav1.NewMicroTime(time.Now())
-	o.Spec.ValidUntil = metav1.NewMicroTime(time.Now().Add(time.Hour))
-	change(&o.Spec)
-	w.must(w.verifier.Update(w.t.Context(), o))
+	// policy-sync writes the status of the same object.
+	w.must(retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		o := &v1alpha1.NodeTrust{}
+		if err := w.verifier.Get(w.t.Context(), client.ObjectKey{Name: nodeName}, o); err != nil {
+			return err
+		}
+		o.Spec.AttestedAt = metav1.NewMicroTime(time.Now())
+		o.Spec.ValidUntil = metav1.NewMicroTime(time.Now().Add(time.Hour))
+		change(&o.Spec)
+		return w.verifier.Update(w.t.Context(), o)
+	}))
 }
 
 func bad(s *v1alpha1.NodeTrustSpec) {

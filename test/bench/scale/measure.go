@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -231,16 +232,19 @@ func (f *figures) closings(ctx context.Context) ([]time.Duration, error) {
 
 // verdict writes a node's verdict, as the SPIRE server's plugin does.
 func (w *world) verdict(ctx context.Context, node int, good bool) error {
-	t := &v1alpha1.NodeTrust{}
-	if err := w.verifier.Get(ctx, client.ObjectKey{Name: nodeName(node)}, t); err != nil {
-		return err
-	}
-	t.Spec = w.trusted(node)
-	if !good {
-		t.Spec.Verdict, t.Spec.Reference = v1alpha1.VerdictUntrusted, ""
-		t.Spec.Reasons = []v1alpha1.Reason{{Check: "ima.file", Reason: "a file was run that no reference set knows"}}
-	}
-	return w.verifier.Update(ctx, t)
+	// policy-sync writes the status of the same object.
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		t := &v1alpha1.NodeTrust{}
+		if err := w.verifier.Get(ctx, client.ObjectKey{Name: nodeName(node)}, t); err != nil {
+			return err
+		}
+		t.Spec = w.trusted(node)
+		if !good {
+			t.Spec.Verdict, t.Spec.Reference = v1alpha1.VerdictUntrusted, ""
+			t.Spec.Reasons = []v1alpha1.Reason{{Check: "ima.file", Reason: "a file was run that no reference set knows"}}
+		}
+		return w.verifier.Update(ctx, t)
+	})
 }
 
 // closing makes one node bad and waits until its pods have no label, it bears the taint, and its pods' addresses are
