@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,9 +191,9 @@ func TestASignThatIsNotPutUpIsAnError(t *testing.T) {
 }
 
 func TestUntilGoesOnUntilItSucceeds(t *testing.T) {
-	tries := 0
+	var tries atomic.Int64 // the listener serves each connection by a goroutine of its own
 	address := listen(t, func(c net.Conn) {
-		if tries++; tries > 2 { // one connection after the other
+		if tries.Add(1) > 2 {
 			_, _ = io.Copy(c, c)
 		}
 		_ = c.Close()
