@@ -33,7 +33,7 @@ const (
 func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []corev1.Node) []ImageQuestion {
 	verifiers := map[string][]string{}
 	for _, p := range policies {
-		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.VerifiedBy...)
+		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.Verifiers()...)
 	}
 	return AskAbout(pods, nodes, func(pod *corev1.Pod) ([]string, bool) {
 		names, ok := verifiers[pod.Namespace]

@@ -156,7 +156,7 @@ func (b *builder) merge(id *Identity, policies []*Policy) {
 			id.Tags[key] = intersect(id.Tags[key], values)
 		}
 		id.Digests = intersect(id.Digests, r.Image.Digests)
-		id.Verifiers = alternatives(id.Verifiers, r.Image.VerifiedBy)
+		id.Verifiers = alternatives(id.Verifiers, verifierSets(r.Image))
 		id.Restricted = id.Restricted || r.Runtime == v1alpha1.RuntimeRestricted
 	}
 	if id.Problem == "" {
@@ -204,18 +204,15 @@ func intersect(have, want []string) []string {
 	return out
 }
 
-// alternatives multiplies out "one of these and one of those", bounded.
-func alternatives(have [][]string, want []string) [][]string {
-	if len(want) == 0 {
-		return have
-	}
+// alternatives multiplies out "one of these sets and one of those", bounded.
+func alternatives(have, want [][]string) [][]string {
 	var out [][]string
 	for _, h := range have {
 		for _, w := range want {
 			if len(out) > maxAlternatives {
 				return out
 			}
-			out = append(out, sorted(append(slices.Clone(h), w)))
+			out = append(out, sorted(slices.Concat(h, w)))
 		}
 	}
 	slices.SortFunc(out, slices.Compare)

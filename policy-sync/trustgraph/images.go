@@ -192,27 +192,11 @@ func (b *builder) judgeKey(key snapshot.ImageKey, p *Policy) (string, state) {
 		}
 		return fmt.Sprintf("image manifest %s is not among the digests that policy %s accepts", list(sorted(slices.Clone(image.Manifests))), p.Name), is
 	}
-	if len(req.VerifiedBy) == 0 {
+	reasons, is := b.judgeVerifiers(req, image)
+	if is == met {
 		return "", met
 	}
-	var reasons []string
-	is := refused
-	for _, name := range req.VerifiedBy {
-		v, asked := image.Verifiers[name]
-		switch {
-		case !asked:
-			reasons, is = append(reasons, name+" was not asked"), unknown
-		case v.Unknown:
-			reasons, is = append(reasons, name+" could not tell: "+v.Reason), unknown
-		case !v.Accepted:
-			reasons = append(reasons, name+" says: "+v.Reason)
-		case !v.ValidUntil.IsZero() && !b.s.At.Before(v.ValidUntil):
-			reasons = append(reasons, name+"'s acceptance has expired")
-		default:
-			return "", met
-		}
-	}
-	return fmt.Sprintf("image %s is accepted by none of the verifiers of policy %s: %v", list(sorted(slices.Clone(image.Manifests))), p.Name, sorted(reasons)), is
+	return fmt.Sprintf("image %s is accepted by %s of policy %s: %v", list(sorted(slices.Clone(image.Manifests))), tooFew(req), p.Name, sorted(reasons)), is
 }
 
 // amongDigests tells whether a policy lists the image: each manifest that may be what runs, or an index that leads to no

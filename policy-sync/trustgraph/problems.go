@@ -132,6 +132,7 @@ func checkKey(add adder, where, key string) {
 func checkRequirements(add adder, r v1alpha1.Requirements) {
 	if !atMost(add, "require.node.references", len(r.Node.References), v1alpha1.MaxReferences) ||
 		!atMost(add, "require.image.verifiedBy", len(r.Image.VerifiedBy), v1alpha1.MaxVerifiers) ||
+		!atMost(add, "require.image.verifiedByAll", len(r.Image.VerifiedByAll), v1alpha1.MaxVerifiers) ||
 		!atMost(add, "require.image.digests", len(r.Image.Digests), v1alpha1.MaxDigests) {
 		return
 	}
@@ -141,11 +142,7 @@ func checkRequirements(add adder, r v1alpha1.Requirements) {
 		}
 	}
 	checkTags(add, "require.node.tags", r.Node.Tags)
-	for _, v := range r.Image.VerifiedBy {
-		if _, err := workloadclaim.NewSelector(workloadclaim.KindSignedBy, v); err != nil {
-			add("require.image.verifiedBy: %.80q is no verifier's name: %v", v, err)
-		}
-	}
+	checkVerifiers(add, r.Image)
 	for _, d := range r.Image.Digests {
 		if _, err := workloadclaim.ParseManifestDigest(d); err != nil {
 			add("require.image.digests: %v", err)
@@ -158,7 +155,7 @@ func checkRequirements(add adder, r v1alpha1.Requirements) {
 	for _, values := range r.Node.Tags {
 		alternatives = min(alternatives*max(1, len(values)), maxAlternatives+1)
 	}
-	images := max(1, len(r.Image.VerifiedBy)) * max(1, len(r.Image.Digests))
+	images := choices(r.Image) * max(1, len(r.Image.Digests))
 	if alternatives > maxAlternatives || images > maxAlternatives {
 		add("require: more than %d alternatives; name fewer references, tag values, verifiers or digests", maxAlternatives)
 	}

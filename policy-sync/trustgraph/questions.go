@@ -37,7 +37,7 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 		for _, c := range choosers[pod.Namespace] {
 			if c.selects(pod) {
 				selected = true
-				names = append(names, c.policy.Spec.Require.Image.VerifiedBy...)
+				names = append(names, c.policy.Spec.Require.Image.Verifiers()...)
 			}
 		}
 		slices.Sort(names)

@@ -223,6 +223,24 @@ func (g gen) require() any {
 			return g.from([]string{"release-key", "a", long(63)}, []string{"", "A", "a.b", long(64), "a_b", "-a"})
 		})
 	})
+	g.set(image, "verifiedByAll", func() any {
+		return g.list(17, func() any { return g.from([]string{"release-key", "a"}, []string{"", "A"}) })
+	})
+	if g.r.IntN(4) == 0 {
+		names, _ := image["verifiedBy"].([]any)
+		for i := range names {
+			names[i] = fmt.Sprint("v", i)
+		}
+		image["verifiedByAtLeast"] = int64(1)
+		switch {
+		case g.slip():
+			image["verifiedByAtLeast"] = []int64{0, -1, 11, 1 << 31, int64(len(names) + 1)}[g.r.IntN(5)]
+		case len(names) == 0 && !g.slip():
+			delete(image, "verifiedByAtLeast")
+		case len(names) > 0:
+			image["verifiedByAtLeast"] = 1 + g.r.Int64N(int64(len(names)))
+		}
+	}
 	g.set(image, "digests", func() any { return g.list(65, func() any { return g.from(digests, noDigest) }) })
 	if g.slip() {
 		image[g.from([]string{"scan", "sbom", "provenance", "drift"}, nil)] = map[string]any{"x": int64(1)}

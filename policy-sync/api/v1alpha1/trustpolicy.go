@@ -22,9 +22,11 @@ const (
 	MaxPaths        = 64
 	MaxReferences   = 16
 	MaxVerifiers    = 16
-	MaxDigests      = 64
-	MaxTags         = 8
-	MaxTagValues    = 64
+	// MaxChosenVerifiers bounds verifiedBy beside verifiedByAtLeast, because each choice is a SPIRE entry.
+	MaxChosenVerifiers = 10
+	MaxDigests         = 64
+	MaxTags            = 8
+	MaxTagValues       = 64
 	// MaxMatchLabels, MaxMatchExpressions and MaxMatchValues bound a label selector.
 	MaxMatchLabels      = 32
 	MaxMatchExpressions = 16
@@ -124,14 +126,27 @@ type NodeRequirement struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.sbom)",message="require.image.sbom is not supported yet: remove it; this version would not check it"
 // +kubebuilder:validation:XValidation:rule="!has(self.provenance)",message="require.image.provenance is not supported yet: remove it; this version would not check it"
 // +kubebuilder:validation:XValidation:rule="!has(self.drift)",message="require.image.drift is not supported yet: remove it; this version would not check it"
-// +kubebuilder:validation:XValidation:rule="(has(self.verifiedBy) && size(self.verifiedBy) > 0 ? size(self.verifiedBy) : 1) * (has(self.digests) && size(self.digests) > 0 ? size(self.digests) : 1) <= 256",message="more than 256 combinations of verifiers and digests: name fewer"
+// +kubebuilder:validation:XValidation:rule="!has(self.verifiedByAtLeast) || (has(self.verifiedBy) && size(self.verifiedBy) >= self.verifiedByAtLeast)",message="verifiedByAtLeast asks for more verifiers than verifiedBy names"
+// +kubebuilder:validation:XValidation:rule="!has(self.verifiedByAtLeast) || !has(self.verifiedBy) || (size(self.verifiedBy) <= 10 && self.verifiedBy.all(v, self.verifiedBy.exists_one(w, w == v)))",message="with verifiedByAtLeast, verifiedBy names at most 10 verifiers, each once; where all have to accept, use verifiedByAll"
+// +kubebuilder:validation:XValidation:rule="(has(self.verifiedBy) && size(self.verifiedBy) > 0 ? (has(self.verifiedByAtLeast) && size(self.verifiedBy) <= 10 && self.verifiedByAtLeast <= size(self.verifiedBy) ? [[1],[1,1],[1,2,1],[1,3,3,1],[1,4,6,4,1],[1,5,10,10,5,1],[1,6,15,20,15,6,1],[1,7,21,35,35,21,7,1],[1,8,28,56,70,56,28,8,1],[1,9,36,84,126,126,84,36,9,1],[1,10,45,120,210,252,210,120,45,10,1]][size(self.verifiedBy)][self.verifiedByAtLeast] : size(self.verifiedBy)) : 1) * (has(self.digests) && size(self.digests) > 0 ? size(self.digests) : 1) <= 256",message="more than 256 combinations of verifiers and digests: name fewer"
 type ImageRequirement struct {
-	// VerifiedBy names verifiers in the operator's configuration; one of them must accept the image.
+	// VerifiedBy names verifiers in the operator's configuration; one of them must accept the image, or as many as VerifiedByAtLeast says.
 	// +optional
 	// +kubebuilder:validation:MaxItems=16
 	// +kubebuilder:validation:items:MaxLength=253
 	// +kubebuilder:validation:items:XValidation:rule="size(self) <= 63 && self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="a verifier's name has at most 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
 	VerifiedBy []string `json:"verifiedBy,omitempty"`
+	// VerifiedByAtLeast is how many of VerifiedBy must accept the image; 1 where it is absent.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=10
+	VerifiedByAtLeast *int32 `json:"verifiedByAtLeast,omitempty"`
+	// VerifiedByAll names verifiers that must all accept the image, beside what VerifiedBy asks.
+	// +optional
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:XValidation:rule="size(self) <= 63 && self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="a verifier's name has at most 63 lower-case letters, digits and '-', and begins and ends with a letter or digit"
+	VerifiedByAll []string `json:"verifiedByAll,omitempty"`
 	// Digests lists accepted manifest digests ("sha256:<hex>"); the image must be one of them.
 	// +optional
 	// +kubebuilder:validation:MaxItems=64

@@ -85,6 +85,16 @@ func (in *ImageRequirement) DeepCopyInto(out *ImageRequirement) {
 		*out = make([]string, len(*in))
 		copy(*out, *in)
 	}
+	if in.VerifiedByAtLeast != nil {
+		in, out := &in.VerifiedByAtLeast, &out.VerifiedByAtLeast
+		*out = new(int32)
+		**out = **in
+	}
+	if in.VerifiedByAll != nil {
+		in, out := &in.VerifiedByAll, &out.VerifiedByAll
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Digests != nil {
 		in, out := &in.Digests, &out.Digests
 		*out = make([]string, len(*in))
