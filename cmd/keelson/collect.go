@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
@@ -174,17 +175,17 @@ func (f collectFlags) key(ctx context.Context, dev *tpmdev.Device) (k tpmdev.AK,
 // logs reads what the kernel keeps.
 func (f collectFlags) logs(files map[string][]byte) error {
 	var err error
-	if files[fileEventLog], err = readLimited(f.eventLog, eventlog.MaxLogSize); err != nil {
+	if files[fileEventLog], err = boundedfile.Read(f.eventLog, eventlog.MaxLogSize); err != nil {
 		return err
 	}
-	files[fileSystemdLog], err = readLimited(f.systemdLog, eventlog.MaxUserspaceLog)
+	files[fileSystemdLog], err = boundedfile.Read(f.systemdLog, eventlog.MaxUserspaceLog)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	files[fileIMALog], err = readLimited(f.imaLog, ima.DefaultLimits().Total)
+	files[fileIMALog], err = boundedfile.Read(f.imaLog, ima.DefaultLimits().Total)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	files[fileCommandLine], err = readLimited(f.commandLine, eventlog.MaxCommandLine)
+	files[fileCommandLine], err = boundedfile.Read(f.commandLine, eventlog.MaxCommandLine)
 	return err
 }

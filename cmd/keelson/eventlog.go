@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -69,7 +70,7 @@ func showEventlog(ctx context.Context, out io.Writer, file string, f eventlogFla
 	if f.output != "text" && f.output != "json" {
 		return fmt.Errorf("output %q is neither text nor json", f.output)
 	}
-	raw, err := readLimited(file, eventlog.MaxLogSize)
+	raw, err := boundedfile.Read(file, eventlog.MaxLogSize)
 	if err != nil {
 		return err
 	}

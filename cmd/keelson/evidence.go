@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/ak"
 	"github.com/keelson-project/keelson/nodeattestor/appraise"
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -162,7 +162,7 @@ func readBundle(dir string, osExtended []int) (appraise.Bundle, error) {
 		{fileCommandLine, &line, eventlog.MaxCommandLine, true},
 		{filePCRs, &pcrs, maxPCRsFile, true},
 	} {
-		data, err := readLimited(filepath.Join(dir, f.name), f.limit)
+		data, err := boundedfile.Read(filepath.Join(dir, f.name), f.limit)
 		if f.optional && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -192,23 +192,6 @@ func readPCRs(text []byte) map[int][]byte {
 		}
 	}
 	return out
-}
-
-// readLimited reads a file of at most limit bytes.
-func readLimited(path string, limit int64) (data []byte, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	data, err = io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s has more than the %d bytes allowed", path, limit)
-	}
-	return data, nil
 }
 
 // Verdicts of a report.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -33,7 +34,7 @@ func verifyEKs(dir, roots string, now time.Time) (nodeclaim.Refusals, error) {
 	slices.Sort(files)
 	var refusals nodeclaim.Refusals
 	for _, name := range files {
-		data, err := readLimited(name, maxPEM)
+		data, err := boundedfile.Read(name, maxPEM)
 		if err != nil {
 			return nil, err
 		}
@@ -77,7 +78,7 @@ func readAnchors(dir string) (ek.Anchors, error) {
 			continue
 		}
 		name := filepath.Join(dir, e.Name())
-		data, err := readLimited(name, maxPEM)
+		data, err := boundedfile.Read(name, maxPEM)
 		if err != nil {
 			errs = append(errs, err)
 			continue

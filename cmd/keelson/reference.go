@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/appraise"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/imasig"
@@ -102,7 +103,7 @@ func captureReference(report io.Writer, f captureFlags) ([]byte, error) {
 func readIMAKeys(files []string) ([]imasig.Key, error) {
 	var keys []imasig.Key
 	for _, name := range files {
-		data, err := readLimited(name, maxPEM)
+		data, err := boundedfile.Read(name, maxPEM)
 		if err != nil {
 			return nil, err
 		}

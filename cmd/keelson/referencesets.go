@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/dsse"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
@@ -163,7 +164,7 @@ func readAnySet(file string, signers []string) (reference.Set, string, error) {
 		}
 		return sets[0], "by key " + sets[0].SignedBy() + ", verified", nil
 	}
-	data, err := readLimited(file, reference.MaxSignedSize)
+	data, err := boundedfile.Read(file, reference.MaxSignedSize)
 	if err != nil {
 		return reference.Set{}, "", err
 	}
@@ -190,7 +191,7 @@ func readSets(files, signers []string) ([]reference.Set, error) {
 	var sets []reference.Set
 	var errs, refusals []error
 	for _, name := range files {
-		data, err := readLimited(name, reference.MaxSignedSize)
+		data, err := boundedfile.Read(name, reference.MaxSignedSize)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -224,7 +225,7 @@ func inFile(file string, err error) error {
 func readSigners(files []string) ([]crypto.PublicKey, error) {
 	var keys []crypto.PublicKey
 	for _, name := range files {
-		data, err := readLimited(name, maxPEM)
+		data, err := boundedfile.Read(name, maxPEM)
 		if err != nil {
 			return nil, err
 		}
@@ -286,7 +287,7 @@ func signReference(out io.Writer, f signFlags, file string, now time.Time) error
 	if err != nil {
 		return err
 	}
-	pem, err := readLimited(f.key, maxPEM)
+	pem, err := boundedfile.Read(f.key, maxPEM)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -96,7 +97,7 @@ func issueTag(out io.Writer, f issueFlags, now time.Time) error {
 }
 
 func readSigningKey(file string) (crypto.Signer, error) {
-	pem, err := readLimited(file, maxPEM)
+	pem, err := boundedfile.Read(file, maxPEM)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +178,7 @@ func provisionTag(ctx context.Context, out io.Writer, f provisionFlags) (err err
 	if err != nil {
 		return err
 	}
-	signed, err := readLimited(f.document, assettag.MaxDocumentSize)
+	signed, err := boundedfile.Read(f.document, assettag.MaxDocumentSize)
 	if err != nil {
 		return err
 	}

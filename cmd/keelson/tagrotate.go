@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 )
 
@@ -85,7 +85,7 @@ func rotateTag(ctx context.Context, out io.Writer, f rotateFlags, now time.Time)
 	defer func() { err = errors.Join(err, dev.Close()) }()
 	// The file before the TPM: what the TPM certifies is never without its document.
 	staged := f.document + ".new"
-	if err := writeDurably(staged, signed); err != nil {
+	if err := boundedfile.Replace(staged, signed, 0o644); err != nil {
 		return err
 	}
 	digest := assettag.Digest(signed)
@@ -101,7 +101,7 @@ func rotateTag(ctx context.Context, out io.Writer, f rotateFlags, now time.Time)
 
 // old is the tag in force, which one of the keys must have signed.
 func (f rotateFlags) old(signer crypto.Signer) (assettag.Document, error) {
-	signed, err := readLimited(f.document, assettag.MaxDocumentSize)
+	signed, err := boundedfile.Read(f.document, assettag.MaxDocumentSize)
 	if err != nil {
 		return assettag.Document{}, err
 	}
@@ -133,23 +133,6 @@ func (f rotateFlags) next(old assettag.Document, now time.Time) (assettag.Docume
 		return next, fmt.Errorf("--serial %d is not above %d, the serial of the tag in force", next.Serial, old.Serial)
 	}
 	return next, nil
-}
-
-// writeDurably writes a file that is there in whole after a crash, or not at all.
-func writeDurably(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 type revokeFlags struct {
@@ -192,7 +175,7 @@ func revokeTag(ctx context.Context, out io.Writer, f revokeFlags) error {
 }
 
 func listRevoked(out io.Writer, f revokeFlags) error {
-	signed, err := readLimited(f.document, assettag.MaxDocumentSize)
+	signed, err := boundedfile.Read(f.document, assettag.MaxDocumentSize)
 	if err != nil {
 		return err
 	}
@@ -206,7 +189,7 @@ func listRevoked(out io.Writer, f revokeFlags) error {
 	}
 	all := assettag.Revocations{}
 	if f.list != "" {
-		data, err := readLimited(f.list, assettag.MaxRevocationsSize)
+		data, err := boundedfile.Read(f.list, assettag.MaxRevocationsSize)
 		if err == nil {
 			all, err = assettag.ParseRevocations(data)
 		} else if errors.Is(err, os.ErrNotExist) {
@@ -227,7 +210,7 @@ func listRevoked(out io.Writer, f revokeFlags) error {
 		_, err = out.Write(data)
 		return err
 	}
-	if err := writeDurably(f.list, data); err != nil {
+	if err := boundedfile.Replace(f.list, data, 0o644); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(out, "%s: tags up to serial %d of EK %v are revoked\n", f.list, d.Serial, d.EKHashes)

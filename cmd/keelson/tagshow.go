@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
@@ -145,7 +146,7 @@ func (r *tagReport) judgeIndex(held tpmdev.TagIndex, present bool) {
 }
 
 func (r *tagReport) judgeDocument(f tagShowFlags, now time.Time) error {
-	signed, err := readLimited(f.document, assettag.MaxDocumentSize)
+	signed, err := boundedfile.Read(f.document, assettag.MaxDocumentSize)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
 )
 
@@ -34,7 +35,7 @@ func (f *tpmFlags) openWith(ctx context.Context, template string) (*tpmdev.Devic
 	opts := tpmdev.Options{Template: template}
 	if f.ownerAuth != "" {
 		var err error
-		if opts.OwnerAuth, err = readLimited(f.ownerAuth, maxOwnerAuth); err != nil {
+		if opts.OwnerAuth, err = boundedfile.Read(f.ownerAuth, maxOwnerAuth); err != nil {
 			return nil, err
 		}
 	}

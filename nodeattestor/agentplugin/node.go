@@ -12,6 +12,7 @@ import (
 	"sync"
 	"unicode/utf8"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/tpmdev"
@@ -99,13 +100,13 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if n.config.tagDocument != "" {
-		if n.tag, err = readBounded(n.config.tagDocument, evidence.MaxTagDocument); err != nil {
+		if n.tag, err = boundedfile.Read(n.config.tagDocument, evidence.MaxTagDocument); err != nil {
 			return nil, err
 		}
 	}
 	p.HasTag = n.tag != nil
 	if n.config.tokenPath != "" { // read each time: the kubelet renews it
-		token, err := readBounded(n.config.tokenPath, evidence.MaxToken)
+		token, err := boundedfile.Read(n.config.tokenPath, evidence.MaxToken)
 		if err != nil {
 			return nil, err
 		}
@@ -150,7 +151,7 @@ func (n *node) respond(ctx context.Context, data []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if line, err := readBounded(n.config.commandLine, evidence.MaxCommandLine); err == nil && utf8.Valid(line) {
+	if line, err := boundedfile.Read(n.config.commandLine, evidence.MaxCommandLine); err == nil && utf8.Valid(line) {
 		r.CommandLine = strings.TrimSuffix(string(line), "\n") // optional: it only makes reasons readable
 	}
 	if r.Chunks, err = n.firstChunks(c); err != nil {
@@ -193,7 +194,7 @@ func (n *node) certifyTag(ctx context.Context, c *evidence.Challenge) (*evidence
 // firstChunks opens the kernel's logs and sends the start of each along with the response; a message has no room for
 // more, so systemd's is sent when it is asked for.
 func (n *node) firstChunks(c *evidence.Challenge) ([]evidence.Chunk, error) {
-	log, err := readBounded(n.config.eventLog, maxEventLog)
+	log, err := boundedfile.Read(n.config.eventLog, maxEventLog)
 	if err != nil {
 		return nil, err
 	}
@@ -298,19 +299,3 @@ func (l *logReader) next() (*evidence.Chunk, error) {
 }
 
 func (l *logReader) close() error { return l.from.Close() }
-
-// readBounded reads a file whose size may not be known before, within a limit of bytes.
-func readBounded(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s has more than the %d bytes allowed", path, limit)
-	}
-	return data, nil
-}

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
+	"github.com/keelson-project/keelson/boundedfile"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
 )
 
@@ -119,17 +119,8 @@ func writeAK(path string, k AK) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), AKFile+".*") // mode 0600
-	if err != nil {
+	if err := boundedfile.Replace(path, data, 0o600); err != nil {
 		return fmt.Errorf("tpmdev: attestation key: %w", err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("tpmdev: attestation key: %w", err), os.Remove(f.Name()))
 	}
 	return nil
 }

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/keelson-project/keelson/boundedfile"
 )
 
 // maxPending bounds the queue file in bytes; it holds one result per node.
@@ -17,19 +15,12 @@ const maxPending = 64 << 20
 // loadPending reads the file at path, strictly; one that is not there holds nothing. Its errors say what to do.
 func loadPending(path string) (map[string]Result, error) {
 	pending := map[string]Result{}
-	info, err := os.Stat(path)
+	data, err := boundedfile.ReadRegular(path, maxPending)
 	if errors.Is(err, fs.ErrNotExist) {
 		return pending, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	if info.Size() > maxPending {
-		return nil, fmt.Errorf("verdict: pending verdicts: %s has %d bytes, more than %d; remove it if it is not Keelson's", path, info.Size(), maxPending)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("verdict: pending verdicts: %w", err)
+		return nil, fmt.Errorf("verdict: pending verdicts: %w; remove it if it is not Keelson's", err)
 	}
 	if pending, err = parsePending(data); err != nil {
 		return nil, fmt.Errorf("verdict: pending verdicts: %s: %w; remove the file to start without them", path, err)
@@ -60,18 +51,10 @@ func savePending(path string, pending map[string]Result) error {
 	if err != nil {
 		return fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
-	temporary := path + ".new" // one name: what a crash leaves behind is replaced, and never adds up
-	if err := writeSynced(temporary, data); err != nil {
-		err = errors.Join(fmt.Errorf("verdict: pending verdicts: %w", err), removeIfThere(temporary))
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-			err = fmt.Errorf("%w: make room in %s", err, filepath.Dir(path))
-		}
-		return err
-	}
-	if err := os.Rename(temporary, path); err != nil {
+	if err := boundedfile.Replace(path, data, 0o600); err != nil {
 		return fmt.Errorf("verdict: pending verdicts: %w", err)
 	}
-	return syncDir(filepath.Dir(path))
+	return nil
 }
 
 // marshalPending is the file's content. What would not be read again after a restart is not written: with very
@@ -89,35 +72,4 @@ func marshalPending(pending map[string]Result) ([]byte, error) {
 		err = fmt.Errorf("%d results take %d bytes, more than %d", len(short), len(data), maxPending)
 	}
 	return data, err
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// syncDir makes a rename in a directory survive a loss of power.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err == nil {
-		err = errors.Join(dir.Sync(), dir.Close())
-	}
-	if err != nil {
-		return fmt.Errorf("verdict: pending verdicts: %w", err)
-	}
-	return nil
-}
-
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -81,7 +83,7 @@ func (q *Queue) Succeed(w Writer, path string) (*Queue, error) {
 	}
 	q.Close() // it may have written some of them meanwhile; writing those again changes nothing
 	if path != q.path {
-		if err := removeIfThere(q.path); err != nil {
+		if err := os.Remove(q.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			q.log.Warn("pending verdicts moved, but the old file stays", "file", q.path, "error", err)
 		}
 	}
