@@ -16,6 +16,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/trustclock"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
@@ -26,15 +27,14 @@ type attempt struct {
 	conversation
 	sinks *Plugin // where results go, as it is when they do
 	log   hclog.Logger
-	clock *clock
+	clock *trustclock.Clock
 	watch *stopwatch
 	sizes logSizes
 	rand  io.Reader
 
-	received receipt         // when the payload arrived: the order among verdicts
-	until    time.Time       // when a verdict becomes stale
-	pending  *verify.Pending // nil until Begin accepted the payload
-	release  func()          // gives back what known claimed; nil while nothing is
+	received trustclock.Receipt // when the payload arrived, and when a verdict becomes stale
+	pending  *verify.Pending    // nil until Begin accepted the payload
+	release  func()             // gives back what known claimed; nil while nothing is
 }
 
 // attest runs the protocol and turns its end into a verdict and a gRPC status.
@@ -58,20 +58,19 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 	if err != nil {
 		return none, err
 	}
-	a.received = a.clock.receipt()
-	a.until = a.clock.validUntil(a.received.at, a.validFor)
+	a.received, _ = a.clock.Date(trustclock.Receipt{}, a.validFor)
 	payload, err := evidence.ParsePayload(data)
 	if err != nil {
 		return none, malformed{err}
 	}
-	begun, elapsed := a.clock.now(), a.clock.elapsed()
-	pending, challenge, err := verify.BeginAgain(payload, a.policy, a.states.get, begun, a.rand)
+	begun := a.clock.Now()
+	pending, challenge, err := verify.BeginAgain(payload, a.policy, a.states.Last, begun.Valid, a.rand)
 	if err != nil {
 		return none, err
 	}
 	a.pending = pending
 	a.watch.lap("payload")
-	response, err := a.prove(ctx, challenge, func() time.Time { return begun.Add(a.clock.elapsed() - elapsed) })
+	response, err := a.prove(ctx, challenge, func() time.Time { return begun.Valid.Add(a.clock.Now().Elapsed - begun.Elapsed) })
 	if err != nil {
 		return none, err
 	}
@@ -87,7 +86,7 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 		return none, err
 	}
 	a.watch.lap("store")
-	ctx, done, err := a.gate.work(ctx, pending.EK())
+	ctx, done, err := a.gate.Proved.Enter(ctx, pending.EK())
 	if err != nil {
 		return none, err
 	}
@@ -96,7 +95,7 @@ func (a *attempt) appraise(ctx context.Context) (nodeclaim.Claims, error) {
 		return none, err
 	}
 	a.watch.lap("logs")
-	claims, err := pending.Finish(a.clock.now())
+	claims, err := pending.Finish(a.clock.Now().Valid)
 	a.watch.lap("appraisal")
 	return claims, err
 }
@@ -135,7 +134,8 @@ func (a *attempt) review(ctx context.Context) error {
 // without a store, this server knows the tags' serials alone.
 func (a *attempt) known(ctx context.Context) (verify.Known, error) {
 	if a.store == nil {
-		return verify.Known{TagSerial: a.serials.highest(a.pending.EK())}, nil
+		serial, err := a.serials.Raise(0, a.pending.EK().String())
+		return verify.Known{TagSerial: serial}, err
 	}
 	if a.pending.Node() == "" {
 		return verify.Known{}, nil
@@ -157,7 +157,7 @@ func (a *attempt) known(ctx context.Context) (verify.Known, error) {
 // owners are the nodes that the machine is bound to. It claims the machine's EKs first, so that no other attestation of
 // this server binds them meanwhile, and asks the queue before the store, for that is where results go.
 func (a *attempt) owners(ctx context.Context) ([]string, error) {
-	release, err := a.sinks.claims.hold(a.pending.MachineEKs(), a.pending.Node())
+	release, err := a.sinks.ekLock.Hold(a.pending.MachineEKs(), a.pending.Node())
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +220,7 @@ func (a *attempt) add(c *evidence.Chunk) error {
 // is not on record does not happen.
 func (a *attempt) accept(claims nodeclaim.Claims) error {
 	if !a.redate() {
-		return a.refuse(fmt.Errorf("the server's clock was set meanwhile, or is wrong (it is %s ahead of the Kubernetes API's), so that its verdict would carry a wrong date; set it right", a.clock.offset()))
+		return a.refuse(fmt.Errorf("the server's clock was set meanwhile, or is wrong (it is %s ahead of the Kubernetes API's), so that its verdict would carry a wrong date; set it right", a.clock.Now().Offset))
 	}
 	selectors, err := claims.Selectors(a.pcrSelectors)
 	if err != nil {
@@ -248,7 +248,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot keep the verdict")
 	}
 	if state, ok := a.pending.State(); ok {
-		a.states.put(claims.EK, state)
+		a.states.Keep(claims.EK, state)
 	}
 	a.watch.lap("record")
 	a.watch.end(string(audit.Trusted))
@@ -263,7 +263,7 @@ func (a *attempt) accept(claims nodeclaim.Claims) error {
 // refuse records the end of an attestation that let nobody in, and says in the gRPC
 // status what the agent may know.
 func (a *attempt) refuse(err error) error {
-	end := judge(err, a.pending != nil && a.pending.Proved(), a.clock)
+	end := judge(err, a.pending != nil && a.pending.Proved(), a.clock.Now())
 	entry := a.entry(end.outcome)
 	entry.Refusals = end.refusals
 	if len(end.refusals) == 0 {
@@ -274,7 +274,7 @@ func (a *attempt) refuse(err error) error {
 	}
 	if end.outcome == audit.Untrusted {
 		a.redate()
-		a.states.put(a.pending.EK(), a.pending.Seen()) // the next one reads the whole IMA log and names all that is wrong
+		a.states.Keep(a.pending.EK(), a.pending.Seen()) // the next one reads the whole IMA log and names all that is wrong
 		r := a.result()
 		r.Refusals = end.refusals
 		if err := a.sinks.submit(r); err != nil {
@@ -293,7 +293,7 @@ func (a *attempt) refuse(err error) error {
 }
 
 func (a *attempt) entry(outcome audit.Outcome) audit.Entry {
-	e := audit.Entry{Time: a.clock.wall().UTC(), Outcome: outcome}
+	e := audit.Entry{Time: a.clock.Now().Wall.UTC(), Outcome: outcome}
 	if a.pending != nil {
 		e.EKHash, e.Node, e.EvidenceDigest = a.pending.EK().String(), a.pending.Node(), a.pending.EvidenceDigest()
 		e.AgentID = a.agentID()
@@ -320,16 +320,14 @@ func (a *attempt) agentID() string {
 // redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was wrong, and reports whether it was
 // right. A machine that is proved bad is so at the right date; a trusted one is attested again soon.
 func (a *attempt) redate() bool {
-	r, right := a.clock.recheck(a.received)
-	if !right {
-		a.received, a.until = r, a.clock.validUntil(r.at, a.validFor)
-	}
+	var right bool
+	a.received, right = a.clock.Date(a.received, a.validFor)
 	return right
 }
 
 func (a *attempt) result() verdict.Result {
 	return verdict.Result{
 		Node: a.pending.Node(), EKHash: a.pending.EK().String(), AgentID: a.agentID(),
-		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received.at, ValidUntil: a.until,
+		EvidenceDigest: a.pending.EvidenceDigest(), ReceivedAt: a.received.At, ValidUntil: a.received.ValidUntil,
 	}
 }

@@ -1,12 +1,13 @@
 package serverplugin
 
 import (
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/keelson-project/keelson/boundedfile"
 )
 
 // maxFile bounds every file that the configuration names, in bytes.
@@ -94,22 +95,10 @@ func (s *sighting) outdated() bool {
 // read reads a file that the configuration names, within maxFile.
 func (b *builder) read(key, path string) ([]byte, bool) {
 	b.note(path)
-	data, err := readUpTo(path, maxFile)
+	data, err := boundedfile.ReadRegular(path, maxFile)
 	if err != nil {
 		b.problems.Add(key, "%v", err)
 		return nil, false
 	}
 	return data, true
-}
-
-// readUpTo reads a regular file of at most so many bytes.
-func readUpTo(path string, limit int64) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Mode()&fs.ModeType != 0 || info.Size() > limit {
-		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, limit)
-	}
-	return os.ReadFile(path)
 }

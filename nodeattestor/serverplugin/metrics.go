@@ -48,14 +48,14 @@ func newMetrics(p *Plugin) *metrics {
 	s.Gauge("pending_verdicts", "Verdicts that wait to be written to the Kubernetes API.", func() float64 { return float64(p.pending().Pending) })
 	s.Gauge("pending_oldest_seconds", "How long the oldest of them has waited.", func() float64 {
 		if oldest := p.pending().Oldest; !oldest.IsZero() {
-			return max(0, p.clock.wall().Sub(oldest).Seconds())
+			return max(0, p.clock.Now().Wall.Sub(oldest).Seconds())
 		}
 		return 0
 	})
 	s.Gauge("audit_log_bytes", "Size of the audit log's current file.", func() float64 { return float64(p.auditSize()) })
 	s.Gauge("reference_sets", "Reference sets that are valid now.", func() float64 { return float64(p.validSets()) })
-	s.Gauge("clock_offset_seconds", "How far the machine's clock is ahead of the Kubernetes API's, as of its last answer; 0 while that is not known.", func() float64 { return p.clock.offset().Seconds() })
-	s.Gauge("clock_step_seconds", "How far the machine's clock was set since the plugin began; positive is forwards.", func() float64 { return p.clock.step().Seconds() })
+	s.Gauge("clock_offset_seconds", "How far the machine's clock is ahead of the Kubernetes API's, as of its last answer; 0 while that is not known.", func() float64 { return p.clock.Now().Offset.Seconds() })
+	s.Gauge("clock_step_seconds", "How far the machine's clock was set since the plugin began; positive is forwards.", func() float64 { return p.clock.Now().Step.Seconds() })
 	return m
 }
 
@@ -108,7 +108,7 @@ func (p *Plugin) unready() []string {
 	}
 	var reasons []string
 	if p.validSets() == 0 {
-		reasons = append(reasons, "no reference set is valid: "+run.whyNoSet(p.clock.now()))
+		reasons = append(reasons, "no reference set is valid: "+run.whyNoSet(p.clock.Now().Valid))
 	}
 	if err := run.audit.Writable(); err != nil {
 		reasons = append(reasons, oneLine("the audit log cannot be written, so that nobody is let in: ", err))
@@ -120,7 +120,7 @@ func (p *Plugin) unready() []string {
 	if s.Unsaved != nil {
 		reasons = append(reasons, oneLine("pending verdicts cannot be saved, so that nobody is let in: ", s.Unsaved))
 	}
-	waited := p.clock.wall().Sub(s.Oldest)
+	waited := p.clock.Now().Wall.Sub(s.Oldest)
 	if s.Failed != nil && (s.Pending > maxWaiting || waited > run.validFor/2) {
 		reasons = append(reasons, oneLine(fmt.Sprintf("%d verdicts wait to be written, the oldest for %s: ", s.Pending, waited.Round(time.Second)), s.Failed))
 	}
@@ -149,7 +149,7 @@ func (p *Plugin) validSets() int {
 	}
 	n := 0
 	for _, set := range p.run.policy.References {
-		if len(set.Valid(p.clock.now())) == 0 {
+		if len(set.Valid(p.clock.Now().Valid)) == 0 {
 			n++
 		}
 	}

@@ -7,8 +7,10 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/trustclock"
 )
 
 // end is how an attestation ended that let nobody in.
@@ -21,11 +23,12 @@ type end struct {
 
 // judge tells what an error says about the machine. proved is whether the evidence was proved to be the
 // machine's own before: only then can it lower the verdict.
-func judge(err error, proved bool, c *clock) end {
+func judge(err error, proved bool, now trustclock.Reading) end {
 	refusals := nodeclaim.AsRefusals(err)
+	excuse := trustclock.Excuse(refusals, now)
 	switch {
-	case onlyDated(refusals) && c.setClock():
-		err = fmt.Errorf("the server's clock was set by %s while it runs, so that being out of date proves nothing; set it right and start the server again: %s", c.step(), err.Error()) // not wrapped: it is no refusal any more
+	case excuse != nil:
+		err = fmt.Errorf("%w: %s", excuse, err.Error()) // err is not wrapped: it is no refusal any more
 		return end{audit.Inconclusive, codes.Unavailable, nil, err}
 	case len(refusals) > 0 && proved:
 		return end{audit.Untrusted, codes.PermissionDenied, refusals, err}
@@ -40,7 +43,7 @@ func judge(err error, proved bool, c *clock) end {
 // told is what the agent may know of an error that is no refusal: what is wrong with its own message,
 // and that it should try again; not which addresses and files the server has.
 func told(err error) error {
-	for _, plain := range []error{errFull, errNewer, errClaimed} {
+	for _, plain := range []error{admission.ErrFull, admission.ErrNewer, admission.ErrClaimed} {
 		if errors.Is(err, plain) {
 			return plain
 		}

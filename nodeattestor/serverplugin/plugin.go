@@ -24,9 +24,13 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/ek"
+	"github.com/keelson-project/keelson/nodeattestor/machinestate"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/trustclock"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 )
 
@@ -36,10 +40,10 @@ type Plugin struct {
 	configv1.UnimplementedConfigServer
 
 	log      hclog.Logger
-	clock    *clock
+	clock    *trustclock.Clock
 	metrics  *metrics
-	claims   claims
-	unproved allowance
+	ekLock   admission.EKLock
+	unproved admission.Allowance
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.RWMutex
@@ -55,16 +59,16 @@ type running struct {
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
 	// serials are kept here where no Kubernetes keeps them; nil with it, and without tags.
-	serials *serials
-	gate    *gate
+	serials *machinestate.Serials
+	gate    *admission.Gate
 	watch   *watcher // of the files that the configuration names
 	// states are of this configuration's reference sets; a new configuration begins with the counters alone.
-	states *states
+	states *machinestate.States
 }
 
 // New makes a plugin that still has to be configured. wall is the machine's clock, which may be set while the plugin runs.
 func New(wall func() time.Time) *Plugin {
-	p := &Plugin{log: hclog.NewNullLogger(), clock: newClock(wall)}
+	p := &Plugin{log: hclog.NewNullLogger(), clock: trustclock.New(wall)}
 	p.metrics = newMetrics(p)
 	return p
 }
@@ -74,14 +78,14 @@ func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
 
 // Validate reports every problem of a configuration, and opens nothing.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
-	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.now())
+	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
 	return &configv1.ValidateResponse{Valid: problems.Err() == nil, Notes: problems.List()}, nil
 }
 
 // Configure puts a configuration in force, whole or not at all: after an error the one before it, if there
 // was one, works on.
 func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
-	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.now())
+	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
@@ -126,10 +130,10 @@ func (p *Plugin) replace(c *config) (*watcher, error) {
 		return nil, err
 	}
 	p.run = next
-	p.clock.follow(nil)
-	if next.queue != nil {
-		p.clock.follow(next.store.Now)
-		p.clock.after(next.queue.Newest())
+	if next.queue == nil {
+		p.clock.Follow(nil, time.Time{})
+	} else {
+		p.clock.Follow(next.store.Now, next.queue.Newest())
 	}
 	if old == nil {
 		return nil, nil
@@ -176,9 +180,9 @@ func (p *Plugin) warnOfUnread(c *config) {
 // use goes on: an audit log has one writer, and attestations under way still need it; a queue's file is the
 // next one's.
 func open(c *config, old *running, log hclog.Logger) (*running, error) {
-	r := &running{config: c, gate: newGate(c.maxParallel), states: newStates(maxStateBytes)}
+	r := &running{config: c, gate: admission.NewGate(c.maxParallel), states: machinestate.NewStates(machinestate.MaxBytes)}
 	if old != nil {
-		r.states = old.states.next()
+		r.states = machinestate.NextStates(old.states)
 	}
 	var err error
 	if old != nil && old.auditLog == c.auditLog {
@@ -204,14 +208,14 @@ func (r *running) openSerials(old *running) (err error) {
 	if r.kube != nil || len(r.policy.Tag.Signers) == 0 {
 		return nil
 	}
-	path, earlier := "", (*serials)(nil)
+	path, earlier := "", (*machinestate.Serials)(nil)
 	if r.stateDir != "" {
 		path = filepath.Join(r.stateDir, "tag-serials.json")
 	}
 	if old != nil {
 		earlier = old.serials
 	}
-	r.serials, err = openSerials(path, earlier)
+	r.serials, err = machinestate.OpenSerials(path, earlier)
 	return err
 }
 
@@ -267,10 +271,14 @@ func (p *Plugin) Close() error {
 	if run.queue != nil {
 		run.queue.Close()
 	}
-	if n := p.unproved.rest(); n > 0 {
-		err = errors.Join(err, run.audit.Append(audit.Entry{Time: p.clock.wall().UTC(), Outcome: audit.Omitted, Omitted: n}))
-	}
-	return errors.Join(err, run.audit.Close())
+	now := p.clock.Now()
+	rest := p.unproved.Spend(true, now.Elapsed, func(omitted uint64) error {
+		if omitted == 0 {
+			return nil
+		}
+		return run.audit.Append(audit.Entry{Time: now.Wall.UTC(), Outcome: audit.Omitted, Omitted: omitted})
+	})
+	return errors.Join(err, rest, run.audit.Close())
 }
 
 // Attest runs one attestation.
@@ -284,7 +292,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 	ctx, cancel := context.WithTimeout(stream.Context(), run.timeout)
 	defer cancel()
 	watch := p.metrics.stopwatch()
-	leave, err := run.gate.enter(ctx)
+	ctx, leave, err := run.gate.Unproved.Enter(ctx, nodeclaim.EKHash{})
 	if err != nil {
 		watch.end("busy")
 		return status.Errorf(codes.Unavailable, "keelson_tpm: %v", err)
@@ -306,14 +314,12 @@ func (p *Plugin) record(e audit.Entry, proved bool) error {
 	if p.run == nil {
 		return errNotRunning
 	}
-	var write bool
-	if e.Omitted, write = p.unproved.take(proved, p.clock.elapsed()); !write {
-		return nil
-	}
-	err := p.run.audit.Append(e)
+	err := p.unproved.Spend(proved, p.clock.Now().Elapsed, func(omitted uint64) error {
+		e.Omitted = omitted
+		return p.run.audit.Append(e)
+	})
 	if err != nil {
 		p.metrics.auditFailures.Inc()
-		p.unproved.omit(e.Omitted, !proved)
 	}
 	if old := p.run.audit.Unpruned(); old != nil {
 		p.log.Warn("old audit files stay, so that the disk will fill", "error", old)
@@ -349,11 +355,8 @@ func (p *Plugin) keepSerial(tag assettag.Tag) error {
 	if p.run == nil {
 		return errNotRunning
 	}
-	shown := map[string]uint64{}
-	for _, ek := range tag.EKHashes() {
-		shown[ek] = tag.Serial()
-	}
-	return p.run.serials.raise(shown)
+	_, err := p.run.serials.Raise(tag.Serial(), tag.EKHashes()...)
+	return err
 }
 
 // pendingSerial is the highest tag serial in a verdict that the store does not have yet.

@@ -1,6 +1,10 @@
 package serverplugin
 
-import "io/fs"
+import (
+	"io/fs"
+
+	"github.com/keelson-project/keelson/nodeattestor/machinestate"
+)
 
 // reload reads the files of the configuration in force again. What cannot be read or is
 // wrong changes nothing: the last good files stay in force, and the log says why. It returns what it has looked at.
@@ -12,7 +16,7 @@ func (p *Plugin) reload() sighting {
 	if run == nil {
 		return sighting{}
 	}
-	b := builder{now: p.clock.now(), sighting: sighting{seen: map[string]fs.FileInfo{}}}
+	b := builder{now: p.clock.Now().Valid, sighting: sighting{seen: map[string]fs.FileInfo{}}}
 	c := b.config(run.text, run.trustDomain.Name())
 	if err := b.problems.Err(); err != nil {
 		p.metrics.reloads.Inc("refused")
@@ -38,7 +42,7 @@ func (p *Plugin) exchange(old, anew *config) bool {
 		return false
 	}
 	next := *p.run
-	next.config, next.states = anew, p.run.states.next()
+	next.config, next.states = anew, machinestate.NextStates(p.run.states)
 	p.run = &next
 	return true
 }

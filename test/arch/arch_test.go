@@ -88,7 +88,21 @@ var pureNode = own("nodeattestor/nodeclaim", "nodeattestor/evidence", "nodeattes
 var purePolicy = own("policy-sync/snapshot", "policy-sync/trustgraph", "policy-sync/desired", "policy-sync/calico", "policy-sync/istio",
 	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard", "policy-sync/flows")
 
+// serverNode is what a server needs beside the decision: who may come in, what it remembers, what time it is.
+var serverNode = own("nodeattestor/admission", "nodeattestor/machinestate", "nodeattestor/trustclock")
+
 var rules = []never{
+	{from: serverNode, to: []string{"os", "net", "net/http", "os/exec", "log", "log/slog"},
+		reason: "who may come in and what time it is needs no file, network or log; the one file of serials goes through boundedfile"},
+	{from: serverNode, deep: true,
+		to:     append(own("nodeattestor/serverplugin", "nodeattestor/verdict", "nodeattestor/audit"), "google.golang.org/grpc/...", "github.com/hashicorp/...", "github.com/spiffe/...", "k8s.io/..."),
+		reason: "each is tested without SPIRE, Kubernetes, an audit log or the plugin that uses it"},
+	{from: own("nodeattestor/admission", "nodeattestor/trustclock"), to: own("nodeattestor/evidence", "nodeattestor/ek", "nodeattestor/appraise", "nodeattestor/verify", "nodeattestor/machinestate"), deep: true,
+		reason: "they know no evidence: who asks says what was proved"},
+	{from: own("nodeattestor/...", "cmd/..."), to: serverNode, except: append(own("nodeattestor/serverplugin"), serverNode...),
+		reason: "what one server remembers and admits is the server plugin's alone; verify is given it as arguments"},
+	{from: own("boundedfile"), to: own("nodeattestor/...", "workloadattestor/...", "policy-sync/...", "cmd/..."), deep: true,
+		reason: "files are read and replaced the same way everywhere, whatever is in them"},
 	{from: pureNode, to: []string{"os", "net", "net/http", "os/exec", "log", "log/slog"},
 		reason: "an appraisal is a function of bytes, time, randomness and policy: no file, no network, no log"},
 	{from: pureNode, to: []string{"google.golang.org/grpc/...", "github.com/hashicorp/...", "github.com/spiffe/spire-plugin-sdk/...", "k8s.io/...", "sigs.k8s.io/controller-runtime/...", "github.com/google/go-tpm/tpm2/transport/linuxtpm", "github.com/google/go-tpm/tpm2/transport/linuxudstpm"}, deep: true,

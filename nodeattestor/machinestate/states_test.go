@@ -1,4 +1,4 @@
-package serverplugin
+package machinestate
 
 import (
 	"encoding/binary"
@@ -16,14 +16,14 @@ func ekOf(i int) (ek nodeclaim.EKHash) {
 
 func TestStatesForgetThoseThatWerePutLongestAgo(t *testing.T) {
 	each := verify.State{}.Size() + stateOverhead
-	s := newStates(3 * each)
+	s := NewStates(3 * each)
 	for i := range 3 {
-		s.put(ekOf(i), verify.State{})
+		s.Keep(ekOf(i), verify.State{})
 	}
-	s.put(ekOf(0), verify.State{})
-	s.put(ekOf(3), verify.State{})
+	s.Keep(ekOf(0), verify.State{})
+	s.Keep(ekOf(3), verify.State{})
 	for i, want := range []bool{true, false, true, true} {
-		if _, ok := s.get(ekOf(i)); ok != want {
+		if _, ok := s.Last(ekOf(i)); ok != want {
 			t.Errorf("state %d: kept %v, want %v", i, ok, want)
 		}
 	}
@@ -33,24 +33,24 @@ func TestStatesForgetThoseThatWerePutLongestAgo(t *testing.T) {
 }
 
 func TestAnotherConfigurationBeginsWithWhatWasSeen(t *testing.T) {
-	s := newStates(maxStateBytes)
+	s := NewStates(MaxBytes)
 	for i := range 3 {
-		s.put(ekOf(i), verify.State{})
+		s.Keep(ekOf(i), verify.State{})
 	}
-	n := s.next()
+	n := NextStates(s)
 	if n.size != s.size || n.limit != s.limit || n.order.Len() != 3 || n.order.Front().Value.(keptState).ek != ekOf(2) {
 		t.Errorf("%d bytes, %d states", n.size, n.order.Len())
 	}
-	n.put(ekOf(3), verify.State{})
-	if _, ok := s.get(ekOf(3)); ok {
+	n.Keep(ekOf(3), verify.State{})
+	if _, ok := s.Last(ekOf(3)); ok {
 		t.Error("both have one memory")
 	}
 }
 
 func TestAStateThatIsTooLargeIsNotKept(t *testing.T) {
-	s := newStates(10)
-	s.put(ekOf(0), verify.State{})
-	if _, ok := s.get(ekOf(0)); ok || s.size != 0 {
+	s := NewStates(10)
+	s.Keep(ekOf(0), verify.State{})
+	if _, ok := s.Last(ekOf(0)); ok || s.size != 0 {
 		t.Errorf("kept, %d bytes", s.size)
 	}
 }
@@ -58,9 +58,9 @@ func TestAStateThatIsTooLargeIsNotKept(t *testing.T) {
 func TestThreat09_TheStoreTakesNoMoreThanItCounts(t *testing.T) {
 	const nodes = 10_000
 	before := heapInUse()
-	s := newStates(maxStateBytes)
+	s := NewStates(MaxBytes)
 	for i := range nodes {
-		s.put(ekOf(i), verify.State{})
+		s.Keep(ekOf(i), verify.State{})
 	}
 	used := heapInUse() - before
 	if len(s.byEK) != nodes || used > uint64(s.size) {

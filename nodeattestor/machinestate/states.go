@@ -1,4 +1,4 @@
-package serverplugin
+package machinestate
 
 import (
 	"container/list"
@@ -8,17 +8,17 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
-// maxStateBytes bounds the states that are kept: some ten thousand nodes, with a few reference
+// MaxBytes bounds the states that are kept: some ten thousand nodes, with a few reference
 // sets each, fit several times.
-const maxStateBytes = 64 << 20
+const MaxBytes = 64 << 20
 
 // stateOverhead is about what the store itself takes for one state, in bytes.
 const stateOverhead = 300
 
-// states keeps where the last proved appraisal of each EK ended. It is a memory of one server: whoever has none of it, and
+// States keep where the last proved appraisal of each EK ended. It is a memory of one server: whoever has none of it, and
 // who was evicted, reads the whole IMA log, and knows no counters to compare with.
-type states struct {
-	limit int
+type States struct {
+	limit int // in bytes
 
 	mu    sync.Mutex
 	size  int
@@ -32,25 +32,26 @@ type keptState struct {
 	size  int
 }
 
-func newStates(limit int) *states {
-	return &states{limit: limit, byEK: map[nodeclaim.EKHash]*list.Element{}, order: list.New()}
+// NewStates makes a memory of at most limit bytes.
+func NewStates(limit int) *States {
+	return &States{limit: limit, byEK: map[nodeclaim.EKHash]*list.Element{}, order: list.New()}
 }
 
-// next is what another configuration begins with: the counters of each EK. What the old one's reference sets judged
+// NextStates is what another configuration begins with: the counters of each EK. What the old one's reference sets judged
 // is nothing to it, and would keep these sets in memory.
-func (s *states) next() *states {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := newStates(s.limit)
-	for e := s.order.Back(); e != nil; e = e.Prev() {
+func NextStates(old *States) *States {
+	old.mu.Lock()
+	defer old.mu.Unlock()
+	out := NewStates(old.limit)
+	for e := old.order.Back(); e != nil; e = e.Prev() {
 		k := e.Value.(keptState) //nolint:forcetypeassert // nothing else is put in.
-		out.put(k.ek, k.state.Seen())
+		out.Keep(k.ek, k.state.Seen())
 	}
 	return out
 }
 
-// get is the state of an EK's last proved appraisal.
-func (s *states) get(ek nodeclaim.EKHash) (verify.State, bool) {
+// Last is the state in which an EK's last proved appraisal ended.
+func (s *States) Last(ek nodeclaim.EKHash) (verify.State, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.byEK[ek]
@@ -60,8 +61,8 @@ func (s *states) get(ek nodeclaim.EKHash) (verify.State, bool) {
 	return e.Value.(keptState).state, true //nolint:forcetypeassert // nothing else is put in.
 }
 
-// put keeps a state, and forgets those that were put longest ago when they do not all fit.
-func (s *states) put(ek nodeclaim.EKHash, state verify.State) {
+// Keep keeps a state, and forgets those that were kept longest ago when they do not all fit.
+func (s *States) Keep(ek nodeclaim.EKHash, state verify.State) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.remove(ek)
@@ -72,7 +73,7 @@ func (s *states) put(ek nodeclaim.EKHash, state verify.State) {
 	}
 }
 
-func (s *states) remove(ek nodeclaim.EKHash) {
+func (s *States) remove(ek nodeclaim.EKHash) {
 	e := s.byEK[ek]
 	if e == nil {
 		return

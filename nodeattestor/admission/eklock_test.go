@@ -1,4 +1,4 @@
-package serverplugin
+package admission
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 )
 
 func TestThreat07_OneServerBindsAnEKToOneNodeAtATime(t *testing.T) {
-	var c claims
+	var c EKLock
 	rsa, ecc, other := nodeclaim.EKHash{1}, nodeclaim.EKHash{2}, nodeclaim.EKHash{3}
 	hold := func(node string, eks ...nodeclaim.EKHash) func() {
 		t.Helper()
-		release, err := c.hold(eks, node)
+		release, err := c.Hold(eks, node)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -24,13 +24,13 @@ func TestThreat07_OneServerBindsAnEKToOneNodeAtATime(t *testing.T) {
 	second := hold("fra-1", ecc) // the same machine attests again meanwhile
 	third := hold("fra-2", other)
 	for _, eks := range [][]nodeclaim.EKHash{{ecc}, {rsa}, {nodeclaim.EKHash{4}, rsa}} {
-		if _, err := c.hold(eks, "fra-2"); !errors.Is(err, errClaimed) {
-			t.Errorf("EKs %v: %v, want errClaimed", eks, err)
+		if _, err := c.Hold(eks, "fra-2"); !errors.Is(err, ErrClaimed) {
+			t.Errorf("EKs %v: %v, want ErrClaimed", eks, err)
 		}
 	}
 	first()
-	if _, err := c.hold([]nodeclaim.EKHash{ecc}, "fra-2"); !errors.Is(err, errClaimed) {
-		t.Errorf("one of two attestations ended: %v, want errClaimed", err)
+	if _, err := c.Hold([]nodeclaim.EKHash{ecc}, "fra-2"); !errors.Is(err, ErrClaimed) {
+		t.Errorf("one of two attestations ended: %v, want ErrClaimed", err)
 	}
 	hold("fra-2", rsa)()
 	second()
@@ -42,13 +42,13 @@ func TestThreat07_OneServerBindsAnEKToOneNodeAtATime(t *testing.T) {
 }
 
 func TestThreat07_OfManyAtOnceOneNodeHoldsTheEK(t *testing.T) {
-	var c claims
+	var c EKLock
 	var holders [2]atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 64 {
 		wg.Go(func() {
 			for range 200 {
-				release, err := c.hold([]nodeclaim.EKHash{{1}}, []string{"fra-1", "fra-2"}[i%2])
+				release, err := c.Hold([]nodeclaim.EKHash{{1}}, []string{"fra-1", "fra-2"}[i%2])
 				if err != nil {
 					continue
 				}

@@ -1,0 +1,71 @@
+package serverplugin
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/keelson-project/keelson/nodeattestor/admission"
+	"github.com/keelson-project/keelson/nodeattestor/audit"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/trustclock"
+)
+
+func TestTheAgentLearnsNoAddressesOfTheServer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want string
+	}{
+		"an internal error":   {errors.New("dial tcp 10.0.0.1:6443: connection refused"), "the attestation could not be finished, try again; the server's audit log has the reason"},
+		"its own message":     {malformed{errors.New("evidence: read response: field secret: missing")}, "evidence: read response: field secret: missing"},
+		"a claimed machine":   {admission.ErrClaimed, admission.ErrClaimed.Error()},
+		"a full server":       {admission.ErrFull, admission.ErrFull.Error()},
+		"a newer attestation": {errors.Join(errors.New("receive"), admission.ErrNewer), admission.ErrNewer.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := told(tc.err).Error(); got != tc.want {
+				t.Errorf("told %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestThreat22_HowAnAttestationEnds(t *testing.T) {
+	refuse := func(checks ...string) error {
+		var refusals nodeclaim.Refusals
+		for _, c := range checks {
+			refusals = append(refusals, *nodeclaim.Refuse(c, "why"))
+		}
+		return refusals
+	}
+	for name, tc := range map[string]struct {
+		err     error
+		proved  bool
+		set     time.Duration
+		outcome audit.Outcome
+		code    codes.Code
+	}{
+		"proved bad":                                           {refuse("ima.file"), true, 0, audit.Untrusted, codes.PermissionDenied},
+		"refused before the proof":                             {refuse("ek.chain"), false, 0, audit.Unproved, codes.PermissionDenied},
+		"malformed before the proof":                           {malformed{errors.New("cut")}, false, 0, audit.Unproved, codes.InvalidArgument},
+		"malformed after the proof":                            {malformed{errors.New("cut")}, true, 0, audit.Inconclusive, codes.Unavailable},
+		"no answer":                                            {errors.New("the stream ended"), true, 0, audit.Inconclusive, codes.Unavailable},
+		"out of date":                                          {refuse("reference.expired", "tag.expired"), true, 0, audit.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that was set":                  {refuse("reference.expired", "tag.expired"), true, time.Hour, audit.Inconclusive, codes.Unavailable},
+		"out of date by a clock that was set back":             {refuse("reference.notyet"), true, -time.Hour, audit.Inconclusive, codes.Unavailable},
+		"proved bad whatever the clock says":                   {refuse("reference.expired", "ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
+		"proved bad alone, by a server whose clock was set":    {refuse("ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that NTP moved by two minutes": {refuse("reference.expired"), true, 2 * time.Minute, audit.Untrusted, codes.PermissionDenied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := trustclock.Reading{Step: tc.set}
+			if got := judge(tc.err, tc.proved, now); got.outcome != tc.outcome || got.code != tc.code {
+				t.Errorf("%s, %s; want %s, %s", got.outcome, got.code, tc.outcome, tc.code)
+			} else if (got.code == codes.PermissionDenied) != (len(got.refusals) > 0) {
+				t.Errorf("%s with refusals %v", got.code, got.refusals)
+			}
+		})
+	}
+}
