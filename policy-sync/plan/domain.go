@@ -239,6 +239,10 @@ func entryDomain(e snapshot.Entry, action Action, phase Phase) Domain {
 	return out
 }
 
+// NamespaceOf is the namespace that an operation belongs to: that of its target, or of the account that an entry is for. It is empty
+// for what belongs to the cluster.
+func NamespaceOf(o Operation) string { return namespaceOf(o) }
+
 // entryNamespace reads the namespace from spiffe://<trust domain>/ns/<namespace>/sa/<service account>; nothing for other IDs.
 func entryNamespace(e snapshot.Entry) string {
 	_, path, _ := strings.Cut(strings.TrimPrefix(e.SPIFFEID, "spiffe://"), "/")

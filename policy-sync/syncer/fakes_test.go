@@ -33,6 +33,8 @@ type fakeWorld struct {
 	readErr  error
 	applyErr func(plan.Operation) error
 	hangs    func(plan.Operation) bool
+	takes    func(plan.Operation) time.Duration // how long Kubernetes takes; nil is no time
+	batches  [][]plan.Operation                 // calls of the SPIRE server
 	reports  []kube.Report
 
 	spire    snapshot.SPIRE
@@ -108,8 +110,11 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 
 func (k fakeKube) Apply(ctx context.Context, o plan.Operation) error {
 	k.mu.Lock()
-	hangs := k.hangs
+	hangs, takes := k.hangs, k.takes
 	k.mu.Unlock()
+	if takes != nil {
+		time.Sleep(takes(o))
+	}
 	if hangs != nil && hangs(o) {
 		<-ctx.Done()
 		return ctx.Err()
@@ -206,7 +211,14 @@ func (f fakeSPIRE) Read(ctx context.Context) (*snapshot.SPIRE, error) {
 
 func (f fakeSPIRE) Apply(_ context.Context, operations []plan.Operation) []error {
 	f.mu.Lock()
+	takes := f.takes
+	f.mu.Unlock()
+	if takes != nil {
+		time.Sleep(takes(operations[0]))
+	}
+	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.batches = append(f.batches, slices.Clone(operations))
 	out := make([]error, len(operations))
 	for i, o := range operations {
 		if f.applyErr != nil {

@@ -1,10 +1,10 @@
 package syncer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,27 +22,30 @@ const abreast = 8
 
 // lanes carry out operations on Kubernetes. Those of one API group and namespace go in one lane, in order (pods' and nodes' patches
 // abreast). After one that got no answer the rest of its lane is not tried: each would wait as long. When nothing of a group was
-// answered, the group is given up. A lane that got no answer the last time is not waited for: it goes on beside the loop, and what
-// came of it is the next pass's.
+// answered, the group is given up. A lane that got no answer the last time, or that outlasted its limit, is not waited for: it goes
+// on beside the loop, and what came of it is the next pass's.
 type lanes struct {
 	patience time.Duration
 	again    func()
 
 	mu     sync.Mutex
-	slow   map[string]bool // lanes that got no answer
-	flying map[string]bool // lanes that go on beside
-	late   []outcome       // what came of them
+	slow   map[string]bool  // lanes that got no answer in time
+	flying map[string]bool  // lanes that go on beside
+	late   []outcome        // what came of them
+	errs   map[string]error // the last answer of a lane that went on beside, if it was a refusal
 }
 
 // outcome is what came of an operation.
 type outcome struct {
 	index     int
 	operation plan.Operation
+	begun     bool
+	done      bool
 	err       error
 }
 
 func newLanes(patience time.Duration, again func()) *lanes {
-	return &lanes{patience: patience, again: again, slow: map[string]bool{}, flying: map[string]bool{}}
+	return &lanes{patience: patience, again: again, slow: map[string]bool{}, flying: map[string]bool{}, errs: map[string]error{}}
 }
 
 // ended returns what came of operations that went on beside.
@@ -94,6 +97,14 @@ type lane struct {
 	name, group string
 	indices     []int
 	width       int
+	ended       chan struct{} // closed when all of it has ended
+
+	mu       sync.Mutex
+	outcomes []outcome
+	next     int
+	silent   string // the operation that got no answer
+	// left is true once no one waits for the lane any more.
+	left bool
 }
 
 func split(operations []plan.Operation, width int) []*lane {
@@ -106,7 +117,7 @@ func split(operations []plan.Operation, width int) []*lane {
 		}
 		l := byName[name]
 		if l == nil {
-			l = &lane{name: name, group: o.Target.Group, width: 1}
+			l = &lane{name: name, group: o.Target.Group, width: 1, ended: make(chan struct{})}
 			switch {
 			case o.Action == plan.Patch && o.Target.Namespace == "":
 				l.width = width
@@ -117,143 +128,180 @@ func split(operations []plan.Operation, width int) []*lane {
 			out = append(out, l)
 		}
 		l.indices = append(l.indices, i)
+		l.outcomes = append(l.outcomes, outcome{index: i, operation: o})
 	}
 	return out
 }
 
-// run carries the operations out, width at once, and returns what came of each. When stop says so, no more are begun.
-func (l *lanes) run(ctx context.Context, operations []plan.Operation, width int, do func(context.Context, plan.Operation) error,
-	stop func() bool, gone *unanswering) []error {
+// bounds are those of one run.
+type bounds struct {
+	// width is how many operations go at once.
+	width int
+	// stop says that no more are begun; without it, everything is.
+	stop func() bool
+	// limit is how long the run waits for any lane; 0 waits for each that has always answered.
+	limit time.Duration
+}
+
+// run carries the operations out and returns what came of each.
+func (l *lanes) run(ctx context.Context, operations []plan.Operation, b bounds, do func(context.Context, plan.Operation) error, gone *unanswering) []error {
 	results := make([]error, len(operations))
-	r := &run{ctx: ctx, operations: operations, do: do, stop: stop, gone: gone, slots: make(chan struct{}, width)}
+	r := &run{ctx: ctx, do: do, stop: b.stop, gone: gone, slots: make(chan struct{}, b.width)}
+	begun := time.Now()
 	var quick, slow []*lane
-	for _, lane := range split(operations, width) {
+	for _, lane := range split(operations, b.width) {
 		l.mu.Lock()
-		flying, before := l.flying[lane.name], l.slow[lane.name]
-		l.flying[lane.name] = flying || before
+		flying, before, last := l.flying[lane.name], l.slow[lane.name], l.errs[lane.name]
 		l.mu.Unlock()
 		switch {
 		case flying:
 			for _, i := range lane.indices {
-				results[i] = fmt.Errorf("syncer: %s: not tried, since an earlier operation there still waits for its answer: %w",
-					operations[i].Target, context.DeadlineExceeded)
+				results[i] = unanswered(operations[i], "not tried, since an earlier operation there still waits for its answer", last)
 			}
+			continue
 		case before:
 			lane.width = 1
 			slow = append(slow, lane)
 		default:
 			quick = append(quick, lane)
 		}
+		go func() {
+			r.lane(lane)
+			l.land(lane)
+		}()
 	}
-	beside := make([]chan []outcome, len(slow))
-	for i, lane := range slow {
-		beside[i] = make(chan []outcome, 1)
-		go func() { beside[i] <- r.lane(lane) }()
-	}
-	all := make(chan []outcome, len(quick))
 	for _, lane := range quick {
-		go func() { all <- l.learn(lane, r.lane(lane)) }()
+		l.await(lane, begun, bounds{stop: b.stop, limit: b.limit}, results)
 	}
-	for range quick {
-		for _, o := range <-all {
-			results[o.index] = o.err
-		}
-	}
-	patience := time.NewTimer(l.patience)
-	defer patience.Stop()
-	for i, lane := range slow {
-		select {
-		case got := <-beside[i]:
-			l.land(lane, got, nil)
-			for _, o := range got {
-				results[o.index] = o.err
-			}
-			continue
-		case <-patience.C:
-			patience.Reset(0)
-		}
-		go func() { l.land(lane, <-beside[i], operations) }()
-		for _, k := range lane.indices {
-			results[k] = fmt.Errorf("syncer: %s: no answer yet: %w", operations[k].Target, context.DeadlineExceeded)
-		}
+	for _, lane := range slow {
+		l.await(lane, begun, bounds{stop: b.stop, limit: l.patience}, results)
 	}
 	return results
 }
 
-// learn notes whether a lane got no answer.
-func (l *lanes) learn(lane *lane, got []outcome) []outcome {
-	silent := slices.ContainsFunc(got, func(o outcome) bool { return errors.Is(o.err, context.DeadlineExceeded) })
+// await takes up what came of a lane. A limit other than 0 bounds how long after begun it waits; then the lane goes on beside.
+func (l *lanes) await(lane *lane, begun time.Time, b bounds, results []error) {
+	if b.limit > 0 {
+		timer := time.NewTimer(time.Until(begun.Add(b.limit)))
+		defer timer.Stop()
+		select {
+		case <-lane.ended:
+		case <-timer.C:
+		}
+	} else {
+		<-lane.ended
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if delete(l.slow, lane.name); silent {
-		l.slow[lane.name] = true
+	lane.mu.Lock()
+	defer lane.mu.Unlock()
+	select {
+	case <-lane.ended:
+		if delete(l.slow, lane.name); lane.silent != "" {
+			l.slow[lane.name] = true
+		}
+		delete(l.errs, lane.name)
+	default:
+		lane.left, l.flying[lane.name], l.slow[lane.name] = true, true, true
 	}
-	return got
-}
-
-// land ends a lane's time beside the loop. What nobody waited for is the next pass's to tell.
-func (l *lanes) land(lane *lane, got []outcome, operations []plan.Operation) {
-	l.learn(lane, got)
-	l.mu.Lock()
-	delete(l.flying, lane.name)
-	for _, o := range got {
-		if operations != nil && o.err == nil {
-			o.operation = operations[o.index]
-			l.late = append(l.late, o)
+	for i := range lane.outcomes {
+		switch o := &lane.outcomes[i]; {
+		case o.done:
+			results[o.index], o.begun = o.err, false // it was taken up
+		case o.begun || b.stop == nil: // without stop all of it goes on beside
+			results[o.index] = unanswered(o.operation, "no answer yet", l.errs[lane.name])
+		default:
+			results[o.index] = errNoTime
 		}
 	}
-	answered := !l.slow[lane.name]
+}
+
+// unanswered is the error of an operation that has no answer. Last is what its lane answered last, if it went on beside.
+func unanswered(o plan.Operation, what string, last error) error {
+	if last != nil {
+		return fmt.Errorf("syncer: %s: %s: %w; the last answer there, which came late, was: %w", o.Target, what, context.DeadlineExceeded, last)
+	}
+	return fmt.Errorf("syncer: %s: %s: %w", o.Target, what, context.DeadlineExceeded)
+}
+
+// land ends a lane. What no one waited for is the next pass's to record.
+func (l *lanes) land(lane *lane) {
+	l.mu.Lock()
+	lane.mu.Lock()
+	left, answered := lane.left, lane.silent == ""
+	if left {
+		delete(l.flying, lane.name)
+		for _, o := range lane.outcomes {
+			switch {
+			case !o.begun: // taken up, or never begun
+			case o.err == nil:
+				l.late = append(l.late, o)
+				delete(l.errs, lane.name)
+			case !errors.Is(o.err, context.DeadlineExceeded) && !IsStale(o.err):
+				l.errs[lane.name] = o.err
+			}
+		}
+	}
+	lane.mu.Unlock()
+	close(lane.ended)
 	l.mu.Unlock()
-	if operations != nil && answered {
+	if left && answered {
 		l.again()
 	}
 }
 
 // run is one call of lanes.run.
 type run struct {
-	ctx        context.Context //nolint:containedctx // of the call that the run is
-	operations []plan.Operation
-	do         func(context.Context, plan.Operation) error
-	stop       func() bool
-	gone       *unanswering
-	slots      chan struct{}
+	ctx   context.Context //nolint:containedctx // of the call that the run is
+	do    func(context.Context, plan.Operation) error
+	stop  func() bool
+	gone  *unanswering
+	slots chan struct{}
 }
 
 // lane carries out one lane.
-func (r *run) lane(lane *lane) []outcome {
-	out := make([]outcome, len(lane.indices))
-	var mu sync.Mutex
-	next, silent := 0, ""
-	take := func() (int, string, bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		if next == len(lane.indices) {
-			return 0, "", false
-		}
-		next++
-		return next - 1, silent, true
-	}
+func (r *run) lane(lane *lane) {
 	var workers sync.WaitGroup
 	for range min(lane.width, len(lane.indices)) {
 		workers.Go(func() {
-			for k, waits, ok := take(); ok; k, waits, ok = take() {
-				i := lane.indices[k]
-				err := r.one(lane, r.operations[i], waits)
-				out[k] = outcome{index: i, err: err}
-				if waits == "" && errors.Is(err, context.DeadlineExceeded) {
-					mu.Lock()
-					silent = r.operations[i].Target.String()
-					mu.Unlock()
+			for o, silent := lane.take(); o != nil; o, silent = lane.take() {
+				err := r.one(lane, o, silent)
+				lane.mu.Lock()
+				o.done, o.err = true, err
+				if silent == "" && errors.Is(err, context.DeadlineExceeded) {
+					lane.silent = cmp.Or(lane.silent, o.operation.Target.String())
 				}
+				lane.mu.Unlock()
 			}
 		})
 	}
 	workers.Wait()
-	return out
+}
+
+// take returns the next operation, and the one for which the rest of the lane is not tried, if there is one.
+func (l *lane) take() (next *outcome, silent string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.next == len(l.outcomes) {
+		return nil, ""
+	}
+	l.next++
+	return &l.outcomes[l.next-1], l.silent
+}
+
+// enough tells whether nothing more of a lane is begun.
+func (r *run) enough(lane *lane) bool {
+	if r.stop == nil {
+		return false
+	}
+	lane.mu.Lock()
+	left := lane.left
+	lane.mu.Unlock()
+	return left || r.stop()
 }
 
 // one carries out one operation, unless something that it would wait for as well got no answer.
-func (r *run) one(lane *lane, o plan.Operation, silent string) error {
+func (r *run) one(lane *lane, o *outcome, silent string) error {
 	if silent == "" {
 		select {
 		case r.slots <- struct{}{}:
@@ -263,16 +311,19 @@ func (r *run) one(lane *lane, o plan.Operation, silent string) error {
 		var once sync.Once
 		free := func() { once.Do(func() { <-r.slots }) }
 		defer free()
-		if r.stop != nil && r.stop() {
+		if r.enough(lane) {
 			return errNoTime
 		}
 		if silent = r.gone.given(lane.group); silent == "" {
 			overdue := time.AfterFunc(slot, free)
 			defer overdue.Stop()
-			err := r.do(r.ctx, o)
-			r.gone.note(lane.group, o.Target.String(), err)
+			lane.mu.Lock()
+			o.begun = true
+			lane.mu.Unlock()
+			err := r.do(r.ctx, o.operation)
+			r.gone.note(lane.group, o.operation.Target.String(), err)
 			return err
 		}
 	}
-	return fmt.Errorf("syncer: %s: not tried, since %s got no answer: %w", o.Target, silent, context.DeadlineExceeded)
+	return fmt.Errorf("syncer: %s: not tried, since %s got no answer: %w", o.operation.Target, silent, context.DeadlineExceeded)
 }

@@ -3,6 +3,8 @@ package syncer
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,7 +14,6 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
-	"github.com/keelson-project/keelson/policy-sync/registration"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
@@ -83,6 +84,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapshot, d plan.Result, spireErr error) (time.Time, error) {
 	s.tell(d.Graph)
 	s.fight.round(p.changes)
+	s.refused.sweep()
 	next := earlier(nextExpiry(snap), d.Graph.PendingEnds())
 	switch {
 	case p.unfinished, len(d.Unfinished) > 0:
@@ -193,21 +195,22 @@ func (p *progress) unplanned(missing map[plan.Part]string) {
 	}
 }
 
-// headStart is how long labels wait for the revoked addresses to be written, which is the faster way to cut off.
-const headStart = 250 * time.Millisecond
-
-// closers is how many operations that close go at once: they do not depend on each other, and taking a node's label away must not
-// wait for its hundred pods. Openers is how many go at once of those that open, but for labels of pods.
 const (
+	// headStart is how long labels wait for the revoked addresses to be written, which is the faster way to cut off.
+	headStart = 250 * time.Millisecond
+	// closers is how many operations that close go at once: they do not depend on each other, and taking a node's label away
+	// must not wait for its hundred pods.
 	closers = 16
-	openers = 2
+	// closeFor is how long one pass writes objects of namespaces that only close. The next pass does the rest, after what is
+	// more urgent: a team whose objects are many, or refused slowly, must not keep a revocation waiting.
+	closeFor = 500 * time.Millisecond
 )
 
 // close does operations that only close, each even when another one fails: revoked addresses first; then labels and taints, once
 // these are written or have had their head start, beside data planes' other objects; the SPIRE server last. So a data plane's API
 // that hangs keeps no label on. What an earlier step of the pass tried is not tried again: all plan from the same objects.
 func (p *progress) close(ctx context.Context, operations []plan.Operation) {
-	var revoke, objects, patches, spire []plan.Operation
+	var revoke, objects, teams, patches, spire []plan.Operation
 	for _, o := range operations {
 		switch {
 		case p.tried[identify(o)]:
@@ -217,6 +220,8 @@ func (p *progress) close(ctx context.Context, operations []plan.Operation) {
 			patches = append(patches, o)
 		case o.Phase == plan.Revoke:
 			revoke = append(revoke, o)
+		case o.Target.Namespace != "":
+			teams = append(teams, o)
 		default:
 			objects = append(objects, o)
 		}
@@ -229,12 +234,13 @@ func (p *progress) close(ctx context.Context, operations []plan.Operation) {
 	case <-time.After(headStart):
 	}
 	others := p.beside(ctx, objects)
-	p.record(patches, p.applyAll(ctx, patches, closers, nil))
+	p.record(patches, p.applyAll(ctx, patches, bounds{width: closers}))
+	p.closeTeams(ctx, teams)
 	p.record(objects, <-others)
 	if revoked != nil {
 		p.record(revoke, <-revoked)
 	}
-	p.record(spire, p.applySPIRE(ctx, spire))
+	p.closeSPIRE(ctx, spire)
 }
 
 // beside applies operations in a goroutine of their own, which delivers the results.
@@ -244,12 +250,103 @@ func (p *progress) beside(ctx context.Context, operations []plan.Operation) <-ch
 		results <- nil
 		return results
 	}
-	go func() { results <- p.applyAll(ctx, operations, closers, nil) }()
+	go func() { results <- p.applyAll(ctx, operations, bounds{width: closers}) }()
 	return results
 }
 
-func (p *progress) applyAll(ctx context.Context, operations []plan.Operation, width int, stop func() bool) []error {
-	return p.lanes.run(ctx, operations, width, p.apply, stop, p.gone)
+// closeTeams writes objects of namespaces. All namespaces go at once, each for as long as a pass has time for it. What waits for
+// the next pass is missing in this one.
+func (p *progress) closeTeams(ctx context.Context, operations []plan.Operation) {
+	until := p.o.Now().Add(closeFor)
+	begun := operations[:0:0]
+	through := map[string]bool{}
+	for _, o := range operations {
+		key := closingKey(o)
+		through[key] = true
+		if err := p.refused.before(key, o); err != nil {
+			p.fail(o, err)
+			continue
+		}
+		begun = append(begun, o)
+	}
+	late := func() bool { return !p.o.Now().Before(until) }
+	results := p.applyAll(ctx, begun, bounds{width: closers, stop: late, limit: closeFor + p.o.Patience})
+	p.record(begun, results)
+	for i, err := range results {
+		key := closingKey(begun[i])
+		p.refused.note(key, begun[i], err)
+		if errors.Is(err, errNoTime) {
+			through[key] = false
+			p.postpone(begun[i : i+1])
+		}
+	}
+	for key, all := range through {
+		p.refused.over(key, all)
+	}
+}
+
+func closingKey(o plan.Operation) string { return "close " + o.Target.Namespace }
+
+// closeSPIRE evicts agents; then it takes entries away and makes them tighter, each namespace's first entry, then each one's second,
+// and so on, for as long as a pass has time for the SPIRE server.
+func (p *progress) closeSPIRE(ctx context.Context, operations []plan.Operation) {
+	var until time.Time
+	operations = inTurns(operations)
+	silent := false
+	for n := 0; len(operations) > 0; operations = operations[n:] {
+		for n = 1; n < min(len(operations), entriesATurn) && operations[n].Action == operations[0].Action; n++ {
+		}
+		evicts := operations[0].Action == plan.DeleteAgent
+		if !evicts && until.IsZero() {
+			until = p.o.Now().Add(p.spireFor())
+		}
+		if silent || !evicts && !p.o.Now().Before(until) {
+			p.postpone(operations[:n])
+			continue
+		}
+		results := p.applySPIRE(ctx, operations[:n])
+		silent = !slices.ContainsFunc(results, func(err error) bool { return !errors.Is(err, context.DeadlineExceeded) })
+		p.record(operations[:n], results)
+	}
+}
+
+// postpone leaves operations that close to the next pass.
+func (p *progress) postpone(operations []plan.Operation) {
+	p.unfinished = true
+	for _, o := range operations {
+		p.missing.Add(o, errNoTime)
+		p.withheld = append(p.withheld, Failure{Operation: o, Err: errNoTime})
+	}
+}
+
+// inTurns deals operations out: those of one action together, and of these one of each namespace in turn.
+func inTurns(operations []plan.Operation) []plan.Operation {
+	type turn struct {
+		o     plan.Operation
+		round int
+	}
+	order, rounds := map[plan.Action]int{plan.DeleteAgent: 0}, map[string]int{}
+	turns := make([]turn, 0, len(operations))
+	for _, o := range operations {
+		if _, ok := order[o.Action]; !ok {
+			order[o.Action] = len(order)
+		}
+		key := string(o.Action) + " " + plan.NamespaceOf(o)
+		turns = append(turns, turn{o, rounds[key]})
+		rounds[key]++
+	}
+	slices.SortStableFunc(turns, func(a, b turn) int {
+		return cmp.Or(cmp.Compare(order[a.o.Action], order[b.o.Action]), cmp.Compare(a.round, b.round))
+	})
+	out := make([]plan.Operation, 0, len(turns))
+	for _, t := range turns {
+		out = append(out, t.o)
+	}
+	return out
+}
+
+func (p *progress) applyAll(ctx context.Context, operations []plan.Operation, b bounds) []error {
+	return p.lanes.run(ctx, operations, b, p.apply, p.gone)
 }
 
 func (s *Syncer) apply(ctx context.Context, o plan.Operation) error {
@@ -258,66 +355,18 @@ func (s *Syncer) apply(ctx context.Context, o plan.Operation) error {
 	return s.o.Kubernetes.Apply(ctx, o)
 }
 
-// openFor is how long one pass opens at most. What is left opens in the next pass, which begins by reading the verdicts again:
-// giving ten thousand pods their labels must not keep a revocation waiting.
-const openFor = 500 * time.Millisecond
-
-// open does operations that open something, in order, each unless it rests on something that is missing.
-func (p *progress) open(ctx context.Context, operations []plan.Operation) {
-	until := p.o.Now().Add(openFor)
-	late := func() bool { return !p.o.Now().Before(until) }
-	for len(operations) > 0 && ctx.Err() == nil {
-		if p.unfinished = p.unfinished || late(); p.unfinished {
-			return
-		}
-		n := stage(operations)
-		ready := p.ready(operations[:n])
-		switch {
-		case len(ready) == 0:
-		case onSPIRE(ready[0]):
-			p.record(ready, p.applySPIRE(ctx, ready))
-		case onPod(ready[0]):
-			p.record(ready, p.applyAll(ctx, ready, closers, late))
-		default:
-			p.record(ready, p.applyAll(ctx, ready, openers, late))
-		}
-		operations = operations[n:]
-	}
-}
-
-// ready are the operations that may go now. The others are noted, and what rests on them waits as well.
-func (p *progress) ready(operations []plan.Operation) []plan.Operation {
-	var out []plan.Operation
-	for _, o := range operations {
-		if why := p.missing.Holds(o); why != nil {
-			p.withheld = append(p.withheld, Failure{Operation: o, Err: why})
-			p.missing.Add(o, why)
-			continue
-		}
-		out = append(out, o)
-	}
-	return out
-}
-
-func onPod(o plan.Operation) bool {
-	return o.Action == plan.Patch && o.Phase == plan.Trust && o.Target.Kind == "Pod"
-}
-
-// stage is how many operations from the first on go together: none of them rests on another one of them.
-func stage(operations []plan.Operation) int {
-	like := func(o plan.Operation) [4]bool {
-		return [4]bool{onSPIRE(o), o.Entry != nil && registration.IsClass(*o.Entry), onPod(o), o.Target.Kind == "Node"}
-	}
-	n := 1
-	for n < len(operations) && operations[n].Phase == operations[0].Phase && like(operations[n]) == like(operations[0]) {
-		n++
-	}
-	return n
-}
-
 // identify is the same for an operation in all plans of one reading.
 func identify(o plan.Operation) string {
 	return fmt.Sprint(o.Phase, " ", o.Action, " ", o.Target.GroupVersionKind, " ", subject(o), " ", string(o.MergePatch))
+}
+
+// fingerprint is the same for an operation that writes the same, in whichever plan it stands.
+func fingerprint(o plan.Operation) string {
+	text, err := json.Marshal([]any{o.Object, o.Entry})
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %x", identify(o), sha256.Sum256(text))
 }
 
 func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) []error {
@@ -344,12 +393,12 @@ func (p *progress) record(operations []plan.Operation, results []error) {
 		o := operations[i]
 		if errors.Is(err, errNoTime) {
 			p.unfinished = true
+			p.missing.Add(o, err)
 			continue
 		}
 		p.tried[identify(o)] = true
 		if err != nil {
-			p.failed = append(p.failed, Failure{Operation: o, Err: err})
-			p.missing.Add(o, err)
+			p.fail(o, err)
 			p.o.Metrics.operation(o, err)
 			continue
 		}
@@ -363,6 +412,12 @@ func (p *progress) record(operations []plan.Operation, results []error) {
 		}
 		p.o.Log.Info("applied", args...)
 	}
+}
+
+// fail notes an operation that was not carried out.
+func (p *progress) fail(o plan.Operation, err error) {
+	p.failed = append(p.failed, Failure{Operation: o, Err: err})
+	p.missing.Add(o, err)
 }
 
 func subject(o plan.Operation) string {

@@ -19,7 +19,15 @@ type reading struct {
 	late chan struct{} // closed by a pass that would not wait
 	got  *snapshot.SPIRE
 	err  error
+	took time.Duration
 }
+
+// spireMost bounds how long one pass writes to the SPIRE server.
+const spireMost = 2 * time.Second
+
+// spireFor is how long one pass writes to the SPIRE server: openFor, or as long as the last reading took. Each pass reads it anew,
+// so a server with many entries would otherwise be read most of the time.
+func (s *Syncer) spireFor() time.Duration { return min(max(openFor, s.readTook), spireMost) }
 
 // readSPIRE waits for the SPIRE server, but not for long: a server that hangs must not keep the loop from closing what a
 // verdict closes.
@@ -33,7 +41,7 @@ func (s *Syncer) readSPIRE(ctx context.Context) (*snapshot.SPIRE, error) {
 	defer patience.Stop()
 	select {
 	case <-r.done:
-		s.reading = nil
+		s.reading, s.readTook = nil, r.took
 		return r.got, r.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -50,7 +58,9 @@ func (s *Syncer) readSPIRE(ctx context.Context) (*snapshot.SPIRE, error) {
 func (s *Syncer) read(ctx context.Context, r *reading) {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.o.ReadTimeout, s.o.Timeout))
 	defer cancel()
+	begun := s.o.Now()
 	r.got, r.err = s.o.SPIRE.Read(ctx)
+	r.took = s.o.Now().Sub(begun)
 	close(r.done)
 	select {
 	case <-r.late:

@@ -70,18 +70,23 @@ type Syncer struct {
 	o       Options
 	trigger chan struct{}
 	reading *reading
-	said    map[string]bool // findings that were logged, so that each is said once
-	began   time.Time       // the first pass
+	// readTook is how long the last reading of the SPIRE server took.
+	readTook time.Duration
+	said     map[string]bool // findings that were logged, so that each is said once
+	began    time.Time       // the first pass
 	// attested are the pods that were attested lately. A replica that takes over begins with what Options.Memory has of them.
 	attested []snapshot.Attested
 	fight    fight
 	renderer *plan.Renderer
 	lanes    *lanes
-	stales   int             // passes in a row that found that the world moved on
-	failing  map[string]bool // failures that were logged, while they last
-	events   events
-	health   health
-	keeper   keeper
+	// turns and refused outlive a pass, for namespaces for which its time was not enough.
+	turns   turns
+	refused refusals
+	stales  int             // passes in a row that found that the world moved on
+	failing map[string]bool // failures that were logged, while they last
+	events  events
+	health  health
+	keeper  keeper
 }
 
 // Budgets of rendering: one policy's, and one pass's. What does not fit goes on beside or in the next pass.
