@@ -280,7 +280,7 @@ func TestWhatLetsInGoesFirst(t *testing.T) {
 	s.Nodes = []corev1.Node{{ObjectMeta: metav1.ObjectMeta{Name: "good", UID: "1", Labels: map[string]string{v1alpha1.NodeVerdictLabel: "trusted"}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "bad", UID: "2"}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.UntrustedTaint, Effect: corev1.TaintEffectNoSchedule}}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "proved-bad", UID: "4", Labels: map[string]string{v1alpha1.NodeVerdictLabel: "untrusted"}}}}
-	s.Pods = []corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p", UID: "3", Labels: map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True, "app": "x"}}}}
+	s.Pods = []*corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p", UID: "3", Labels: map[string]string{v1alpha1.PodAttestedLabel: v1alpha1.True, "app": "x"}}}}
 	object := func(version, kind, namespace, name string, spec map[string]any) {
 		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": version, "kind": kind, "spec": spec}}
 		o.SetNamespace(namespace)

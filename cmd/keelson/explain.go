@@ -217,11 +217,11 @@ func explainPod(name string, s snapshot.Snapshot, r plan.Result) (explanation, e
 	if !ok {
 		return nil, fmt.Errorf("%q is not NAMESPACE/NAME", name)
 	}
-	live := slices.IndexFunc(s.Pods, func(p corev1.Pod) bool { return p.Namespace == namespace && p.Name == pod })
+	live := slices.IndexFunc(s.Pods, func(p *corev1.Pod) bool { return p.Namespace == namespace && p.Name == pod })
 	if live < 0 {
 		return nil, fmt.Errorf("there is no pod %s; kubectl get pods -n %s lists them", name, namespace)
 	}
-	object := &s.Pods[live]
+	object := s.Pods[live]
 	e := explainedPod{Pod: name, Node: object.Spec.NodeName, ServiceAccount: snapshot.ServiceAccount(object), NodeVerdict: v1alpha1.VerdictUnknown,
 		Labelled: object.Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True, Next: pending(r.Plan, "Pod "+name),
 		SPIFFEID: trustgraph.SPIFFEID(s.Config.TrustDomain, namespace, snapshot.ServiceAccount(object))}

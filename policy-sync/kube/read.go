@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
@@ -27,19 +29,22 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 	var (
 		nodes      corev1.NodeList
 		namespaces corev1.NamespaceList
-		pods       corev1.PodList
 		trusts     v1alpha1.NodeTrustList
 		policies   v1alpha1.TrustPolicyList
 		services   networkingv1.ServiceCIDRList
 	)
 	for what, list := range map[string]client.ObjectList{
-		"nodes": &nodes, "namespaces": &namespaces, "pods": &pods, "nodetrusts": &trusts, "trustpolicies": &policies, "servicecidrs": &services,
+		"nodes": &nodes, "namespaces": &namespaces, "nodetrusts": &trusts, "trustpolicies": &policies, "servicecidrs": &services,
 	} {
-		if err := s.reader.List(ctx, list); err != nil {
+		if err := s.reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return snapshot.Snapshot{}, fmt.Errorf("kube: list %s: %w", what, err)
 		}
 	}
-	out := snapshot.Snapshot{Config: s.config, Nodes: nodes.Items, Namespaces: namespaces.Items, Pods: pods.Items,
+	pods, err := s.pods(ctx)
+	if err != nil {
+		return snapshot.Snapshot{}, err
+	}
+	out := snapshot.Snapshot{Config: s.config, Nodes: nodes.Items, Namespaces: namespaces.Items, Pods: pods,
 		NodeTrusts: trusts.Items, Policies: policies.Items}
 	for _, k := range s.kinds {
 		objects, err := s.list(ctx, k)
@@ -61,6 +66,58 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 		if err := s.readBlocks(ctx, &out); err != nil {
 			return snapshot.Snapshot{}, err
 		}
+	}
+	return out, nil
+}
+
+// indexed is what a cache's informer has beside controller-runtime's own interface: the objects
+// that it holds.
+type indexed interface{ GetIndexer() toolscache.Indexer }
+
+// held returns the cache's own objects of a type, which nobody may change, and false where the
+// reader is no cache. They are shared from one reading to the next: an object that has not changed
+// is the same pointer.
+func held[O any](ctx context.Context, reader client.Reader, of client.Object) ([]O, bool, error) {
+	c, ok := reader.(cache.Informers)
+	if !ok {
+		return nil, false, nil
+	}
+	informer, err := c.GetInformer(ctx, of)
+	if err != nil {
+		return nil, true, err
+	}
+	with, ok := informer.(indexed)
+	if !ok {
+		return nil, false, nil
+	}
+	list := with.GetIndexer().List()
+	out := make([]O, 0, len(list))
+	for _, o := range list {
+		one, ok := o.(O)
+		if !ok {
+			return nil, true, fmt.Errorf("the cache holds a %T", o)
+		}
+		out = append(out, one)
+	}
+	return out, true, nil
+}
+
+// pods lists all pods: the cache's own objects where there is a cache, because copies of a hundred
+// thousand pods would be made for nothing in each pass.
+func (s *Store) pods(ctx context.Context) ([]*corev1.Pod, error) {
+	if out, ok, err := held[*corev1.Pod](ctx, s.reader, &corev1.Pod{}); ok || err != nil {
+		if err != nil {
+			return nil, fmt.Errorf("kube: list pods: %w", err)
+		}
+		return out, nil
+	}
+	var list corev1.PodList
+	if err := s.reader.List(ctx, &list); err != nil {
+		return nil, fmt.Errorf("kube: list pods: %w", err)
+	}
+	out := make([]*corev1.Pod, 0, len(list.Items))
+	for i := range list.Items {
+		out = append(out, &list.Items[i])
 	}
 	return out, nil
 }
@@ -228,6 +285,11 @@ func (s *Store) list(ctx context.Context, k snapshot.Kind) ([]*unstructured.Unst
 }
 
 func (s *Store) listBy(ctx context.Context, from client.Reader, k snapshot.Kind, by labels.Selector) ([]*unstructured.Unstructured, error) {
+	if all, ok, err := held[*unstructured.Unstructured](ctx, from, object(k)); err != nil {
+		return nil, fmt.Errorf("kube: list %s.%s: %w", k.Resource, k.Group, err)
+	} else if ok {
+		return named(all, k.GroupVersionKind, by), nil
+	}
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(listKind(k.GroupVersionKind))
 	if err := from.List(ctx, list, &client.ListOptions{LabelSelector: by}); err != nil {
@@ -240,6 +302,23 @@ func (s *Store) listBy(ctx context.Context, from client.Reader, k snapshot.Kind,
 		out = append(out, &list.Items[i])
 	}
 	return out, nil
+}
+
+// named are those of the cache's objects that have the labels. Items of an aggregated API's list may
+// lack their kind, and the cache's objects are not changed, so such an item is copied.
+func named(all []*unstructured.Unstructured, kind schema.GroupVersionKind, by labels.Selector) []*unstructured.Unstructured {
+	out := make([]*unstructured.Unstructured, 0, len(all))
+	for _, o := range all {
+		if by != nil && !by.Matches(labels.Set(o.GetLabels())) {
+			continue
+		}
+		if o.GroupVersionKind() != kind {
+			o = o.DeepCopy()
+			o.SetGroupVersionKind(kind)
+		}
+		out = append(out, o)
+	}
+	return out
 }
 
 func listKind(k schema.GroupVersionKind) schema.GroupVersionKind {

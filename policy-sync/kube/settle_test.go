@@ -157,7 +157,7 @@ func populate(t *testing.T, root client.Client, demo snapshot.Snapshot) {
 		create(t, root, &demo.Policies[i])
 	}
 	for i := range demo.Pods {
-		pod := &demo.Pods[i]
+		pod := demo.Pods[i]
 		if pod.Namespace == "other" {
 			continue
 		}

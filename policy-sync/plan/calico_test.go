@@ -70,7 +70,7 @@ func newDataplane(s snapshot.Snapshot) *dataplane {
 		nsLabels[ns.Name] = m
 	}
 	for i := range s.Pods {
-		p := &s.Pods[i]
+		p := s.Pods[i]
 		if p.Spec.HostNetwork || snapshot.Ended(p) {
 			continue
 		}

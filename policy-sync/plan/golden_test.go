@@ -139,7 +139,9 @@ func load(t *testing.T, w *world, text string) {
 		case "Namespace":
 			w.Namespaces = put(w.Namespaces, complete(t, doc, func(n *corev1.Namespace) *metav1.ObjectMeta { return &n.ObjectMeta }))
 		case "Pod":
-			w.Pods = put(w.Pods, complete(t, doc, func(n *corev1.Pod) *metav1.ObjectMeta { return &n.ObjectMeta }))
+			p := complete(t, doc, func(n *corev1.Pod) *metav1.ObjectMeta { return &n.ObjectMeta })
+			w.Pods = slices.DeleteFunc(w.Pods, func(q *corev1.Pod) bool { return snapshot.Key(q) == snapshot.Key(&p) })
+			w.Pods = append(w.Pods, &p)
 		case "TrustPolicy":
 			w.Policies = put(w.Policies, complete(t, doc, func(n *v1alpha1.TrustPolicy) *metav1.ObjectMeta { return &n.ObjectMeta }))
 		case "NodeTrust":

@@ -52,10 +52,10 @@ func TestAnIdentityIsIssuedWhereItRuns(t *testing.T) {
 	}{
 		"pods on both trusted nodes": {func(*world) {}, []string{"fra-1", "par-1"}},
 		"no pod on par-1": {func(w *world) {
-			w.Pods = slices.DeleteFunc(w.Pods, func(p corev1.Pod) bool { return p.Spec.NodeName == "par-1" })
+			w.Pods = slices.DeleteFunc(w.Pods, func(p *corev1.Pod) bool { return p.Spec.NodeName == "par-1" })
 		}, []string{"fra-1"}},
 		"no pod at all": {func(w *world) {
-			w.Pods = slices.DeleteFunc(w.Pods, func(p corev1.Pod) bool { return p.Namespace == "shop" })
+			w.Pods = slices.DeleteFunc(w.Pods, func(p *corev1.Pod) bool { return p.Namespace == "shop" })
 		}, nil},
 		"the pod on par-1 has ended":            {func(w *world) { w.podNamed("shop/frontend-par-1").Status.Phase = corev1.PodSucceeded }, []string{"fra-1"}},
 		"the pod on par-1 is not scheduled yet": {func(w *world) { w.podNamed("shop/frontend-par-1").Spec.NodeName = "" }, []string{"fra-1"}},
@@ -363,8 +363,8 @@ func TestOnlyTheNodesThatRunAWorkloadMayIssueItsIdentity(t *testing.T) {
 
 // runs tells whether a pod with an ID's namespace and account is bound to a node and has not ended.
 func (w *world) runs(node, id string) bool {
-	return slices.ContainsFunc(w.Pods, func(p corev1.Pod) bool {
-		return p.Spec.NodeName == node && !snapshot.Ended(&p) && id == "spiffe://"+w.Config.TrustDomain+"/ns/"+p.Namespace+"/sa/"+snapshot.ServiceAccount(&p)
+	return slices.ContainsFunc(w.Pods, func(p *corev1.Pod) bool {
+		return p.Spec.NodeName == node && !snapshot.Ended(p) && id == "spiffe://"+w.Config.TrustDomain+"/ns/"+p.Namespace+"/sa/"+snapshot.ServiceAccount(p)
 	})
 }
 

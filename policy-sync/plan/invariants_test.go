@@ -27,8 +27,8 @@ func settled(t *testing.T) *world {
 }
 
 func (w *world) podNamed(key string) *corev1.Pod {
-	i := slices.IndexFunc(w.Pods, func(p corev1.Pod) bool { return snapshot.Key(&p) == key })
-	return &w.Pods[i]
+	i := slices.IndexFunc(w.Pods, func(p *corev1.Pod) bool { return snapshot.Key(p) == key })
+	return w.Pods[i]
 }
 
 func (w *world) nodeNamed(name string) *corev1.Node {

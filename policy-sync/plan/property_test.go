@@ -230,12 +230,12 @@ func TestInvariant08_NoUnattestedPodReachesAnEnrolledPod(t *testing.T) {
 func noUnattested(t *rapid.T, w *world) {
 	d := newDataplane(w.Snapshot)
 	for i := range w.Pods {
-		dst := &w.Pods[i]
+		dst := w.Pods[i]
 		if dst.Spec.HostNetwork || !enforced(w, dst.Namespace) || badNode(w.Snapshot, dst.Spec.NodeName) {
 			continue
 		}
 		for j := range w.Pods {
-			src := &w.Pods[j]
+			src := w.Pods[j]
 			if i == j || src.Spec.HostNetwork || provable(w, src) {
 				continue
 			}
@@ -303,7 +303,7 @@ func allowed(w *world) map[string]bool {
 	d := newDataplane(w.Snapshot)
 	for i := range w.Pods {
 		for j := range w.Pods {
-			src, dst := &w.Pods[i], &w.Pods[j]
+			src, dst := w.Pods[i], w.Pods[j]
 			if i == j || !enforced(w, dst.Namespace) || badNode(w.Snapshot, dst.Spec.NodeName) {
 				continue
 			}

@@ -46,8 +46,8 @@ func bad(s *snapshot.Snapshot, node string) {
 func podOf(t *testing.T, s *snapshot.Snapshot, key string) *corev1.Pod {
 	t.Helper()
 	for i := range s.Pods {
-		if snapshot.Key(&s.Pods[i]) == key {
-			return &s.Pods[i]
+		if snapshot.Key(s.Pods[i]) == key {
+			return s.Pods[i]
 		}
 	}
 	t.Fatalf("no pod %s", key)
@@ -55,7 +55,7 @@ func podOf(t *testing.T, s *snapshot.Snapshot, key string) *corev1.Pod {
 }
 
 func without(s *snapshot.Snapshot, node string) {
-	s.Pods = slices.DeleteFunc(s.Pods, func(p corev1.Pod) bool { return p.Spec.NodeName == node })
+	s.Pods = slices.DeleteFunc(s.Pods, func(p *corev1.Pod) bool { return p.Spec.NodeName == node })
 }
 
 // TestThreat34_WhatAMachineHadIsCutOffWhateverItSaysNow: with its credentials a machine that is about to fail its next

@@ -111,7 +111,7 @@ func TestInvariant08_BothDataPlanesMeanTheUnion(t *testing.T) {
 		d := newDataplane(w.Snapshot)
 		for i := range w.Pods {
 			for j := range w.Pods {
-				src, dst := &w.Pods[i], &w.Pods[j]
+				src, dst := w.Pods[i], w.Pods[j]
 				if i == j || !enforced(w, dst.Namespace) || !enforced(w, src.Namespace) || !attestedPod(src) || !attestedPod(dst) {
 					continue
 				}

@@ -34,7 +34,7 @@ func (w *world) clone() *world {
 		out.Nodes = append(out.Nodes, *w.Nodes[i].DeepCopy())
 	}
 	for i := range w.Pods {
-		out.Pods = append(out.Pods, *w.Pods[i].DeepCopy())
+		out.Pods = append(out.Pods, w.Pods[i].DeepCopy())
 	}
 	out.Objects = slices.Clone(w.Objects) // replaced, never changed in place
 	if w.SPIRE != nil {
@@ -96,7 +96,10 @@ func (w *world) patch(o plan.Operation) error {
 	}
 	for i := range w.Pods {
 		if w.Pods[i].Namespace == o.Target.Namespace && w.Pods[i].Name == o.Target.Name {
-			return merge(w, &w.Pods[i], o.MergePatch)
+			p := w.Pods[i].DeepCopy() // replaced, never changed in place
+			err := merge(w, p, o.MergePatch)
+			w.Pods[i] = p
+			return err
 		}
 	}
 	return fmt.Errorf("%s is not there", o.Target)

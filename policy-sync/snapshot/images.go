@@ -30,7 +30,7 @@ const (
 
 // ImageQuestions lists what has to be known about images before trustgraph.Build can judge the pods of namespaces with
 // policies: one question per image, sorted. trustgraph.ImageQuestions knows more of the world and asks less.
-func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []corev1.Node) []ImageQuestion {
+func ImageQuestions(pods []*corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []corev1.Node) []ImageQuestion {
 	verifiers := map[string][]string{}
 	for _, p := range policies {
 		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.Verifiers()...)
@@ -45,16 +45,13 @@ func ImageQuestions(pods []corev1.Pod, policies []v1alpha1.TrustPolicy, nodes []
 // what a pod's spec brings along is asked about (ImagesOf), and within bounds: pods that bear the trust label come first, then
 // the older ones, so that new pods and statuses never keep an attested pod's images from being asked about. No image of a
 // mirror pod is asked about: it stands for a file on its node, and is never attested.
-func AskAbout(pods []corev1.Pod, nodes []corev1.Node, ask func(*corev1.Pod) (verifiers []string, ok bool)) []ImageQuestion {
+func AskAbout(pods []*corev1.Pod, nodes []corev1.Node, ask func(*corev1.Pod) (verifiers []string, ok bool)) []ImageQuestion {
 	c := newCollector(nodes)
-	for i := range pods {
-		c.collect(&pods[i], ask)
+	for _, pod := range pods {
+		c.collect(pod, ask)
 	}
 	if c.over { // then the order decides
-		order := make([]*corev1.Pod, 0, len(pods))
-		for i := range pods {
-			order = append(order, &pods[i])
-		}
+		order := slices.Clone(pods)
 		slices.SortFunc(order, first)
 		c = newCollector(nodes)
 		for _, pod := range order {

@@ -28,8 +28,10 @@ type Snapshot struct {
 	Nodes      []corev1.Node
 	NodeTrusts []v1alpha1.NodeTrust
 	Namespaces []corev1.Namespace
-	Pods       []corev1.Pod
-	Policies   []v1alpha1.TrustPolicy
+	// Pods are shared with the cache that they were read from: nobody changes them, and a pod that
+	// has changed is another pointer.
+	Pods     []*corev1.Pod
+	Policies []v1alpha1.TrustPolicy
 	// Objects are all live objects of every kind in Kinds(Config), ours and others'.
 	Objects []*unstructured.Unstructured
 	// Images are the verifiers' results, by what a container's status says of its image.

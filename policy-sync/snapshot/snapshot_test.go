@@ -18,7 +18,7 @@ func TestImageQuestions(t *testing.T) {
 	waiting := snapshottest.Pod("shop", "waiting", "later", "fra-1", "10.1.0.31")
 	waiting.Status.ContainerStatuses[0].ImageID = ""
 	s.Pods = append(s.Pods, ended, waiting)
-	p := &s.Pods[0]
+	p := s.Pods[0]
 	p.Spec.InitContainers = []corev1.Container{{Name: "i"}}
 	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "e"}}}
 	p.Status.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("i", "setup")}

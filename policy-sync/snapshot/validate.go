@@ -214,7 +214,7 @@ func (s Snapshot) Validate() error {
 		once("Namespace", s.Namespaces[i].Name)
 	}
 	for i := range s.Pods {
-		once("Pod", Key(&s.Pods[i]))
+		once("Pod", Key(s.Pods[i]))
 	}
 	for i := range s.Policies {
 		once("TrustPolicy", Key(&s.Policies[i]))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -29,6 +30,8 @@ type fakeWorld struct {
 	s   snapshot.Snapshot // SPIRE apart
 	now time.Time
 	ops []plan.Operation
+	// served are the pods of the last reading: one that has not changed is the same pointer again.
+	served map[string]*corev1.Pod
 
 	readErr  error
 	applyErr func(plan.Operation) error
@@ -105,6 +108,16 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 	s := k.s
 	s.Nodes, s.Pods, s.Objects = slices.Clone(s.Nodes), slices.Clone(s.Pods), slices.Clone(s.Objects)
 	s.NodeTrusts, s.Policies, s.Images = slices.Clone(s.NodeTrusts), slices.Clone(s.Policies), nil
+	before := k.served
+	k.served = map[string]*corev1.Pod{}
+	for i, p := range s.Pods {
+		if same := before[snapshot.Key(p)]; same != nil && reflect.DeepEqual(same, p) {
+			s.Pods[i] = same
+		} else {
+			s.Pods[i] = p.DeepCopy()
+		}
+		k.served[snapshot.Key(p)] = s.Pods[i]
+	}
 	return s, nil
 }
 
@@ -173,7 +186,7 @@ func (k fakeKube) patch(o plan.Operation) {
 		}
 	}
 	for i := range k.s.Pods {
-		if p := &k.s.Pods[i]; o.Target.Kind == "Pod" && p.Name == o.Target.Name && p.Namespace == o.Target.Namespace {
+		if p := k.s.Pods[i]; o.Target.Kind == "Pod" && p.Name == o.Target.Name && p.Namespace == o.Target.Namespace {
 			p.Labels = merge(p.Labels)
 		}
 	}

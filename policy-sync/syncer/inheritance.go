@@ -43,7 +43,7 @@ func (e *events) begin(s snapshot.Snapshot) {
 		}
 	}
 	for i := range s.Pods {
-		p := &s.Pods[i]
+		p := s.Pods[i]
 		if by := named[p.Namespace+"/"+p.Name]; by != nil {
 			b.pods[string(p.UID)] = by
 		}

@@ -89,7 +89,7 @@ func TestANewLeaderKnowsWhatTheOldOneAttested(t *testing.T) {
 	old.flush(t.Context())
 	address := ""
 	w.mu.Lock()
-	w.s.Pods = slices.DeleteFunc(slices.Clone(w.s.Pods), func(p corev1.Pod) bool {
+	w.s.Pods = slices.DeleteFunc(slices.Clone(w.s.Pods), func(p *corev1.Pod) bool {
 		if p.Name == "api-fra-1" {
 			address = p.Status.PodIP
 		}

@@ -48,7 +48,7 @@ func (w *fakeWorld) attestedPods() []string {
 	var out []string
 	for i := range w.s.Pods {
 		if w.s.Pods[i].Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True {
-			out = append(out, snapshot.Key(&w.s.Pods[i]))
+			out = append(out, snapshot.Key(w.s.Pods[i]))
 		}
 	}
 	return out
@@ -79,7 +79,7 @@ func TestThreat34_APassRemembersWhatTheOneBeforeAttested(t *testing.T) {
 	w.sync(s)
 	addresses := map[string]bool{}
 	w.mu.Lock()
-	w.s.Pods = slices.DeleteFunc(slices.Clone(w.s.Pods), func(p corev1.Pod) bool {
+	w.s.Pods = slices.DeleteFunc(slices.Clone(w.s.Pods), func(p *corev1.Pod) bool {
 		if p.Spec.NodeName != "fra-1" {
 			return false
 		}
@@ -315,7 +315,7 @@ func TestANewImageIsNotVerifiedOnceWarm(t *testing.T) {
 	w.s.Pods = slices.Clone(w.s.Pods)
 	p := w.s.Pods[0].DeepCopy()
 	p.Status.ContainerStatuses[0].ImageID = "sha256:" + strings.Repeat("c", 64)
-	w.s.Pods[0] = *p
+	w.s.Pods[0] = p
 	w.mu.Unlock()
 	w.sync(s)
 	if slices.Contains(w.attestedPods(), snapshot.Key(p)) {

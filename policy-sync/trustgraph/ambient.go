@@ -17,7 +17,7 @@ const dataplaneLabel = "istio.io/dataplane-mode"
 func (b *builder) buildAmbient() {
 	byLabel := map[string]string{} // pods with a label of their own
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		if v, own := pod.Labels[dataplaneLabel]; own && b.modes[pod.Namespace] != "" && !snapshot.Ended(pod) {
 			byLabel[snapshot.Key(pod)] = v
 		}

@@ -151,7 +151,7 @@ func (b *builder) calicoIPAM(byAffinity, byCIDR *blocks) bool {
 	}
 	inAffinity, inCIDR := map[string]bool{}, map[string]bool{}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		node := pod.Spec.NodeName
 		if !voters[node] || pod.Spec.HostNetwork || snapshot.Ended(pod) {
 			continue

@@ -43,7 +43,7 @@ func (b *builder) buildEnforcement() {
 func (b *builder) enrolledPods() map[string]*corev1.Pod {
 	out := map[string]*corev1.Pod{}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		if b.modes[pod.Namespace] != "" && !snapshot.Ended(pod) {
 			out[snapshot.Key(pod)] = pod
 		}
@@ -101,8 +101,8 @@ func (b *builder) unread(p *Policy, text string) {
 
 func (b *builder) istioRuns() bool {
 	d := b.s.Config.Istiod
-	return slices.ContainsFunc(b.s.Pods, func(pod corev1.Pod) bool {
-		return proxyOf(&pod) != nil || pod.Namespace == d.Namespace && pod.Labels[d.Label] == d.Value
+	return slices.ContainsFunc(b.s.Pods, func(pod *corev1.Pod) bool {
+		return proxyOf(pod) != nil || pod.Namespace == d.Namespace && pod.Labels[d.Label] == d.Value
 	}) || slices.ContainsFunc(b.s.Objects, func(o *unstructured.Unstructured) bool {
 		return o.GetKind() == "ConfigMap" && o.GetName() == snapshot.MeshConfig
 	})

@@ -15,7 +15,7 @@ import (
 // proxied gives every pod a proxy whose socket comes from a volume.
 func proxied(s *snapshot.Snapshot, source corev1.VolumeSource) {
 	for i := range s.Pods {
-		p := &s.Pods[i]
+		p := s.Pods[i]
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "istio-proxy",
 			VolumeMounts: []corev1.VolumeMount{{Name: "workload-socket", MountPath: "/var/run/secrets/workload-spiffe-uds"}}})
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "workload-socket", VolumeSource: source})

@@ -174,7 +174,7 @@ var pastTheProxy = []string{
 // exclusions reports pods with such annotations, and pods that opt out of the proxy by the label of the same meaning.
 func (b *builder) exclusions() {
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		if b.modes[pod.Namespace] == "" || !b.s.Config.Istio {
 			continue
 		}

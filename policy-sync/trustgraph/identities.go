@@ -96,7 +96,7 @@ func (b *builder) buildIdentities() {
 func (b *builder) boundNodes() map[accountKey]map[string]bool {
 	out := map[accountKey]map[string]bool{}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
 		if pod.Spec.NodeName == "" || b.modes[pod.Namespace] == "" || mirror || snapshot.Ended(pod) {
 			continue

@@ -148,16 +148,16 @@ func TestAddressesThatAreNotAPodsOwn(t *testing.T) {
 		"one that went to another pod while it is leaving": {func(s *snapshot.Snapshot, p *corev1.Pod) {
 			now := metav1.NewTime(s.At)
 			p.DeletionTimestamp = &now
-			set(&s.Pods[strangerFra], "10.1.0.10")
+			set(s.Pods[strangerFra], "10.1.0.10")
 		}, "is reported of pod other/stranger-fra-1 too"},
 		"one that a bad node's pod claims, too": {func(s *snapshot.Snapshot, _ *corev1.Pod) {
 			for i := range s.Pods {
 				if s.Pods[i].Spec.NodeName == "evil-1" {
-					set(&s.Pods[i], "10.1.0.10")
+					set(s.Pods[i], "10.1.0.10")
 				}
 			}
 		}, ""},
-		"one that another trusted node's pod claims, too": {func(s *snapshot.Snapshot, _ *corev1.Pod) { set(&s.Pods[frontPar], "10.1.0.10") }, ""},
+		"one that another trusted node's pod claims, too": {func(s *snapshot.Snapshot, _ *corev1.Pod) { set(s.Pods[frontPar], "10.1.0.10") }, ""},
 		"one that another trusted node claims as its own": {func(s *snapshot.Snapshot, _ *corev1.Pod) {
 			s.Nodes[1].Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.1.0.10"}}
 		}, ""},
@@ -176,7 +176,7 @@ func TestAddressesThatAreNotAPodsOwn(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			s := labelled(t)
-			c.change(&s, &s.Pods[apiFra])
+			c.change(&s, s.Pods[apiFra])
 			p, _ := build(t, s).Pod("payments", "api-fra-1")
 			why := strings.Join(p.Why, "; ")
 			if p.Attested != (c.why == "") || !strings.Contains(why, c.why) {

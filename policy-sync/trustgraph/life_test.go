@@ -31,7 +31,7 @@ func newLife() *life {
 	for i := range l.s.NodeTrusts {
 		l.s.NodeTrusts[i].Spec.ValidUntil = metav1.NewMicroTime(l.s.At.Add(24 * time.Hour))
 	}
-	l.pod = &l.s.Pods[apiFra]
+	l.pod = l.s.Pods[apiFra]
 	l.pod.Generation, l.pod.Status.ObservedGeneration = 1, 1
 	l.pod.Spec.InitContainers = []corev1.Container{{Name: "setup", Image: "registry.example/good:1"}}
 	l.pod.Spec.Containers[0].Image = "registry.example/good:1"

@@ -71,7 +71,7 @@ func (b *builder) findHolders() {
 		}
 	}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		if !trusted[pod.Spec.NodeName] || pod.Spec.HostNetwork || snapshot.Ended(pod) {
 			continue
 		}

@@ -15,7 +15,7 @@ import (
 
 func (b *builder) buildPods() {
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		mode := b.modes[pod.Namespace]
 		if mode == "" && !BearsTrust(pod.Labels) {
 			continue
@@ -196,7 +196,7 @@ func unmetNode(node Node, p *Policy) []string {
 func (b *builder) shareServiceAccounts() {
 	outside := map[string][]string{} // namespace/serviceaccount -> pods that no policy selects
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		if b.modes[pod.Namespace] == "" || snapshot.Ended(pod) {
 			continue
 		}

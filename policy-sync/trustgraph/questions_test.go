@@ -27,7 +27,7 @@ func askedOf(s snapshot.Snapshot) []string {
 
 // TestWhoseImagesAreAskedAbout: those of pods that could be attested, by what their specs bring along.
 func TestWhoseImagesAreAskedAbout(t *testing.T) {
-	other := func(account, node string) corev1.Pod {
+	other := func(account, node string) *corev1.Pod {
 		return snapshottest.Pod("payments", "another", account, node, "10.1.0.77")
 	}
 	cases := map[string]struct {
@@ -64,7 +64,7 @@ func TestWhoseImagesAreAskedAbout(t *testing.T) {
 			st.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("main", "flood")}
 		}, []string{"api:1", "frontend:1"}},
 		"an image volume, and a container that waits for an image by digest": {func(s *snapshot.Snapshot) {
-			p := &s.Pods[apiFra]
+			p := s.Pods[apiFra]
 			p.Spec.Volumes = []corev1.Volume{volume("models", "registry.example/models@"+snapshottest.Digest("models"))}
 			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "late", Image: "registry.example/late@" + snapshottest.Digest("late")})
 		}, []string{"api:1", "frontend:1", "late@" + snapshottest.Digest("late"), "models@" + snapshottest.Digest("models")}},

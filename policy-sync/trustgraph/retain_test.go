@@ -147,7 +147,7 @@ func TestOrdinaryLifeOfAPod(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			s := labelled(t)
-			c.change(&s, &s.Pods[apiFra])
+			c.change(&s, s.Pods[apiFra])
 			got, why := fateOf(t, s)
 			if got != c.want || !strings.Contains(why, c.why) {
 				t.Errorf("%s, want %s with %q: %s", got, c.want, c.why, why)
@@ -208,7 +208,7 @@ func TestAPodInItsInitPhase(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := snapshottest.Demo()
 			initContainer(&s, "api")
-			p := &s.Pods[apiFra]
+			p := s.Pods[apiFra]
 			p.Status.ContainerStatuses[0] = corev1.ContainerStatus{Name: "main", Image: "registry.example/api:1", State: waiting("PodInitializing")}
 			c.change(&s, p)
 			if got, _ := build(t, s).Pod("payments", "api-fra-1"); got.Attested != c.want {

@@ -26,7 +26,7 @@ func (b *builder) buildRevocations() {
 	causes := b.lost()
 	refused := map[string][]string{}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		cause := causes[pod.Spec.NodeName]
 		// Who was never let in has nothing to lose, and others need it: SPIRE's server, a name server or istiod may run there
 		// (design/2026-11-25-whose-addresses-are-revoked.md).
@@ -132,7 +132,7 @@ func (b *builder) shields() map[netip.Addr]user {
 		}
 	}
 	for i := range b.s.Pods {
-		pod := &b.s.Pods[i]
+		pod := b.s.Pods[i]
 		node := pod.Spec.NodeName
 		if !trusted[node] || snapshot.Ended(pod) {
 			continue

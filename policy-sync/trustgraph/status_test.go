@@ -44,7 +44,7 @@ func TestALongMessageIsCutBetweenCharacters(t *testing.T) {
 func TestStatusSaysInOneLineWhy(t *testing.T) {
 	good := func() snapshot.Snapshot {
 		s := snapshottest.Demo()
-		s.Pods = slices.DeleteFunc(s.Pods, func(p corev1.Pod) bool { return p.Spec.NodeName != "fra-1" })
+		s.Pods = slices.DeleteFunc(s.Pods, func(p *corev1.Pod) bool { return p.Spec.NodeName != "fra-1" })
 		return s
 	}
 	none := good()

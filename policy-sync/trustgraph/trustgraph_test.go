@@ -224,13 +224,13 @@ func image(s *snapshot.Snapshot, change func(i *snapshot.Image)) {
 }
 
 func initContainer(s *snapshot.Snapshot, image string) {
-	p := &s.Pods[apiFra]
+	p := s.Pods[apiFra]
 	p.Spec.InitContainers = []corev1.Container{{Name: "setup"}}
 	p.Status.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("setup", image)}
 }
 
 func ephemeral(s *snapshot.Snapshot, image string) {
-	p := &s.Pods[apiFra]
+	p := s.Pods[apiFra]
 	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
 	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("debug", image)}
 }

@@ -113,8 +113,8 @@ func Digest(image string) string {
 }
 
 // Pod is a running pod with one container, whose image is named by its service account.
-func Pod(namespace, name, account, node, ip string) corev1.Pod {
-	p := corev1.Pod{ObjectMeta: meta("Pod", namespace, name)}
+func Pod(namespace, name, account, node, ip string) *corev1.Pod {
+	p := &corev1.Pod{ObjectMeta: meta("Pod", namespace, name)}
 	p.Labels = map[string]string{"app": account}
 	p.Spec = corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "main", Image: "registry.example/" + account + ":1"}}}
 	p.Status = corev1.PodStatus{
@@ -132,7 +132,7 @@ func Status(container, image string) corev1.ContainerStatus {
 // Verify makes every image of the snapshot's pods known and accepted by release-key.
 func Verify(s *snapshot.Snapshot) {
 	for i := range s.Pods {
-		for _, c := range snapshot.ContainerStatuses(&s.Pods[i]) {
+		for _, c := range snapshot.ContainerStatuses(s.Pods[i]) {
 			key := snapshot.ImageKey{Image: c.Image, ImageID: c.ImageID}
 			if _, ok := s.Images[key]; ok || c.ImageID == "" {
 				continue
