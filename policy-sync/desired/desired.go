@@ -380,7 +380,7 @@ func putTag(labels map[string]string, prefix, key, value string) {
 
 // pod: an attested pod bears its own label, one per policy, and its node's tags. A pod
 // under several policies of which it meets some bears no label at all.
-func pod(g trustgraph.Graph, p trustgraph.Pod) Pod {
+func pod(g trustgraph.Graph, p *trustgraph.Pod) Pod {
 	out := Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: map[string]string{}}
 	if n, ok := g.Node(p.Node); ok {
 		out.Proved, out.KeepOnly = n.Verdict == v1alpha1.VerdictUntrusted, n.Held

@@ -9,7 +9,10 @@
 package snapshot
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -46,7 +49,7 @@ type Snapshot struct {
 	ServiceCIDRs []netip.Prefix
 	// Attested are the pods that were attested lately, as the graph before told (trustgraph.Graph.Attested). A machine
 	// that turns bad can take its pods and their addresses out of the API first; what it had stays known from here.
-	Attested []Attested
+	Attested Memory
 	// InheritUntil is until when a pod that bears trust labels and is not in Attested counts as labelled by another
 	// replica; zero when Attested holds all that was ever attested.
 	InheritUntil time.Time
@@ -56,6 +59,51 @@ type Snapshot struct {
 	// Unread names what else could not be read, wholly or in part. With anything in it
 	// there is no plan at all: absence in a partial reading proves nothing.
 	Unread []string
+}
+
+// Memory is pods that were attested lately, by namespace, in the order of their UIDs. Nobody changes
+// a list: what has changed is another one.
+type Memory map[string][]Attested
+
+// NewMemory sorts pods into a memory. Of several with one UID in a namespace the first one counts.
+func NewMemory(pods []Attested) Memory {
+	out := Memory{}
+	for _, a := range pods {
+		out[a.Namespace] = append(out[a.Namespace], a)
+	}
+	for namespace, list := range out {
+		slices.SortStableFunc(list, func(x, y Attested) int { return strings.Compare(x.UID, y.UID) })
+		out[namespace] = slices.CompactFunc(list, func(x, y Attested) bool { return x.UID == y.UID })
+	}
+	return out
+}
+
+// Pod finds what is remembered of a pod.
+func (m Memory) Pod(namespace, uid string) (Attested, bool) {
+	list := m[namespace]
+	i, ok := slices.BinarySearchFunc(list, uid, func(a Attested, uid string) int { return strings.Compare(a.UID, uid) })
+	if !ok {
+		return Attested{}, false
+	}
+	return list[i], true
+}
+
+// Count is how many pods are remembered.
+func (m Memory) Count() int {
+	n := 0
+	for _, list := range m {
+		n += len(list)
+	}
+	return n
+}
+
+// All lists the pods, by namespace and UID.
+func (m Memory) All() []Attested {
+	out := make([]Attested, 0, m.Count())
+	for _, namespace := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, m[namespace]...)
+	}
+	return out
 }
 
 // Attested is a pod that was attested, with the addresses that it had then on a node that was trusted then.
@@ -69,6 +117,12 @@ type Attested struct {
 	Pending time.Time
 	// Images are the images that it used when it was last attested, each with its place in the pod.
 	Images []UsedImage
+}
+
+// Equal reports whether two records say the same.
+func (a Attested) Equal(b Attested) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID && a.Node == b.Node && a.At.Equal(b.At) &&
+		a.Pending.Equal(b.Pending) && slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.Images, b.Images)
 }
 
 // UsedImage is an image that a pod used while it was attested.

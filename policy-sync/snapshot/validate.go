@@ -213,9 +213,6 @@ func (s Snapshot) Validate() error {
 	for i := range s.Namespaces {
 		once("Namespace", s.Namespaces[i].Name)
 	}
-	for i := range s.Pods {
-		once("Pod", Key(s.Pods[i]))
-	}
 	for i := range s.Policies {
 		once("TrustPolicy", Key(&s.Policies[i]))
 	}

@@ -43,8 +43,7 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 		tell(p.UID, cause, e.before.policy(p), kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
 			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}})
 	}
-	for i := range g.Pods {
-		p := &g.Pods[i]
+	for _, p := range g.Pods {
 		uid := types.UID(p.UID)
 		if p.Attested || e.attested[uid] {
 			attested[uid] = true // what is taken from it is told as a change
@@ -67,8 +66,7 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 // unsettled are the pods (UID) and policies (namespace/name) of which something is not known yet.
 func unsettled(g trustgraph.Graph) map[string]bool {
 	out := map[string]bool{}
-	for i := range g.Pods {
-		p := &g.Pods[i]
+	for _, p := range g.Pods {
 		if p.Attested || p.Ended {
 			continue
 		}

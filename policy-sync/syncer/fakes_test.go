@@ -9,6 +9,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -32,6 +34,9 @@ type fakeWorld struct {
 	ops []plan.Operation
 	// served are the pods of the last reading: one that has not changed is the same pointer again.
 	served map[string]*corev1.Pod
+	// policies are the policies of the last reading; one that has changed since gets another resourceVersion.
+	policies map[string]v1alpha1.TrustPolicy
+	version  int
 
 	readErr  error
 	applyErr func(plan.Operation) error
@@ -108,6 +113,7 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 	s := k.s
 	s.Nodes, s.Pods, s.Objects = slices.Clone(s.Nodes), slices.Clone(s.Pods), slices.Clone(s.Objects)
 	s.NodeTrusts, s.Policies, s.Images = slices.Clone(s.NodeTrusts), slices.Clone(s.Policies), nil
+	k.serve(s.Policies)
 	before := k.served
 	k.served = map[string]*corev1.Pod{}
 	for i, p := range s.Pods {
@@ -119,6 +125,23 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 		k.served[snapshot.Key(p)] = s.Pods[i]
 	}
 	return s, nil
+}
+
+// serve gives policies that have changed since the last reading another resourceVersion.
+func (k fakeKube) serve(policies []v1alpha1.TrustPolicy) {
+	before := k.policies
+	k.fakeWorld.policies = map[string]v1alpha1.TrustPolicy{}
+	for i := range policies {
+		p := policies[i].DeepCopy()
+		had, ok := before[snapshot.Key(p)]
+		p.ResourceVersion = had.ResourceVersion
+		if !ok || !reflect.DeepEqual(had, *p) {
+			k.fakeWorld.version++
+			p.ResourceVersion = strconv.Itoa(k.fakeWorld.version)
+		}
+		policies[i] = *p
+		k.fakeWorld.policies[snapshot.Key(p)] = *p.DeepCopy()
+	}
 }
 
 func (k fakeKube) Apply(ctx context.Context, o plan.Operation) error {

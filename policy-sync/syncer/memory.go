@@ -72,15 +72,16 @@ func (s *Syncer) recall(ctx context.Context) {
 		s.o.Log.Warn("addresses are forgotten that pods had under an earlier leader", "err", got.err)
 	}
 	k.loaded = true
-	known := map[string]bool{}
-	for _, a := range s.attested {
+	known, all := map[string]bool{}, s.attested.All()
+	for _, a := range all {
 		known[a.UID] = true
 	}
 	for _, a := range got.pods {
 		if !known[a.UID] && !a.At.After(s.o.Now()) {
-			s.attested = append(s.attested, a)
+			all = append(all, a)
 		}
 	}
+	s.attested = snapshot.NewMemory(all)
 	s.o.Log.Info("remembered from an earlier leader", "pods", len(got.pods))
 }
 
@@ -116,7 +117,7 @@ func (s *Syncer) keep(ctx context.Context) {
 			err = errors.Join(err, s.o.Memory.Beat(ctx, now))
 		}
 		result <- err
-	}(s.attested, k.writing)
+	}(s.attested.All(), k.writing)
 }
 
 // flush writes the memory at the end.
@@ -136,7 +137,7 @@ func (s *Syncer) flush(ctx context.Context) {
 			return
 		}
 	}
-	s.memoryTrouble(s.o.Memory.Save(ctx, s.attested))
+	s.memoryTrouble(s.o.Memory.Save(ctx, s.attested.All()))
 }
 
 // memoryTrouble logs what is new: no pass fails for it.

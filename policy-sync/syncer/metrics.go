@@ -107,8 +107,8 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 		return
 	}
 	pods := map[string]int{"attested": 0, "refused": 0, "unselected": 0}
-	for i := range g.Pods {
-		switch p := &g.Pods[i]; {
+	for _, p := range g.Pods {
+		switch {
 		case p.Ended || p.Mode == "":
 		case p.Attested:
 			pods["attested"]++

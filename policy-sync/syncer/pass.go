@@ -49,7 +49,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
 	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
-	g, err := trustgraph.Build(snap)
+	g, err := s.engine.Build(snap)
 	if err != nil {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
@@ -63,7 +63,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
-		if g, err = trustgraph.Build(snap); err != nil {
+		if g, err = s.engine.Build(snap); err != nil {
 			return time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}
 		p.close(ctx, plan.Evictions(g))

@@ -23,6 +23,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 // Kubernetes is the cluster; *kube.Store is one.
@@ -75,8 +76,9 @@ type Syncer struct {
 	said     map[string]bool // findings that were logged, so that each is said once
 	began    time.Time       // the first pass
 	// attested are the pods that were attested lately. A replica that takes over begins with what Options.Memory has of them.
-	attested []snapshot.Attested
+	attested snapshot.Memory
 	fight    fight
+	engine   *trustgraph.Engine
 	renderer *plan.Renderer
 	lanes    *lanes
 	// turns and refused outlive a pass, for namespaces for which its time was not enough.
@@ -102,6 +104,9 @@ func New(o Options) *Syncer {
 		Panicked: func(policy string, value any, stack []byte) {
 			o.Log.Error("rendering a policy panicked", "policy", policy, "panic", value, "stack", string(stack))
 		}}
+	s.engine = &trustgraph.Engine{Panicked: func(namespace string, value any, stack []byte) {
+		o.Log.Error("judging a namespace panicked", "namespace", namespace, "panic", value, "stack", string(stack))
+	}}
 	s.lanes = newLanes(o.Patience, s.Trigger)
 	return s
 }

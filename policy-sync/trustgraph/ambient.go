@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
-	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
 // dataplaneLabel on a namespace or a pod puts it into Istio's ambient mode ("ambient") or takes it out ("none"); the pod's own
@@ -15,23 +14,14 @@ const dataplaneLabel = "istio.io/dataplane-mode"
 // buildAmbient finds policies and service accounts whose pods ambient mode may serve: traffic to these pods arrives on HBONE's
 // port, whatever its own.
 func (b *builder) buildAmbient() {
-	byLabel := map[string]string{} // pods with a label of their own
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		if v, own := pod.Labels[dataplaneLabel]; own && b.modes[pod.Namespace] != "" && !snapshot.Ended(pod) {
-			byLabel[snapshot.Key(pod)] = v
-		}
-	}
-	b.g.AmbientAccounts = map[string]bool{}
 	names := map[*Policy]string{}
-	for i := range b.g.Pods {
-		pod := &b.g.Pods[i]
-		if byLabel[pod.Key()] != "ambient" {
+	for _, pod := range b.pods {
+		if live := b.live[pod.Key()]; live == nil || live.Labels[dataplaneLabel] != "ambient" {
 			continue
 		}
-		b.g.AmbientAccounts[pod.Namespace+"/"+pod.ServiceAccount] = true
+		b.ambientAccounts[pod.ServiceAccount] = true
 		for _, m := range pod.Matches {
-			p := b.policy(pod.Namespace, m.Policy)
+			p := b.policy(m.Policy)
 			p.Ambient = true
 			if names[p] == "" || pod.Name < names[p] {
 				names[p] = pod.Name
@@ -44,10 +34,7 @@ func (b *builder) buildAmbient() {
 			p.Notes = append(p.Notes, fmt.Sprintf("ingress.http: ztunnel reads no HTTP, so these rules let nothing into pod %s; name ports alone, or use sidecars", pod))
 		}
 	}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		if _, ns := b.ambient(p.Namespace); ns {
-			p.Ambient = true
-		}
+	for i := range b.policies {
+		b.policies[i].Ambient = b.policies[i].Ambient || b.ambient(b.namespace)
 	}
 }

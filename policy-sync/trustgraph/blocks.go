@@ -3,13 +3,13 @@ package trustgraph
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
-	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
 // The widest blocks that Calico's IPAM makes (IPPool.spec.blockSize: 20 to 32, and 116 to 128 for IPv6).
@@ -53,7 +53,14 @@ type aged struct {
 	created time.Time
 }
 
-// newBlocks chooses what to believe:
+// ranges are the prefixes that are believed of each source, by node.
+type ranges struct {
+	cidrs, affinities map[string][]netip.Prefix
+	// refused says what is not believed, sorted.
+	refused []string
+}
+
+// believedRanges chooses what to believe:
 //
 //   - Where Calico's IPAM is in use, only confirmed block affinities, and only within an IP pool (where pools were read) and not
 //     wider than Calico makes them. Node.spec.podCIDRs mean nothing there, although a kubelet may set them.
@@ -61,30 +68,37 @@ type aged struct {
 //     (kube-controller-manager, --node-cidr-mask-size-ipv4 and -ipv6). A node without any, such as one whose Node object is
 //     gone, keeps its affinities.
 //   - Never a range of Services, nor addresses that no pod has (loopback, link-local, multicast).
-func (b *builder) newBlocks() *blocks {
-	var refused []string
-	cidrs, affinities := b.podCIDRs(&refused), b.confirmed(&refused)
-	byCIDR, byAffinity := b.index(cidrs), b.index(affinities)
+func (c *common) believedRanges() ranges {
+	var r ranges
+	r.cidrs, r.affinities = c.podCIDRs(&r.refused), c.confirmed(&r.refused)
+	slices.Sort(r.refused)
+	return r
+}
+
+// newBlocks chooses between the two sources.
+func (c *common) newBlocks(r ranges, byAffinity, byCIDR *blocks, tally map[string]*votes) *blocks {
 	out := byAffinity
-	if out.affinities = b.calicoIPAM(byAffinity, byCIDR); !out.affinities {
-		for node, list := range affinities {
-			if len(cidrs[node]) == 0 {
-				cidrs[node] = list
+	if !c.calicoIPAM(byAffinity, tally) {
+		mixed := maps.Clone(r.cidrs)
+		for node, list := range r.affinities {
+			if len(mixed[node]) == 0 {
+				mixed[node] = list
 			}
 		}
-		out = b.index(cidrs)
+		out = c.index(mixed)
+	} else {
+		out.affinities = true
 	}
-	slices.Sort(refused)
-	out.refused = refused
+	out.refused = r.refused
 	return out
 }
 
 // podCIDRs reads the pod CIDRs that a controller could have given to a node, in canonical form.
-func (b *builder) podCIDRs(refused *[]string) map[string][]netip.Prefix {
-	widest4, widest6 := b.s.Config.PodCIDRWidths()
+func (c *common) podCIDRs(refused *[]string) map[string][]netip.Prefix {
+	widest4, widest6 := c.s.Config.PodCIDRWidths()
 	out := map[string][]netip.Prefix{}
-	for i := range b.s.Nodes {
-		n := &b.s.Nodes[i]
+	for i := range c.s.Nodes {
+		n := &c.s.Nodes[i]
 		var seen []netip.Prefix
 		for _, text := range append(slices.Clone(n.Spec.PodCIDRs), n.Spec.PodCIDR) {
 			p, err := netip.ParsePrefix(text)
@@ -93,7 +107,7 @@ func (b *builder) podCIDRs(refused *[]string) map[string][]netip.Prefix {
 			}
 			p = canonical(p)
 			seen = append(seen, p)
-			if why := b.oddRange(p, widest4, widest6); why != "" {
+			if why := c.oddRange(p, widest4, widest6); why != "" {
 				*refused = append(*refused, fmt.Sprintf("pod CIDR %s of node %s is not believed: %s", p, n.Name, why))
 				continue
 			}
@@ -104,18 +118,18 @@ func (b *builder) podCIDRs(refused *[]string) map[string][]netip.Prefix {
 }
 
 // confirmed returns the snapshot's block affinities that Calico could have made, in canonical form.
-func (b *builder) confirmed(refused *[]string) map[string][]netip.Prefix {
-	pools := b.index(map[string][]netip.Prefix{"": b.s.Pools})
+func (c *common) confirmed(refused *[]string) map[string][]netip.Prefix {
+	pools := c.index(map[string][]netip.Prefix{"": c.s.Pools})
 	inPool := func(p netip.Prefix) bool {
-		in := b.s.Pools == nil
+		in := c.s.Pools == nil
 		pools.around(p.Addr(), func(pool *block) bool { in = covers(pool.prefix, p); return !in })
 		return in
 	}
 	out := map[string][]netip.Prefix{}
-	for node, list := range b.s.Blocks {
+	for node, list := range c.s.Blocks {
 		for _, p := range list {
 			p = canonical(p)
-			why := b.oddRange(p, widestAffinity4, widestAffinity6)
+			why := c.oddRange(p, widestAffinity4, widestAffinity6)
 			if why == "" && !inPool(p) {
 				why = "it lies in no IP pool"
 			}
@@ -133,60 +147,36 @@ func (b *builder) confirmed(refused *[]string) map[string][]netip.Prefix {
 // because a bad node's credentials may write one where pod CIDRs are in use, and so take everyone's blocks away. Nodes that
 // are trusted or held decide (if there is none, those whose proofs ended): each by where the addresses of its pods lie. Where
 // that does not tell, because affinities and pod CIDRs are the same, affinities are in use if one of these nodes has any.
-func (b *builder) calicoIPAM(byAffinity, byCIDR *blocks) bool {
-	voters := b.trustedNames()
+func (c *common) calicoIPAM(byAffinity *blocks, tally map[string]*votes) bool {
+	var voters []string
+	for name := range c.nodes {
+		if c.believed(name) {
+			voters = append(voters, name)
+		}
+	}
 	if len(voters) == 0 {
-		for name, n := range b.nodes {
+		for name, n := range c.nodes {
 			if n.Verdict == v1alpha1.VerdictStale {
-				voters[name] = true
+				voters = append(voters, name)
 			}
 		}
 	}
-	there := false
-	for name := range voters {
+	there, sum := false, 0
+	for _, name := range voters {
 		there = there || byAffinity.known(name)
-	}
-	if !there {
-		return false
-	}
-	inAffinity, inCIDR := map[string]bool{}, map[string]bool{}
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		node := pod.Spec.NodeName
-		if !voters[node] || pod.Spec.HostNetwork || snapshot.Ended(pod) {
-			continue
-		}
-		for _, addr := range podAddresses(pod) {
-			a, c := byAffinity.has(node, addr), byCIDR.has(node, addr)
-			inAffinity[node] = inAffinity[node] || a && !c
-			inCIDR[node] = inCIDR[node] || c && !a
+		switch v := tally[name]; {
+		case v == nil:
+		case v.affinity > 0 && v.cidr == 0:
+			sum++
+		case v.cidr > 0 && v.affinity == 0:
+			sum--
 		}
 	}
-	votes := 0
-	for name := range voters {
-		switch {
-		case inAffinity[name] && !inCIDR[name]:
-			votes++
-		case inCIDR[name] && !inAffinity[name]:
-			votes--
-		}
-	}
-	return votes >= 0
-}
-
-// trustedNames are the nodes whose word is believed: those that are trusted, or held.
-func (b *builder) trustedNames() map[string]bool {
-	out := map[string]bool{}
-	for name, n := range b.nodes {
-		if n.Verdict == v1alpha1.VerdictTrusted || n.Held {
-			out[name] = true
-		}
-	}
-	return out
+	return there && sum >= 0
 }
 
 // oddRange says why no honest node has such a block, or nothing.
-func (b *builder) oddRange(p netip.Prefix, widest4, widest6 int) string {
+func (c *common) oddRange(p netip.Prefix, widest4, widest6 int) string {
 	widest := widest6
 	if p.Addr().Is4() {
 		widest = widest4
@@ -197,7 +187,7 @@ func (b *builder) oddRange(p netip.Prefix, widest4, widest6 int) string {
 	case !p.Addr().IsGlobalUnicast():
 		return "no pod has such addresses"
 	}
-	for _, services := range b.s.ServiceCIDRs {
+	for _, services := range c.s.ServiceCIDRs {
 		if canonical(services).Overlaps(p) {
 			return fmt.Sprintf("it overlaps the Services' range %s", services)
 		}
@@ -206,7 +196,7 @@ func (b *builder) oddRange(p netip.Prefix, widest4, widest6 int) string {
 }
 
 // index sorts prefixes, by node, and links each with the one around it.
-func (b *builder) index(byNode map[string][]netip.Prefix) *blocks {
+func (c *common) index(byNode map[string][]netip.Prefix) *blocks {
 	t := &blocks{owners: map[string]bool{}}
 	owned := map[netip.Prefix][]string{}
 	for node, list := range byNode {
@@ -216,7 +206,7 @@ func (b *builder) index(byNode map[string][]netip.Prefix) *blocks {
 		}
 	}
 	for p, nodes := range owned {
-		t.entries = append(t.entries, b.newBlock(p, nodes))
+		t.entries = append(t.entries, c.newBlock(p, nodes))
 	}
 	slices.SortFunc(t.entries, func(x, y block) int {
 		return cmp.Or(x.prefix.Addr().Compare(y.prefix.Addr()), cmp.Compare(x.prefix.Bits(), y.prefix.Bits()))
@@ -232,11 +222,11 @@ func (b *builder) index(byNode map[string][]netip.Prefix) *blocks {
 }
 
 // newBlock makes the entry of a prefix that the given nodes have.
-func (b *builder) newBlock(p netip.Prefix, nodes []string) block {
+func (c *common) newBlock(p netip.Prefix, nodes []string) block {
 	slices.Sort(nodes)
 	e := block{prefix: p, parent: -1, nodes: slices.Compact(nodes)}
 	for _, name := range e.nodes {
-		switch n := b.nodes[name]; {
+		switch n := c.nodes[name]; {
 		case n.Verdict != v1alpha1.VerdictTrusted && !n.Held:
 			e.oldest = append(e.oldest, aged{name, n.created})
 		case len(e.trusted) < 2:
@@ -299,18 +289,10 @@ func (t *blocks) older(node string, created time.Time, addr netip.Addr) string {
 	return other
 }
 
-// blockTable returns the blocks of all nodes. The nodes must have been judged.
-func (b *builder) blockTable() *blocks {
-	if b.blocks == nil {
-		b.blocks = b.newBlocks()
-	}
-	return b.blocks
-}
-
 // blockOwner returns a node that has the address in one of its blocks: a trusted or held one if there is one, otherwise the
 // one whose Node object is oldest, of the narrowest block. ok is false where no believed block contains the address.
-func (b *builder) blockOwner(addr netip.Addr) (node string, ok bool) {
-	t := b.blockTable()
+func (c *common) blockOwner(addr netip.Addr) (node string, ok bool) {
+	t := c.addresses.blocks
 	if node = t.trusted("", addr); node != "" {
 		return node, true
 	}
@@ -324,8 +306,8 @@ func (b *builder) blockOwner(addr netip.Addr) (node string, ok bool) {
 // misplaced says why the address cannot be that of a pod on the node, or nothing. Where the node's blocks are not known, only
 // an address in another node's block is refused. Calico's IPAM borrows single addresses of other nodes' blocks when its pools
 // have no free block left (IPAMConfig, strictAffinity false): such a pod cannot be told from one that lies, and is refused.
-func (b *builder) misplaced(node string, addr netip.Addr) string {
-	t := b.blockTable()
+func (c *common) misplaced(node string, addr netip.Addr) string {
+	t := c.addresses.blocks
 	addr = addr.Unmap()
 	switch {
 	case !addr.IsGlobalUnicast():
@@ -333,7 +315,7 @@ func (b *builder) misplaced(node string, addr netip.Addr) string {
 	case t.has(node, addr):
 		return ""
 	}
-	if owner, ok := b.blockOwner(addr); ok {
+	if owner, ok := c.blockOwner(addr); ok {
 		text := fmt.Sprintf("address %s lies in a block of node %s, not of node %s", addr, owner, node)
 		if t.affinities {
 			text += "; if Calico's IPAM lent it, make the IP pools larger or set strictAffinity"
@@ -347,18 +329,18 @@ func (b *builder) misplaced(node string, addr netip.Addr) string {
 }
 
 // reportBlocks reports what of the nodes' blocks is not believed, and where no block is known.
-func (b *builder) reportBlocks() {
+func (w *whole) reportBlocks() {
 	const most = 16
-	t := b.blockTable()
+	t := w.addresses.blocks
 	for i, text := range t.refused {
 		if i == most {
-			b.report("%d more address blocks are not believed", len(t.refused)-most)
+			w.report("%d more address blocks are not believed", len(t.refused)-most)
 			break
 		}
-		b.report("%s", text)
+		w.report("%s", text)
 	}
 	var unknown []string
-	for name := range b.nodes {
+	for name := range w.nodes {
 		if !t.known(name) {
 			unknown = append(unknown, name)
 		}
@@ -367,7 +349,7 @@ func (b *builder) reportBlocks() {
 		return
 	}
 	slices.Sort(unknown)
-	b.report("no address block is known of %s: an address there can be revoked only after its pod was attested, for %s after that (neither a block affinity of Calico's IPAM nor a pod CIDR bounds what such a node may report)",
+	w.report("no address block is known of %s: an address there can be revoked only after its pod was attested, for %s after that (neither a block affinity of Calico's IPAM nor a pod CIDR bounds what such a node may report)",
 		some("node", unknown), Remember)
 }
 
@@ -392,7 +374,7 @@ func someOf(texts []string) string {
 	}
 }
 
-// canonical masks a prefix and turns one of IPv4-mapped IPv6 addresses (::ffff:a.b.c.d/96 and narrower) into IPv4's.
+// canonical masks a prefix and turns one of IPv4-mapped IPv6 addresses (::ffff:a.c.c.d/96 and narrower) into IPv4's.
 func canonical(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)

@@ -17,12 +17,18 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 )
 
-// judged is a builder whose nodes have been judged.
-func judged(s snapshot.Snapshot) *builder {
+// judged is what a graph of the snapshot is made from.
+func judged(t rapid.TB, s snapshot.Snapshot) *common {
+	t.Helper()
 	s.Config = s.Config.WithDefaults()
-	b := &builder{s: s, g: &Graph{At: s.At}, modes: map[string]string{}}
-	b.buildNodes()
-	return b
+	c, e := newCommon(s), new(Engine)
+	sources, err := sourcesOf(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.forget()
+	e.changes(nil, c, sources)
+	return c
 }
 
 func prefixes(texts ...string) []netip.Prefix {
@@ -37,7 +43,7 @@ func prefixes(texts ...string) []netip.Prefix {
 func TestALookupFindsWhatASearchFinds(t *testing.T) {
 	names := []string{"n0", "n1", "n2", "n3", "n4"}
 	rapid.Check(t, func(rt *rapid.T) {
-		b := judged(snapshottest.Demo())
+		b := judged(rt, snapshottest.Demo())
 		for _, n := range names {
 			verdict := rapid.SampledFrom([]v1alpha1.Verdict{v1alpha1.VerdictTrusted, v1alpha1.VerdictUntrusted, v1alpha1.VerdictUnknown}).Draw(rt, "verdict")
 			b.nodes[n] = Node{Name: n, Verdict: verdict, created: time.Unix(int64(rapid.IntRange(0, 3).Draw(rt, "created")), 0)}
@@ -60,7 +66,7 @@ func TestALookupFindsWhatASearchFinds(t *testing.T) {
 	})
 }
 
-func compare(t *rapid.T, b *builder, table *blocks, byNode map[string][]netip.Prefix, names []string, addr netip.Addr) {
+func compare(t *rapid.T, b *common, table *blocks, byNode map[string][]netip.Prefix, names []string, addr netip.Addr) {
 	has := func(n string) bool {
 		return slices.ContainsFunc(byNode[n], func(p netip.Prefix) bool { return p.Contains(addr) })
 	}
@@ -83,7 +89,7 @@ func compare(t *rapid.T, b *builder, table *blocks, byNode map[string][]netip.Pr
 			t.Fatalf("%v: beside %s, %q is older and has %s, want one: %t", byNode, n, got, addr, older)
 		}
 	}
-	b.blocks = table
+	b.addresses.blocks = table
 	owner, ok := b.blockOwner(addr)
 	if want := slices.ContainsFunc(names, has); ok != want || ok && !has(owner) {
 		t.Fatalf("%v: %s is in a block of %q, %t", byNode, addr, owner, ok)
@@ -149,19 +155,20 @@ func TestWhichBlocksAreBelieved(t *testing.T) {
 			for _, change := range c.change {
 				change(&s)
 			}
-			b := judged(s)
+			b := judged(t, s)
 			for _, text := range c.in {
-				if !b.blockTable().has("evil-1", netip.MustParseAddr(text)) {
+				if !b.addresses.blocks.has("evil-1", netip.MustParseAddr(text)) {
 					t.Errorf("%s is in none of evil-1's blocks", text)
 				}
 			}
 			for _, text := range c.out {
-				if b.blockTable().has("evil-1", netip.MustParseAddr(text)) {
+				if b.addresses.blocks.has("evil-1", netip.MustParseAddr(text)) {
 					t.Errorf("%s is in a block of evil-1's", text)
 				}
 			}
-			b.reportBlocks()
-			if reports := strings.Join(b.g.Reports, "\n"); !strings.Contains(reports, c.report) {
+			w := &whole{common: b, g: &Graph{}}
+			w.reportBlocks()
+			if reports := strings.Join(w.g.Reports, "\n"); !strings.Contains(reports, c.report) {
 				t.Errorf("reports %s", reports)
 			}
 		})
@@ -193,7 +200,7 @@ func TestWhereAPodsAddressMayLie(t *testing.T) {
 			if c.change != nil {
 				c.change(&s)
 			}
-			got := judged(s).misplaced("fra-1", netip.MustParseAddr(c.addr))
+			got := judged(t, s).misplaced("fra-1", netip.MustParseAddr(c.addr))
 			if (got == "") != (c.why == "") || !strings.Contains(got, c.why) {
 				t.Errorf("%s: %q, want %q", c.addr, got, c.why)
 			}
@@ -228,13 +235,15 @@ func revocationTime(t *testing.T, s snapshot.Snapshot, want int) time.Duration {
 	t.Helper()
 	best := time.Hour
 	for range 3 {
-		b := judged(s)
-		b.modes["shop"] = v1alpha1.ModeEnforce
+		c := judged(t, s)
+		c.modes["shop"] = v1alpha1.ModeEnforce
 		began := time.Now()
+		b := &builder{common: c, namespace: "shop", source: source{pods: s.Pods}}
+		b.disbelieved = map[string][]string{}
 		b.buildRevocations()
 		best = min(best, time.Since(began))
-		if len(b.g.Revoked) != want {
-			t.Fatalf("%d addresses are revoked, want %d", len(b.g.Revoked), want)
+		if len(b.revoked) != want {
+			t.Fatalf("%d addresses are revoked, want %d", len(b.revoked), want)
 		}
 	}
 	return best

@@ -186,21 +186,21 @@ type Answer struct {
 
 // buildAnswers finds, for each policy, the policies that let its pods in. How many these may be is bounded: in all, and of each
 // namespace, so that one team's policies crowd out none but its own. A policy that finds no room says so itself.
-func (b *builder) buildAnswers() {
+func (w *whole) buildAnswers() {
 	byCaller := map[string][]Answer{}
-	for i := range b.g.Policies {
-		if p := &b.g.Policies[i]; p.Accepted && p.Mode != "" {
+	for i := range w.g.Policies {
+		if p := &w.g.Policies[i]; p.Accepted && p.Mode != "" {
 			for caller, ports := range portsByCaller(p) {
 				byCaller[caller] = append(byCaller[caller], Answer{p.Namespace, p.Name, ports})
 			}
 		}
 	}
-	for _, group := range b.byAccounts() {
+	for _, group := range w.byAccounts() {
 		var all []Answer
 		for _, account := range sorted(slices.Clone(group[0].ServiceAccounts)) {
 			all = append(all, byCaller[group[0].Namespace+"/"+account]...)
 		}
-		fitting := b.fitting(group, joinAnswers(all))
+		fitting := w.fitting(group, joinAnswers(all))
 		for _, p := range group {
 			p.Answers = fitting
 		}
@@ -209,10 +209,11 @@ func (b *builder) buildAnswers() {
 
 // byAccounts groups the policies of a namespace that are for the same service accounts: the same policies let their pods in, so
 // these are looked for once, however many policies share an account.
-func (b *builder) byAccounts() [][]*Policy {
+func (w *whole) byAccounts() [][]*Policy {
 	var out [][]*Policy
 	at := map[string]int{}
-	for _, p := range b.inOrder() {
+	for i := range w.g.Policies {
+		p := &w.g.Policies[i]
 		if !p.Accepted || p.Mode == "" {
 			continue
 		}
@@ -224,18 +225,6 @@ func (b *builder) byAccounts() [][]*Policy {
 		}
 		out[i] = append(out[i], p)
 	}
-	return out
-}
-
-// inOrder returns the policies in an order that is not the snapshot's.
-func (b *builder) inOrder() []*Policy {
-	out := make([]*Policy, 0, len(b.g.Policies))
-	for i := range b.g.Policies {
-		out = append(out, &b.g.Policies[i])
-	}
-	slices.SortFunc(out, func(x, y *Policy) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
-	})
 	return out
 }
 
@@ -281,7 +270,7 @@ func joinAnswers(all []Answer) []Answer {
 }
 
 // fitting returns the answers that there is room for in each policy of a group, and blocks the policies that there is none for.
-func (b *builder) fitting(group []*Policy, answers []Answer) []Answer {
+func (w *whole) fitting(group []*Policy, answers []Answer) []Answer {
 	var out []Answer
 	of := map[string]int{}
 	for _, a := range answers {
@@ -289,8 +278,9 @@ func (b *builder) fitting(group []*Policy, answers []Answer) []Answer {
 			out = append(out, a)
 			continue
 		}
-		other := b.policy(a.Namespace, a.Policy)
-		for _, p := range group[:min(len(group), max(0, maxBoundNotes-len(other.Blockers)))] {
+		other := w.policy(a.Namespace, a.Policy)
+		for _, p := range group[:min(len(group), max(0, maxBoundNotes-w.crowded[other]))] {
+			w.crowded[other]++
 			other.Blockers = append(other.Blockers, fmt.Sprintf(
 				"callers under TrustPolicy %s are not let out to these pods: at most %d policies of a namespace, and %d in all, can name the same callers; name them in fewer policies",
 				p.Key(), maxAnswersOf, maxAnswers))
@@ -304,14 +294,13 @@ func (b *builder) fitting(group []*Policy, answers []Answer) []Answer {
 func (b *builder) buildShared() {
 	with := map[*Policy]map[string]bool{}
 	seen := map[string]bool{}
-	for i := range b.g.Pods {
-		pod := &b.g.Pods[i]
+	for _, pod := range b.pods {
 		if len(pod.Matches) < 2 {
 			continue
 		}
 		var names []string
 		for _, m := range pod.Matches {
-			if p := b.policy(pod.Namespace, m.Policy); p.Accepted {
+			if p := b.policy(m.Policy); p.Accepted {
 				names = append(names, m.Policy)
 			}
 		}
@@ -321,7 +310,7 @@ func (b *builder) buildShared() {
 			seen[key] = true
 		}
 		for _, name := range names {
-			p := b.policy(pod.Namespace, name)
+			p := b.policy(name)
 			if with[p] == nil {
 				with[p] = map[string]bool{}
 			}
@@ -348,7 +337,7 @@ func (b *builder) share(p *Policy, others []string) {
 	}
 	all := []ingress{{p.Namespace, p.Spec.Ingress}}
 	for _, name := range others {
-		all = append(all, ingress{p.Namespace, b.policy(p.Namespace, name).Spec.Ingress})
+		all = append(all, ingress{p.Namespace, b.policy(name).Spec.Ingress})
 	}
 	if c := costOf(all); c.callers > maxCallers || c.bytes > maxDenyBytes {
 		p.Blockers = append(p.Blockers, fmt.Sprintf(

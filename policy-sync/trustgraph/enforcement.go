@@ -28,27 +28,11 @@ func (b *builder) buildEnforcement() {
 	if !b.s.Config.Istio {
 		return
 	}
-	namespaces := map[string]*corev1.Namespace{}
-	for i := range b.s.Namespaces {
-		namespaces[b.s.Namespaces[i].Name] = &b.s.Namespaces[i]
-	}
-	for i := range b.g.Policies {
-		if p := &b.g.Policies[i]; p.Mode != "" && p.Accepted {
-			b.enforcedBy(p, namespaces[p.Namespace])
+	for i := range b.policies {
+		if p := &b.policies[i]; p.Mode != "" && p.Accepted {
+			b.enforcedBy(p, b.namespaces[p.Namespace])
 		}
 	}
-}
-
-// enrolledPods are the pods of enrolled namespaces that have not ended, by namespace/name.
-func (b *builder) enrolledPods() map[string]*corev1.Pod {
-	out := map[string]*corev1.Pod{}
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		if b.modes[pod.Namespace] != "" && !snapshot.Ended(pod) {
-			out[snapshot.Key(pod)] = pod
-		}
-	}
-	return out
 }
 
 // enforcedBy withholds "programmed" where a selected pod has nothing that enforces the policy.
@@ -92,20 +76,11 @@ func (b *builder) enforcedBy(p *Policy, ns *corev1.Namespace) {
 // unread withholds "programmed" for pods without a proxy where Istio is seen to run. Where only its API is served, and neither istiod,
 // nor a proxy, nor a mesh configuration is anywhere in the cluster, the snapshot does not tell who enforces at L7: that is noted.
 func (b *builder) unread(p *Policy, text string) {
-	if b.istioRuns() {
+	if b.istio {
 		withhold(p, text)
 		return
 	}
 	p.Notes = append(p.Notes, text)
-}
-
-func (b *builder) istioRuns() bool {
-	d := b.s.Config.Istiod
-	return slices.ContainsFunc(b.s.Pods, func(pod *corev1.Pod) bool {
-		return proxyOf(pod) != nil || pod.Namespace == d.Namespace && pod.Labels[d.Label] == d.Value
-	}) || slices.ContainsFunc(b.s.Objects, func(o *unstructured.Unstructured) bool {
-		return o.GetKind() == "ConfigMap" && o.GetName() == snapshot.MeshConfig
-	})
 }
 
 // withhold keeps an enforcing policy from being called programmed; one in audit mode promises nothing, and is told.
@@ -189,7 +164,7 @@ func servedByIstiod(pod *corev1.Pod, proxy *corev1.Container) bool {
 
 // changesHTTP withholds "programmed" from policies with HTTP rules whose pods an object of the mesh is for: what such an object can
 // do to a proxy, it can do before the proxy judges a request. What the policies say of addresses and ports stands all the same.
-func (b *builder) changesHTTP(o *unstructured.Unstructured, text string) {
+func (w *whole) changesHTTP(o *unstructured.Unstructured, text string) {
 	_, targeted, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "targetRefs")
 	_, target, _ := unstructured.NestedFieldNoCopy(o.Object, "spec", "targetRef")
 	if targeted || target {
@@ -201,21 +176,21 @@ func (b *builder) changesHTTP(o *unstructured.Unstructured, text string) {
 			wanted = found
 		}
 	}
-	root := b.isRoot(o.GetNamespace())
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
+	root := w.isRoot(o.GetNamespace())
+	for i := range w.g.Policies {
+		p := &w.g.Policies[i]
 		if p.Mode == "" || !hasHTTP(p) || !root && p.Namespace != o.GetNamespace() {
 			continue
 		}
-		if slices.ContainsFunc(p.Selected, func(key string) bool { return bears(b.live[key], wanted) }) {
+		if slices.ContainsFunc(p.Selected, func(key string) bool { return bears(w.pod(p.Namespace, key), wanted) }) {
 			withhold(p, "ingress.http: "+text+"; what the policy says of ports stands")
 		}
 	}
 }
 
 // isRoot reports whether what stands in a namespace holds for the whole mesh.
-func (b *builder) isRoot(namespace string) bool {
-	return namespace == b.s.Config.Istiod.Namespace || namespace == b.s.Config.IstioRootNamespace
+func (w *whole) isRoot(namespace string) bool {
+	return namespace == w.s.Config.Istiod.Namespace || namespace == w.s.Config.IstioRootNamespace
 }
 
 func bears(pod *corev1.Pod, wanted map[string]string) bool {
@@ -231,27 +206,27 @@ func bears(pod *corev1.Pod, wanted map[string]string) bool {
 }
 
 // foreignProxySettings judges what others have the proxies of enrolled pods do.
-func (b *builder) foreignProxySettings(o *unstructured.Unstructured) {
+func (w *whole) foreignProxySettings(o *unstructured.Unstructured) {
 	ns := o.GetNamespace()
-	if b.modes[ns] == "" && !b.isRoot(ns) {
+	if w.modes[ns] == "" && !w.isRoot(ns) {
 		return
 	}
 	name := o.GetKind() + " " + snapshot.Key(o)
 	switch o.GetKind() {
 	case "EnvoyFilter":
-		b.report("%s can change what the proxies of enrolled pods enforce", name)
-		b.changesHTTP(o, name+" can change a request before it is judged, or take the judgement away: remove it, or narrow it to other pods")
+		w.report("%s can change what the proxies of enrolled pods enforce", name)
+		w.changesHTTP(o, name+" can change a request before it is judged, or take the judgement away: remove it, or narrow it to other pods")
 	case "WasmPlugin":
 		phase, _, _ := unstructured.NestedString(o.Object, "spec", "phase")
-		b.report("%s runs in the proxies of enrolled pods", name)
+		w.report("%s runs in the proxies of enrolled pods", name)
 		if phase == "AUTHN" {
-			b.changesHTTP(o, name+" runs before a request is judged (phase AUTHN) and can change its method and path: remove it, or run it later")
+			w.changesHTTP(o, name+" runs before a request is judged (phase AUTHN) and can change its method and path: remove it, or run it later")
 		}
 	case "RequestAuthentication":
-		b.report("%s can refuse requests that a TrustPolicy lets in", name)
+		w.report("%s can refuse requests that a TrustPolicy lets in", name)
 	case "Sidecar":
 		if widensInbound(o) {
-			b.changesHTTP(o, name+" has inbound listeners that pass the proxy by or end TLS otherwise: remove captureMode NONE and tls from its ingress")
+			w.changesHTTP(o, name+" has inbound listeners that pass the proxy by or end TLS otherwise: remove captureMode NONE and tls from its ingress")
 		}
 	}
 }
@@ -277,81 +252,32 @@ type meshTrust struct {
 }
 
 // foreignMeshConfig: Istio compares the names of peers with its own trust domain and takes those of an alias for the same.
-func (b *builder) foreignMeshConfig(o *unstructured.Unstructured) {
-	if o.GetName() != snapshot.MeshConfig || o.GetNamespace() != b.s.Config.Istiod.Namespace {
+func (w *whole) foreignMeshConfig(o *unstructured.Unstructured) {
+	if o.GetName() != snapshot.MeshConfig || o.GetNamespace() != w.s.Config.Istiod.Namespace {
 		return
 	}
 	name := "mesh configuration " + snapshot.Key(o)
 	text, _, _ := unstructured.NestedString(o.Object, "data", "mesh")
 	mesh := meshTrust{}
 	if len(text) > maxMeshConfig {
-		b.block("", fmt.Sprintf("%s has more than %d bytes and is not read: nobody knows which trust domains the proxies take for theirs", name, maxMeshConfig))
+		w.block("", fmt.Sprintf("%s has more than %d bytes and is not read: nobody knows which trust domains the proxies take for theirs", name, maxMeshConfig))
 		return
 	}
 	if err := yaml.Unmarshal([]byte(text), &mesh); err != nil {
-		b.block("", fmt.Sprintf("%s is not readable, so nobody knows which trust domains the proxies take for theirs: %.200v", name, err))
+		w.block("", fmt.Sprintf("%s is not readable, so nobody knows which trust domains the proxies take for theirs: %.200v", name, err))
 		return
 	}
 	if mesh.TrustDomain == "" {
 		mesh.TrustDomain = "cluster.local" // Istio's default
 	}
-	if mesh.TrustDomain != b.s.Config.TrustDomain {
-		b.block("", fmt.Sprintf("%s has trustDomain %.80q, SPIRE's is %q: set trustDomain to SPIRE's, or no peer is known by its name", name, mesh.TrustDomain, b.s.Config.TrustDomain))
+	if mesh.TrustDomain != w.s.Config.TrustDomain {
+		w.block("", fmt.Sprintf("%s has trustDomain %.80q, SPIRE's is %q: set trustDomain to SPIRE's, or no peer is known by its name", name, mesh.TrustDomain, w.s.Config.TrustDomain))
 	}
-	aliases := slices.DeleteFunc(slices.Clone(mesh.TrustDomainAliases), func(a string) bool { return a == b.s.Config.TrustDomain })
+	aliases := slices.DeleteFunc(slices.Clone(mesh.TrustDomainAliases), func(a string) bool { return a == w.s.Config.TrustDomain })
 	if len(aliases) > 0 {
-		b.block("", fmt.Sprintf("%s has trustDomainAliases %.200s, whose identities Istio takes for those of %s without proof: remove them", name, few(aliases), b.s.Config.TrustDomain))
+		w.block("", fmt.Sprintf("%s has trustDomainAliases %.200s, whose identities Istio takes for those of %s without proof: remove them", name, few(aliases), w.s.Config.TrustDomain))
 	}
 	if len(mesh.CACertificates) > 0 {
-		b.block("", fmt.Sprintf("%s has caCertificates: proxies take certificates of these authorities as well as SPIRE's: remove them", name))
+		w.block("", fmt.Sprintf("%s has caCertificates: proxies take certificates of these authorities as well as SPIRE's: remove them", name))
 	}
-}
-
-// noteAbsent notes which of a policy's accounts no pod has, or no TrustPolicy is for: such a peer is never let in. A name that is
-// misspelt looks the same as a workload that does not run now, so that it is a note.
-func (b *builder) noteAbsent() {
-	runs, covered := map[string]bool{}, map[string]bool{}
-	for _, pod := range b.live {
-		runs[pod.Namespace+"/"+snapshot.ServiceAccount(pod)] = true
-	}
-	for i := range b.g.Policies {
-		for _, account := range b.g.Policies[i].ServiceAccounts {
-			covered[b.g.Policies[i].Namespace+"/"+account] = true
-		}
-	}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		if p.Mode == "" || !p.Accepted {
-			continue
-		}
-		if len(p.Selected) == 0 {
-			p.Notes = append(p.Notes, selectsNone(p))
-		}
-		peers := func(where string, list []v1alpha1.Peer) {
-			for j, peer := range list {
-				ns := PeerNamespace(p.Namespace, peer)
-				at, key := fmt.Sprintf("%s[%d]", where, j), ns+"/"+peer.ServiceAccount
-				switch {
-				case b.modes[ns] == "": // notePeers says so
-				case !runs[key]:
-					p.Notes = append(p.Notes, fmt.Sprintf("%s: no pod runs as service account %s of %s now", at, peer.ServiceAccount, ns))
-				case !covered[key]:
-					p.Notes = append(p.Notes, fmt.Sprintf("%s: no TrustPolicy is for service account %s of %s, so none of its pods is attested and let in", at, peer.ServiceAccount, ns))
-				}
-			}
-		}
-		for j, r := range p.Spec.Ingress {
-			peers(fmt.Sprintf("ingress[%d].from", j), r.From)
-		}
-		for j, r := range p.Spec.Egress {
-			peers(fmt.Sprintf("egress[%d].to", j), r.To)
-		}
-	}
-}
-
-func selectsNone(p *Policy) string {
-	if w := p.Spec.Workloads; w.Selector == nil {
-		return fmt.Sprintf("the policy selects no pod: none in %s runs as service account %s now", p.Namespace, w.ServiceAccount)
-	}
-	return "the policy selects no pod: none in " + p.Namespace + " has the labels and the service account of its workloads now"
 }

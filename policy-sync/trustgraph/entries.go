@@ -11,34 +11,34 @@ import (
 // boundEntries takes the nodes away from identities that have more SPIRE entries than there is room for. First every namespace is
 // bounded by itself; then, if all of them together have too many, the largest namespaces are cut to equal shares, and the others
 // keep everything. Within a namespace identities with few entries come first, so that the largest loses.
-func (b *builder) boundEntries() {
-	slices.SortFunc(b.g.Identities, func(x, y Identity) int {
+func (w *whole) boundEntries() {
+	slices.SortFunc(w.g.Identities, func(x, y Identity) int {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.entries(), y.entries()), cmp.Compare(x.ServiceAccount, y.ServiceAccount))
 	})
 	wanted := map[string]int{}
-	for _, id := range b.g.Identities {
+	for _, id := range w.g.Identities {
 		wanted[id.Namespace] += id.entries()
 	}
-	room := shares(wanted, b.s.Config.MaxNamespaceEntries, b.s.Config.MaxEntries)
-	for i := range b.g.Identities {
-		id := &b.g.Identities[i]
+	room := shares(wanted, w.s.Config.MaxNamespaceEntries, w.s.Config.MaxEntries)
+	for i := range w.g.Identities {
+		id := &w.g.Identities[i]
 		n := id.entries()
 		if n <= room[id.Namespace] {
 			room[id.Namespace] -= n
 			continue
 		}
-		b.refuseForSize(id, n, wanted[id.Namespace])
+		w.refuseForSize(id, n, wanted[id.Namespace])
 	}
 }
 
 func (i Identity) entries() int { return len(i.Nodes) * i.Alternatives() }
 
-func (b *builder) refuseForSize(id *Identity, n, all int) {
+func (w *whole) refuseForSize(id *Identity, n, all int) {
 	id.Nodes = nil
 	id.Problem = fmt.Sprintf("it needs %d SPIRE entries, and namespace %s needs %d in all: more than its share of the %d that a namespace, and the %d that the cluster may have",
-		n, id.Namespace, all, b.s.Config.MaxNamespaceEntries, b.s.Config.MaxEntries)
+		n, id.Namespace, all, w.s.Config.MaxNamespaceEntries, w.s.Config.MaxEntries)
 	for _, name := range id.Policies {
-		p := b.policy(id.Namespace, name)
+		p := w.policy(id.Namespace, name)
 		p.Blockers = append(p.Blockers, fmt.Sprintf("no SVID for service account %s: %s", id.ServiceAccount, id.Problem))
 	}
 }
@@ -60,18 +60,18 @@ func shares(wanted map[string]int, each, all int) map[string]int {
 // cluster's it is. An entry of an earlier version, whose ID says nothing, is this cluster's where it gives an identity of this
 // cluster, or is parented to an agent of it, and a node class where all entries under it are. Others may be another cluster's: they
 // are left and reported.
-func (b *builder) ownEntries() {
-	if b.s.SPIRE == nil {
+func (w *whole) ownEntries() {
+	if w.s.SPIRE == nil {
 		return
 	}
-	o := ownership{cluster: b.s.Config.ClusterName, ids: map[string]bool{}, agents: map[string]bool{}, under: map[string]children{}}
-	for _, id := range b.g.Identities {
-		o.ids[SPIFFEID(b.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+	o := ownership{cluster: w.s.Config.ClusterName, ids: map[string]bool{}, agents: map[string]bool{}, under: map[string]children{}}
+	for _, id := range w.g.Identities {
+		o.ids[SPIFFEID(w.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
 	}
-	for i := range b.s.NodeTrusts {
-		o.agents[b.s.NodeTrusts[i].Spec.AgentID] = true
+	for i := range w.s.NodeTrusts {
+		o.agents[w.s.NodeTrusts[i].Spec.AgentID] = true
 	}
-	for _, e := range b.s.SPIRE.Entries {
+	for _, e := range w.s.SPIRE.Entries {
 		c := o.under[e.ParentID]
 		c.all++
 		if !nodeAlias(e) && o.made(e) {
@@ -80,16 +80,16 @@ func (b *builder) ownEntries() {
 		o.under[e.ParentID] = c
 	}
 	var left []string
-	for _, e := range b.s.SPIRE.Entries {
+	for _, e := range w.s.SPIRE.Entries {
 		if o.made(e) {
-			b.g.OwnEntries = append(b.g.OwnEntries, e.ID)
+			w.g.OwnEntries = append(w.g.OwnEntries, e.ID)
 		} else if cluster, ok := snapshot.EntryCluster(e); ok && cluster == "" {
 			left = append(left, e.ID)
 		}
 	}
-	slices.Sort(b.g.OwnEntries)
+	slices.Sort(w.g.OwnEntries)
 	if len(left) > 0 {
-		b.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
+		w.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
 			len(left), slices.Min(left))
 	}
 }

@@ -14,62 +14,59 @@ import (
 // buildForeign looks for what others made that widens or forges what Keelson grants.
 // Nothing of it is touched; it is reported, and where it defeats a policy, the policy
 // is not called programmed.
-func (b *builder) buildForeign() {
-	b.live = b.enrolledPods()
-	b.buildEnforcement()
-	b.noteAbsent()
-	b.foreignEntries()
-	b.guardOwnID()
-	for _, o := range b.s.Objects {
+func (w *whole) buildForeign() {
+	w.noteAbsent()
+	w.foreignEntries()
+	w.guardOwnID()
+	for _, o := range w.s.Objects {
 		switch o.GetKind() {
 		case "NetworkSet", "GlobalNetworkSet", "HostEndpoint":
-			b.foreignSet(o)
+			w.foreignSet(o)
 		case "Tier":
-			b.foreignTier(o)
+			w.foreignTier(o)
 		case "NetworkPolicy", "GlobalNetworkPolicy":
-			b.foreignNetworkPolicy(o)
+			w.foreignNetworkPolicy(o)
 		case "AuthorizationPolicy", "PeerAuthentication":
-			b.foreignIstio(o)
+			w.foreignIstio(o)
 		case "EnvoyFilter", "WasmPlugin", "Sidecar", "RequestAuthentication":
-			b.foreignProxySettings(o)
+			w.foreignProxySettings(o)
 		case "ConfigMap":
-			b.foreignMeshConfig(o)
+			w.foreignMeshConfig(o)
 		}
 	}
-	b.exclusions()
 }
 
 // block withholds "programmed" from policies of one namespace (all, when it is empty)
 // that enforce.
-func (b *builder) block(namespace, text string) {
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
+func (w *whole) block(namespace, text string) {
+	for i := range w.g.Policies {
+		p := &w.g.Policies[i]
 		if p.Mode == v1alpha1.ModeEnforce && (namespace == "" || p.Namespace == namespace) {
 			p.Blockers = append(p.Blockers, text)
 		}
 	}
-	b.report("%s", text)
+	w.report("%s", text)
 }
 
 // foreignEntries: an SVID proves a policy's requirement only if nobody else issues its
 // ID. That concerns the policy's own IDs and those of the peers that it lets in. Another cluster's policy-sync is somebody else
 // too: it asks for what that cluster's policies ask.
-func (b *builder) foreignEntries() {
-	if b.s.SPIRE == nil {
-		for i := range b.g.Policies {
-			b.g.Policies[i].Blockers = append(b.g.Policies[i].Blockers, "the SPIRE server could not be read")
+func (w *whole) foreignEntries() {
+	if w.s.SPIRE == nil {
+		for i := range w.g.Policies {
+			w.g.Policies[i].Blockers = append(w.g.Policies[i].Blockers, "the SPIRE server could not be read")
 		}
 		return
 	}
 	foreign := map[string][]string{}
-	for _, e := range b.s.SPIRE.Entries {
-		if _, own := slices.BinarySearch(b.g.OwnEntries, e.ID); !own {
+	for _, e := range w.s.SPIRE.Entries {
+		if _, own := slices.BinarySearch(w.g.OwnEntries, e.ID); !own {
 			foreign[e.SPIFFEID] = append(foreign[e.SPIFFEID], e.ID)
 		}
 	}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		for _, id := range b.reliesOn(p) {
+	for i := range w.g.Policies {
+		p := &w.g.Policies[i]
+		for _, id := range w.reliesOn(p) {
 			entries := sorted(slices.Clone(foreign[id]))
 			if len(entries) == 0 {
 				continue
@@ -85,14 +82,14 @@ func (b *builder) foreignEntries() {
 }
 
 // reliesOn lists the SPIFFE IDs whose issuance the policy rests on.
-func (b *builder) reliesOn(p *Policy) []string {
+func (w *whole) reliesOn(p *Policy) []string {
 	var out []string
 	for _, sa := range p.ServiceAccounts {
-		out = append(out, SPIFFEID(b.s.Config.TrustDomain, p.Namespace, sa))
+		out = append(out, SPIFFEID(w.s.Config.TrustDomain, p.Namespace, sa))
 	}
 	for _, r := range p.Spec.Ingress {
 		for _, peer := range r.From {
-			out = append(out, SPIFFEID(b.s.Config.TrustDomain, PeerNamespace(p.Namespace, peer), peer.ServiceAccount))
+			out = append(out, SPIFFEID(w.s.Config.TrustDomain, PeerNamespace(p.Namespace, peer), peer.ServiceAccount))
 		}
 	}
 	return sorted(out)
@@ -101,23 +98,23 @@ func (b *builder) reliesOn(p *Policy) []string {
 // foreignSet: Calico's selectors match the labels of network sets and host endpoints as
 // they match those of pods (felix/labelindex), so a trust label there is a forgery, and the
 // label of Keelson's own set of revoked addresses cuts off whatever else bears it.
-func (b *builder) foreignSet(o *unstructured.Unstructured) {
+func (w *whole) foreignSet(o *unstructured.Unstructured) {
 	if _, revoked := o.GetLabels()[v1alpha1.RevokedLabel]; revoked && !snapshot.Owned(o) {
-		b.report("%s %s bears label %s and was not made by Keelson: its addresses are denied in every enrolled namespace, so take the label away",
+		w.report("%s %s bears label %s and was not made by Keelson: its addresses are denied in every enrolled namespace, so take the label away",
 			o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.RevokedLabel)
 	}
 	if BearsTrust(o.GetLabels()) {
-		b.block("", fmt.Sprintf("%s %s bears a trust label, so Calico takes its addresses for attested pods: take the label away", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/")))
+		w.block("", fmt.Sprintf("%s %s bears a trust label, so Calico takes its addresses for attested pods: take the label away", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/")))
 	}
 }
 
-func (b *builder) foreignTier(o *unstructured.Unstructured) {
+func (w *whole) foreignTier(o *unstructured.Unstructured) {
 	if o.GetName() == v1alpha1.CalicoTier {
 		return
 	}
 	order, found := number(o, "spec", "order")
-	if found && (order < b.s.Config.TierOrder || order == b.s.Config.TierOrder && o.GetName() < v1alpha1.CalicoTier) {
-		b.report("Calico tier %s (order %v) comes before tier %s (order %v): what it allows, Keelson never sees", o.GetName(), order, v1alpha1.CalicoTier, b.s.Config.TierOrder)
+	if found && (order < w.s.Config.TierOrder || order == w.s.Config.TierOrder && o.GetName() < v1alpha1.CalicoTier) {
+		w.report("Calico tier %s (order %v) comes before tier %s (order %v): what it allows, Keelson never sees", o.GetName(), order, v1alpha1.CalicoTier, w.s.Config.TierOrder)
 	}
 }
 
@@ -135,20 +132,20 @@ func number(o *unstructured.Unstructured, path ...string) (float64, bool) {
 	return 0, false
 }
 
-func (b *builder) foreignNetworkPolicy(o *unstructured.Unstructured) {
+func (w *whole) foreignNetworkPolicy(o *unstructured.Unstructured) {
 	tier, _, _ := unstructured.NestedString(o.Object, "spec", "tier")
 	if tier != v1alpha1.CalicoTier || snapshot.Owned(o) {
 		return
 	}
-	b.block(o.GetNamespace(), fmt.Sprintf("%s %s stands in tier %s and was not made by Keelson: it may open what Keelson closes", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.CalicoTier))
+	w.block(o.GetNamespace(), fmt.Sprintf("%s %s stands in tier %s and was not made by Keelson: it may open what Keelson closes", o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), v1alpha1.CalicoTier))
 }
 
 // foreignIstio: ALLOWs of different authors are a union, and the oldest PeerAuthentication
 // of a namespace wins.
-func (b *builder) foreignIstio(o *unstructured.Unstructured) {
+func (w *whole) foreignIstio(o *unstructured.Unstructured) {
 	ns := o.GetNamespace()
-	root := ns == b.s.Config.Istiod.Namespace
-	if snapshot.Owned(o) || b.modes[ns] == "" && !root {
+	root := ns == w.s.Config.Istiod.Namespace
+	if snapshot.Owned(o) || w.modes[ns] == "" && !root {
 		return
 	}
 	action, _, _ := unstructured.NestedString(o.Object, "spec", "action")
@@ -157,9 +154,9 @@ func (b *builder) foreignIstio(o *unstructured.Unstructured) {
 	name := o.GetKind() + " " + snapshot.Key(o)
 	switch {
 	case o.GetKind() == "AuthorizationPolicy" && action != "DENY" && action != "AUDIT":
-		b.report("%s is not Keelson's; what no TrustPolicy lets in stays denied all the same", name)
+		w.report("%s is not Keelson's; what no TrustPolicy lets in stays denied all the same", name)
 	case o.GetKind() == "PeerAuthentication" && !root && (mode != "STRICT" || hasPorts && len(ports) > 0):
-		b.block(ns, fmt.Sprintf("%s allows other than strict mutual TLS: remove it", name))
+		w.block(ns, fmt.Sprintf("%s allows other than strict mutual TLS: remove it", name))
 	}
 }
 
@@ -173,11 +170,10 @@ var pastTheProxy = []string{
 
 // exclusions reports pods with such annotations, and pods that opt out of the proxy by the label of the same meaning.
 func (b *builder) exclusions() {
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		if b.modes[pod.Namespace] == "" || !b.s.Config.Istio {
-			continue
-		}
+	if b.modes[b.namespace] == "" || !b.s.Config.Istio {
+		return
+	}
+	for _, pod := range b.source.pods {
 		if pod.Labels[injectKey] == "false" {
 			b.report("pod %s has label %s=false: it gets no proxy, so only network policy guards it", snapshot.Key(pod), injectKey)
 		}

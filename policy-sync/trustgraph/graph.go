@@ -7,13 +7,9 @@ package trustgraph
 
 import (
 	"cmp"
-	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -25,15 +21,17 @@ type Graph struct {
 	Config     snapshot.Config
 	Namespaces []Namespace // enrolled ones only
 	Nodes      []Node
-	Pods       []Pod // pods of enrolled namespaces, and any other pod that bears a trust label
-	Policies   []Policy
+	// Pods are those of enrolled namespaces, and any other pod that bears a trust label. A pod of
+	// which nothing has changed is the same pointer in the next graph of one Engine.
+	Pods     []*Pod
+	Policies []Policy
 	// Identities are what SPIRE may issue, one per service account.
 	Identities []Identity
 	// Revoked are addresses of enrolled pods on nodes that are proved bad or whose proof has ended, and of pods that were
 	// attested and are not any more.
 	Revoked []Revoked
 	// Attested are the pods to remember: they are the next snapshot's.
-	Attested []snapshot.Attested
+	Attested snapshot.Memory
 	// NodeTrusts are those whose status is to change.
 	NodeTrusts []NodeTrustState
 	// Evict are the SPIRE agents of nodes that are proved bad.
@@ -175,113 +173,9 @@ type Eviction struct {
 	Reason  string
 }
 
-// builder carries what the steps of Build share.
-type builder struct {
-	s     snapshot.Snapshot
-	g     *Graph
-	nodes map[string]Node
-	modes map[string]string
-	// choosers are the policies of each namespace with their selectors parsed.
-	choosers map[string][]chooser
-	// refused are the same of policies that have no spec in force.
-	refused map[string][]chooser
-	// shared are service accounts that pods outside of every policy use too, with the
-	// sentence that says so, by namespace/name.
-	shared map[string]string
-	// blocks are which addresses are whose, made by blockTable; see blocks.go.
-	blocks *blocks
-	// used are the addresses that somebody trusted has, made by shields; see revoke.go.
-	used map[netip.Addr]user
-	// classes are the reference sets that nodes match (by ""), and the values of each of their tags; see noteNodes.
-	classes map[string][]string
-	// live are the pods of enrolled namespaces that have not ended, by namespace/name.
-	live map[string]*corev1.Pod
-	// platforms are the nodes' own, by name.
-	platforms map[string]string
-	// memory is the snapshot's Attested by UID.
-	memory map[string]snapshot.Attested
-	// holders are the pods that report each address, and nodeAddresses the nodes that have one; see findHolders.
-	holders       map[netip.Addr][]holder
-	nodeAddresses map[netip.Addr]string
-	// raw are the snapshot's pods that Graph.Pods is about, in the same order until finish.
-	raw []*corev1.Pod
-}
-
-// Build works out the graph. It fails only when no plan may be made from the snapshot.
-func Build(s snapshot.Snapshot) (Graph, error) {
-	if err := s.Validate(); err != nil {
-		return Graph{}, fmt.Errorf("trustgraph: %w", err)
-	}
-	s.Config = s.Config.WithDefaults()
-	s.Config.ClusterName = s.ClusterName()
-	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config, SPIRERead: s.SPIRE != nil}, modes: map[string]string{}, platforms: snapshot.Platforms(s.Nodes)}
-	b.memory = make(map[string]snapshot.Attested, len(s.Attested))
-	for _, a := range s.Attested {
-		b.memory[a.UID] = a
-	}
-	b.buildNamespaces()
-	b.buildNodes()
-	b.buildPolicies()
-	b.buildPods()
-	b.buildAnswers()
-	b.buildShared()
-	b.buildAmbient()
-	b.buildIdentities()
-	b.ownEntries()
-	b.remember()
-	b.buildRevocations()
-	b.buildForeign()
-	b.finish()
-	return *b.g, nil
-}
-
-func (b *builder) buildNamespaces() {
-	for i := range b.s.Namespaces {
-		ns := &b.s.Namespaces[i]
-		mode, ok := ns.Labels[v1alpha1.ModeLabel]
-		switch {
-		case !ok:
-			continue
-		case mode != v1alpha1.ModeEnforce && mode != v1alpha1.ModeAudit:
-			b.report("namespace %s: %s is %q, which is neither %s nor %s: it is not enrolled", ns.Name, v1alpha1.ModeLabel, mode, v1alpha1.ModeEnforce, v1alpha1.ModeAudit)
-			continue
-		}
-		b.modes[ns.Name] = mode
-		b.g.Namespaces = append(b.g.Namespaces, Namespace{Name: ns.Name, Mode: mode, Ambient: ns.Labels[dataplaneLabel] == "ambient"})
-	}
-}
-
-func (b *builder) report(format string, args ...any) {
-	b.g.Reports = append(b.g.Reports, fmt.Sprintf(format, args...))
-}
-
-// finish puts everything into an order that does not depend on the snapshot's.
-func (b *builder) finish() {
-	g := b.g
-	slices.SortFunc(g.Namespaces, func(x, y Namespace) int { return cmp.Compare(x.Name, y.Name) })
-	slices.SortFunc(g.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
-	slices.SortFunc(g.Pods, func(x, y Pod) int { return cmp.Compare(x.Key(), y.Key()) })
-	slices.SortFunc(g.Policies, func(x, y Policy) int { return cmp.Compare(x.Key(), y.Key()) })
-	slices.SortFunc(g.Revoked, func(x, y Revoked) int {
-		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Reason, y.Reason))
-	})
-	g.Revoked = slices.CompactFunc(g.Revoked, func(x, y Revoked) bool { return x.Address == y.Address })
-	slices.SortFunc(g.Attested, func(x, y snapshot.Attested) int { return cmp.Compare(x.UID, y.UID) })
-	slices.SortFunc(g.Evict, func(x, y Eviction) int {
-		return cmp.Or(cmp.Compare(x.AgentID, y.AgentID), cmp.Compare(x.Reason, y.Reason))
-	})
-	g.Evict = slices.CompactFunc(g.Evict, func(x, y Eviction) bool { return x.AgentID == y.AgentID })
-	slices.SortFunc(g.Identities, func(x, y Identity) int { return cmp.Compare(x.Key(), y.Key()) })
-	g.Reports = sorted(g.Reports)
-	for i := range g.Policies {
-		p := &g.Policies[i]
-		p.Notes, p.Problems, p.Blockers = sorted(p.Notes), sorted(p.Problems), sorted(p.Blockers)
-		p.Selected, p.Attested, p.ServiceAccounts = sorted(p.Selected), sorted(p.Attested), sorted(p.ServiceAccounts)
-	}
-	for i := range g.Pods {
-		g.Pods[i].Reports = sorted(g.Pods[i].Reports)
-	}
-}
+// Build works out the graph of one snapshot. It fails only when no plan may be made from the
+// snapshot. Who builds many graphs one after the other uses an Engine.
+func Build(s snapshot.Snapshot) (Graph, error) { return new(Engine).Build(s) }
 
 // sorted sorts in place and drops repeats.
 func sorted(s []string) []string {
@@ -300,11 +194,11 @@ func (g Graph) Node(name string) (Node, bool) {
 
 // Pod finds a pod by namespace and name.
 func (g Graph) Pod(namespace, name string) (Pod, bool) {
-	i, ok := slices.BinarySearchFunc(g.Pods, namespace+"/"+name, func(p Pod, key string) int { return cmp.Compare(p.Key(), key) })
+	i, ok := slices.BinarySearchFunc(g.Pods, namespace+"/"+name, func(p *Pod, key string) int { return cmp.Compare(p.Key(), key) })
 	if !ok {
 		return Pod{}, false
 	}
-	return g.Pods[i], true
+	return *g.Pods[i], true
 }
 
 // Policy finds a policy by namespace and name.

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
@@ -71,11 +69,11 @@ func SPIFFEID(trustDomain, namespace, serviceAccount string) string {
 
 func (b *builder) buildIdentities() {
 	bound := b.boundNodes()
-	for key, policies := range b.byServiceAccount() {
-		id := Identity{Namespace: key.namespace, ServiceAccount: key.account, Mode: b.modes[key.namespace]}
+	for account, policies := range b.byServiceAccount() {
+		id := Identity{Namespace: b.namespace, ServiceAccount: account, Mode: b.modes[b.namespace]}
 		b.merge(&id, policies)
 		if id.Problem == "" {
-			id.Nodes = b.issuers(id, bound[key])
+			id.Nodes = b.issuers(id, bound[account])
 		}
 		for _, p := range policies {
 			if id.Problem != "" {
@@ -85,27 +83,24 @@ func (b *builder) buildIdentities() {
 				p.Notes = append(p.Notes, fmt.Sprintf("service account %s is under several policies (%s): its SVID needs what each of them asks", id.ServiceAccount, strings.Join(id.Policies, ", ")))
 			}
 		}
-		b.g.Identities = append(b.g.Identities, id)
+		b.identities = append(b.identities, id)
 	}
-	b.boundEntries()
 }
 
 // boundNodes are the nodes to which pods of each service account are bound that have not ended. A pod counts from its binding on,
 // before its containers are there, because an agent learns of an entry some seconds after it is made. A mirror pod does not
 // count: a kubelet makes it by itself, and it has no service account.
-func (b *builder) boundNodes() map[accountKey]map[string]bool {
-	out := map[accountKey]map[string]bool{}
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		_, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]
-		if pod.Spec.NodeName == "" || b.modes[pod.Namespace] == "" || mirror || snapshot.Ended(pod) {
+func (b *builder) boundNodes() map[string]map[string]bool {
+	out := map[string]map[string]bool{}
+	for _, pod := range b.live {
+		if pod.Spec.NodeName == "" || snapshot.Mirror(pod) {
 			continue
 		}
-		key := accountKey{pod.Namespace, snapshot.ServiceAccount(pod)}
-		if out[key] == nil {
-			out[key] = map[string]bool{}
+		account := snapshot.ServiceAccount(pod)
+		if out[account] == nil {
+			out[account] = map[string]bool{}
 		}
-		out[key][pod.Spec.NodeName] = true
+		out[account][pod.Spec.NodeName] = true
 	}
 	return out
 }
@@ -121,19 +116,17 @@ func (b *builder) issuers(id Identity, nodes map[string]bool) []IdentityNode {
 	return out
 }
 
-type accountKey struct{ namespace, account string }
-
 // byServiceAccount collects the policies that are for pods of each service account. A policy without a spec in force is for
 // nobody's identity.
-func (b *builder) byServiceAccount() map[accountKey][]*Policy {
-	out := map[accountKey][]*Policy{}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
+func (b *builder) byServiceAccount() map[string][]*Policy {
+	out := map[string][]*Policy{}
+	for i := range b.policies {
+		p := &b.policies[i]
 		if p.Mode == "" {
 			continue
 		}
 		for _, sa := range sorted(slices.Clone(p.ServiceAccounts)) {
-			out[accountKey{p.Namespace, sa}] = append(out[accountKey{p.Namespace, sa}], p)
+			out[sa] = append(out[sa], p)
 		}
 	}
 	for _, policies := range out {
@@ -162,7 +155,7 @@ func (b *builder) merge(id *Identity, policies []*Policy) {
 	if id.Problem == "" {
 		id.Problem = unsatisfiable(id)
 	}
-	if text, shared := b.shared[id.Key()]; shared && b.s.Config.RefuseSharedServiceAccounts {
+	if text, shared := b.shared[id.ServiceAccount]; shared && b.s.Config.RefuseSharedServiceAccounts {
 		id.Problem = text
 	}
 }

@@ -37,7 +37,7 @@ const (
 func (b *builder) judgeImages(pod *corev1.Pod, p *Policy) unmet {
 	var out unmet
 	images := snapshot.ImagesOf(pod, b.platforms[pod.Spec.NodeName])
-	had, remembered := b.memory[string(pod.UID)]
+	had, remembered := b.remembered(string(pod.UID))
 	if text := lags(pod, images, had, remembered); text != "" {
 		out.pending = append(out.pending, text)
 	}
@@ -164,11 +164,18 @@ func (b *builder) judgeImage(i snapshot.PodImage, had snapshot.Attested, p *Poli
 
 // image finds what is known of an image. Where it was looked for does not matter: its digest says what it is.
 func (b *builder) image(key snapshot.ImageKey) (snapshot.Image, bool) {
-	image, ok := b.s.Images[key]
+	image, ok := b.answer(key)
 	if !ok && key.Asked != "" {
 		key.Asked = ""
-		image, ok = b.s.Images[key]
+		image, ok = b.answer(key)
 	}
+	return image, ok
+}
+
+// answer reads an answer and notes that the part rests on it.
+func (b *builder) answer(key snapshot.ImageKey) (snapshot.Image, bool) {
+	image, ok := b.s.Images[key]
+	b.images[key] = answer{image, ok}
 	return image, ok
 }
 

@@ -95,49 +95,49 @@ func hasAll(have, want []snapshot.Selector) bool {
 // of the machines named for it, and withholds "programmed" from every policy meanwhile: who holds that identity can give any
 // workload's identity away. SPIRE's server looks at the agent alone, since the selectors of the workload are the agent's own
 // affair, so root on such a machine holds the identity.
-func (b *builder) guardOwnID() {
-	if b.s.SPIRE == nil {
+func (w *whole) guardOwnID() {
+	if w.s.SPIRE == nil {
 		return
 	}
-	i := newIssuable(b.s.SPIRE)
-	if own := cmp.Or(b.s.Config.OwnID, b.s.SPIRE.OwnID); own != "" {
-		if others := b.unnamed(i.of(own)); others != "" {
-			b.block("", fmt.Sprintf("%s could be issued %s, which administers the SPIRE server: %s", others, own, b.namesAdmins()))
+	i := newIssuable(w.s.SPIRE)
+	if own := cmp.Or(w.s.Config.OwnID, w.s.SPIRE.OwnID); own != "" {
+		if others := w.unnamed(i.of(own)); others != "" {
+			w.block("", fmt.Sprintf("%s could be issued %s, which administers the SPIRE server: %s", others, own, w.namesAdmins()))
 		}
 	}
 	said := map[string]bool{}
-	for _, e := range b.s.SPIRE.Entries {
+	for _, e := range w.s.SPIRE.Entries {
 		if !e.Admin || said[e.SPIFFEID] {
 			continue
 		}
 		said[e.SPIFFEID] = true
-		if others := b.unnamed(i.of(e.SPIFFEID)); others != "" {
-			b.report("%s could be issued %s, to which an entry gives rights over the SPIRE server (admin or downstream): %s", others, e.SPIFFEID, b.namesAdmins())
+		if others := w.unnamed(i.of(e.SPIFFEID)); others != "" {
+			w.report("%s could be issued %s, to which an entry gives rights over the SPIRE server (admin or downstream): %s", others, e.SPIFFEID, w.namesAdmins())
 		}
 	}
 }
 
-func (b *builder) namesAdmins() string {
-	if len(b.s.Config.AdminNodes) == 0 {
+func (w *whole) namesAdmins() string {
+	if len(w.s.Config.AdminNodes) == 0 {
 		return "name the machines that may hold it (spire.adminNodes), and parent its entry to them alone (selector keelson_tpm:node:<name>)"
 	}
-	return fmt.Sprintf("parent its entry to the machines that spire.adminNodes names (%s) alone (selector keelson_tpm:node:<name>)", list(sorted(slices.Clone(b.s.Config.AdminNodes))))
+	return fmt.Sprintf("parent its entry to the machines that spire.adminNodes names (%s) alone (selector keelson_tpm:node:<name>)", list(sorted(slices.Clone(w.s.Config.AdminNodes))))
 }
 
 // unnamed says which of the agents are not of a named machine, or nothing.
-func (b *builder) unnamed(issuers []issuer) string {
+func (w *whole) unnamed(issuers []issuer) string {
 	named := map[string]bool{}
-	for _, name := range b.s.Config.AdminNodes {
+	for _, name := range w.s.Config.AdminNodes {
 		named[nodeSelector(name).Value] = true
-		for i := range b.s.NodeTrusts {
-			if t := &b.s.NodeTrusts[i]; t.Name == name && t.Spec.Verdict == v1alpha1.VerdictTrusted {
+		for i := range w.s.NodeTrusts {
+			if t := &w.s.NodeTrusts[i]; t.Name == name && t.Spec.Verdict == v1alpha1.VerdictTrusted {
 				named[t.Spec.AgentID] = true
 			}
 		}
 	}
 	var others []string
 	for _, i := range issuers {
-		ours := ownAttestor(b.s.Config.TrustDomain, i.agent.ID)
+		ours := ownAttestor(w.s.Config.TrustDomain, i.agent.ID)
 		isNamed := func(s snapshot.Selector) bool { return s.Type == nodeclaim.PluginName && named[s.Value] }
 		if ours && (named[i.agent.ID] || slices.ContainsFunc(i.agent.Selectors, isNamed)) || i.agent.Banned {
 			continue

@@ -1,6 +1,7 @@
 package trustgraph
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,38 +19,39 @@ import (
 // clocks of SPIRE servers and of policy-sync differ by less.
 const MaxSkew = 5 * time.Minute
 
-func (b *builder) buildNodes() {
+func (c *common) buildNodes() {
 	trusts := map[string]v1alpha1.NodeTrust{}
 	owners := map[string][]string{} // EK -> names of the NodeTrusts that claim it
-	for i := range b.s.NodeTrusts {
-		t := b.s.NodeTrusts[i]
+	for i := range c.s.NodeTrusts {
+		t := c.s.NodeTrusts[i]
 		trusts[t.Name] = t
 		owners[t.Spec.EKHash] = append(owners[t.Spec.EKHash], t.Name)
 	}
-	b.nodes = map[string]Node{}
-	for i := range b.s.Nodes {
-		n := &b.s.Nodes[i]
+	c.nodes = map[string]Node{}
+	for i := range c.s.Nodes {
+		n := &c.s.Nodes[i]
 		node := Node{Name: n.Name, UID: string(n.UID), Verdict: v1alpha1.VerdictUnknown, created: n.CreationTimestamp.Time}
 		trust, ok := trusts[n.Name]
 		if !ok {
 			node.Why = []string{fmt.Sprintf("node %s has no NodeTrust: it never proved itself, or an administrator deleted it", n.Name)}
 			node.Untouched = untouched(n)
 		} else {
-			b.judge(&node, n, trust.Spec)
-			b.refuseSharedEK(&node, owners[trust.Spec.EKHash])
+			c.judge(&node, n, trust.Spec)
+			c.refuseSharedEK(&node, owners[trust.Spec.EKHash])
 		}
-		b.nodes[n.Name] = node
-		b.g.Nodes = append(b.g.Nodes, node)
+		c.nodes[n.Name] = node
+		c.nodeList = append(c.nodeList, node)
 	}
-	if before := b.untouched(); b.s.Config.Taint && !b.s.Config.TaintExisting && len(before) > 0 {
-		b.report("nodes that were there before Keelson and have never proved themselves bear no taint, so that pods are still placed there, where none is let in (taintExisting): %s", strings.Join(before, ", "))
+	slices.SortFunc(c.nodeList, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
+	if before := c.untouched(); c.s.Config.Taint && !c.s.Config.TaintExisting && len(before) > 0 {
+		c.report("nodes that were there before Keelson and have never proved themselves bear no taint, so that pods are still placed there, where none is let in (taintExisting): %s", strings.Join(before, ", "))
 	}
 	for name := range trusts {
-		if _, ok := b.nodes[name]; !ok {
-			b.report("NodeTrust %s is about a node that does not exist", name)
+		if _, ok := c.nodes[name]; !ok {
+			c.report("NodeTrust %s is about a node that does not exist", name)
 		}
 	}
-	b.stateNodeTrusts()
+	c.stateNodeTrusts()
 }
 
 // NodeTrustState is a NodeTrust whose status is to change.
@@ -59,10 +61,10 @@ type NodeTrustState struct {
 }
 
 // stateNodeTrusts fills Graph.NodeTrusts: those whose status does not say what the graph does.
-func (b *builder) stateNodeTrusts() {
-	for i := range b.s.NodeTrusts {
-		t := &b.s.NodeTrusts[i]
-		n, ok := b.nodes[t.Name]
+func (c *common) stateNodeTrusts() {
+	for i := range c.s.NodeTrusts {
+		t := &c.s.NodeTrusts[i]
+		n, ok := c.nodes[t.Name]
 		want := v1alpha1.NodeTrustStatus{Verdict: v1alpha1.NodeTrustState(n.Verdict), Why: joined(n.Why)}
 		switch {
 		case !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted:
@@ -77,17 +79,17 @@ func (b *builder) stateNodeTrusts() {
 			continue
 		}
 		if want.Since = have.Since; have.Verdict != want.Verdict || have.Since == nil {
-			want.Since = &metav1.Time{Time: b.s.At.Truncate(time.Second)}
+			want.Since = &metav1.Time{Time: c.s.At.Truncate(time.Second)}
 		}
-		b.g.NodeTrusts = append(b.g.NodeTrusts, NodeTrustState{Name: t.Name, Status: want})
+		c.states = append(c.states, NodeTrustState{Name: t.Name, Status: want})
 	}
-	slices.SortFunc(b.g.NodeTrusts, func(x, y NodeTrustState) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(c.states, func(x, y NodeTrustState) int { return strings.Compare(x.Name, y.Name) })
 }
 
 // untouched lists such nodes of the graph, sorted.
-func (b *builder) untouched() []string {
+func (c *common) untouched() []string {
 	var out []string
-	for _, n := range b.g.Nodes {
+	for _, n := range c.nodeList {
 		if n.Untouched {
 			out = append(out, n.Name)
 		}
@@ -114,7 +116,7 @@ func untouched(n *corev1.Node) bool {
 //   - trust must be about this very Node object, not an earlier one of its name;
 //   - what it says must be well formed and not of the future;
 //   - trusted stands until validUntil, then it is stale.
-func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
+func (c *common) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
 	if t.Verdict == v1alpha1.VerdictUntrusted {
 		node.Verdict, node.EKHash, node.AgentID = v1alpha1.VerdictUntrusted, t.EKHash, t.AgentID
 		node.Why = []string{fmt.Sprintf("node %s is proved bad", n.Name)}
@@ -123,25 +125,25 @@ func (b *builder) judge(node *Node, n *corev1.Node, t v1alpha1.NodeTrustSpec) {
 		}
 		return
 	}
-	if why := b.malformed(n, t); why != "" {
+	if why := c.malformed(n, t); why != "" {
 		node.Why = []string{why}
 		return
 	}
 	node.EKHash, node.AgentID, node.Reference, node.Tags = t.EKHash, t.AgentID, t.Reference, maps.Clone(t.Tags)
 	switch {
-	case b.s.At.Before(t.ValidUntil.Time):
+	case c.s.At.Before(t.ValidUntil.Time):
 		node.Verdict = v1alpha1.VerdictTrusted
 	default:
 		node.Verdict, node.Expired = v1alpha1.VerdictStale, t.ValidUntil.Time
-		node.Held = b.s.At.Before(t.ValidUntil.Add(b.s.Config.MaxHold))
+		node.Held = c.s.At.Before(t.ValidUntil.Add(c.s.Config.MaxHold))
 		node.Why = []string{fmt.Sprintf("node %s: its proof ended at %s", n.Name, t.ValidUntil.UTC().Format(time.RFC3339))}
 	}
 }
 
 // malformed says why a NodeTrust that does not say untrusted cannot be believed about the node, or nothing.
-func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
+func (c *common) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 	ek, err := nodeclaim.ParseEKHash(t.EKHash)
-	agent := "spiffe://" + b.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
+	agent := "spiffe://" + c.s.Config.TrustDomain + nodeclaim.AgentPath(ek)
 	switch {
 	case t.NodeUID != "" && t.NodeUID != string(n.UID):
 		return fmt.Sprintf("node %s: the proof is about an earlier Node of this name (UID %s, now %s)", n.Name, t.NodeUID, n.UID)
@@ -155,7 +157,7 @@ func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 		return fmt.Sprintf("node %s: its NodeTrust names agent %q, but this EK's agent is %s", n.Name, t.AgentID, agent)
 	case t.Verdict != v1alpha1.VerdictTrusted:
 		return fmt.Sprintf("node %s: its NodeTrust says %q, which is no verdict", n.Name, t.Verdict)
-	case t.AttestedAt.IsZero() || t.AttestedAt.After(b.s.At.Add(MaxSkew)):
+	case t.AttestedAt.IsZero() || t.AttestedAt.After(c.s.At.Add(MaxSkew)):
 		return fmt.Sprintf("node %s: its proof is dated %s, which lies in the future or is no date; set the clocks of the SPIRE servers right, and delete the NodeTrust of the future", n.Name, t.AttestedAt.UTC().Format(time.RFC3339))
 	case !t.ValidUntil.After(t.AttestedAt.Time):
 		return fmt.Sprintf("node %s: its proof ended before it began", n.Name)
@@ -165,7 +167,7 @@ func (b *builder) malformed(n *corev1.Node, t v1alpha1.NodeTrustSpec) string {
 
 // refuseSharedEK: one TPM cannot stand in two machines, so an EK that two NodeTrusts
 // claim proves neither. A proved-bad verdict stays.
-func (b *builder) refuseSharedEK(node *Node, owners []string) {
+func (c *common) refuseSharedEK(node *Node, owners []string) {
 	if len(owners) < 2 || node.Verdict == v1alpha1.VerdictUntrusted {
 		return
 	}
@@ -180,21 +182,6 @@ func (b *builder) refuseSharedEK(node *Node, owners []string) {
 func (b *builder) noteNodes(p *Policy) {
 	if len(b.nodes) == 0 {
 		return
-	}
-	if b.classes == nil {
-		b.classes = map[string][]string{}
-		for i := range b.s.NodeTrusts {
-			t := &b.s.NodeTrusts[i].Spec
-			if t.Reference != "" {
-				b.classes[""] = append(b.classes[""], t.Reference)
-			}
-			for k, v := range t.Tags {
-				b.classes[k] = append(b.classes[k], v)
-			}
-		}
-		for k := range b.classes {
-			b.classes[k] = sorted(b.classes[k])
-		}
 	}
 	missing := func(want, have []string) bool {
 		return len(want) > 0 && !slices.ContainsFunc(want, func(w string) bool { _, ok := slices.BinarySearch(have, w); return ok })
@@ -212,10 +199,9 @@ func (b *builder) noteNodes(p *Policy) {
 
 // noteUnknownBlocks notes in each policy which of its pods' nodes have no known address block.
 func (b *builder) noteUnknownBlocks() {
-	t := b.blockTable()
+	t := b.addresses.blocks
 	nodes := map[string][]string{} // by policy
-	for i := range b.g.Pods {
-		p := &b.g.Pods[i]
+	for _, p := range b.pods {
 		if _, there := b.nodes[p.Node]; !there || p.HostNetwork || p.Ended || t.known(p.Node) {
 			continue
 		}
@@ -224,8 +210,8 @@ func (b *builder) noteUnknownBlocks() {
 			nodes[key] = append(nodes[key], p.Node)
 		}
 	}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
+	for i := range b.policies {
+		p := &b.policies[i]
 		if names := sorted(nodes[p.Key()]); len(names) > 0 {
 			p.Notes = append(p.Notes, fmt.Sprintf("no address block is known of %s: addresses of the policy's pods there can be revoked only after these were attested, for %s after that",
 				some("node", names), Remember))

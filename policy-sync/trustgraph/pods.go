@@ -14,21 +14,21 @@ import (
 )
 
 func (b *builder) buildPods() {
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		mode := b.modes[pod.Namespace]
+	mode := b.modes[b.namespace]
+	for _, pod := range b.source.pods {
 		if mode == "" && !BearsTrust(pod.Labels) {
 			continue
 		}
-		b.g.Pods = append(b.g.Pods, b.judgePod(pod, mode))
+		p := b.judgePod(pod, mode)
+		b.pods = append(b.pods, &p)
 		b.raw = append(b.raw, pod)
 	}
 	b.shareServiceAccounts()
-	for i := range b.g.Pods {
-		b.retain(&b.g.Pods[i], b.raw[i])
+	for i, p := range b.pods {
+		b.retain(p, b.raw[i])
 	}
-	for i := range b.g.Pods {
-		b.countPod(&b.g.Pods[i], b.raw[i])
+	for i, p := range b.pods {
+		b.countPod(p, b.raw[i])
 	}
 }
 
@@ -66,7 +66,7 @@ func (b *builder) judgePod(pod *corev1.Pod, mode string) Pod {
 		why = append(why, b.held(pod, node)...)
 	}
 	met := true
-	for _, c := range b.choosers[pod.Namespace] {
+	for _, c := range b.choosers {
 		p := c.policy
 		if !c.selects(pod) {
 			continue
@@ -194,26 +194,20 @@ func unmetNode(node Node, p *Policy) []string {
 // shareServiceAccounts finds service accounts that pods inside and outside of policies
 // share: they cannot be told apart by their SPIFFE ID.
 func (b *builder) shareServiceAccounts() {
-	outside := map[string][]string{} // namespace/serviceaccount -> pods that no policy selects
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		if b.modes[pod.Namespace] == "" || snapshot.Ended(pod) {
-			continue
-		}
-		if !slices.ContainsFunc(b.choosers[pod.Namespace], func(c chooser) bool { return c.selects(pod) }) {
-			key := pod.Namespace + "/" + snapshot.ServiceAccount(pod)
+	outside := map[string][]string{} // service account -> pods that no policy selects
+	for _, pod := range b.live {
+		if !slices.ContainsFunc(b.choosers, func(c chooser) bool { return c.selects(pod) }) {
+			key := snapshot.ServiceAccount(pod)
 			outside[key] = append(outside[key], pod.Name)
 		}
 	}
 	b.shared = map[string]string{}
 	for key, others := range outside {
 		slices.Sort(others)
-		_, account, _ := strings.Cut(key, "/")
-		b.shared[key] = fmt.Sprintf("service account %s is shared with pods outside of every policy (%s and %d more): they have the same SPIFFE ID", account, others[0], len(others)-1)
+		b.shared[key] = fmt.Sprintf("service account %s is shared with pods outside of every policy (%s and %d more): they have the same SPIFFE ID", key, others[0], len(others)-1)
 	}
-	for i := range b.g.Pods {
-		p := &b.g.Pods[i]
-		text, shared := b.shared[p.Namespace+"/"+p.ServiceAccount]
+	for _, p := range b.pods {
+		text, shared := b.shared[p.ServiceAccount]
 		if len(p.Matches) == 0 || !shared {
 			continue
 		}
@@ -233,7 +227,7 @@ func (b *builder) shareServiceAccounts() {
 func (b *builder) refusedOnes(pod *corev1.Pod) []string {
 	const most = 4
 	var out []string
-	for _, c := range b.refused[pod.Namespace] {
+	for _, c := range b.refused {
 		if w := c.policy.Spec.Workloads; c.selects(pod) || c.nobody && (w.ServiceAccount == "" || w.ServiceAccount == snapshot.ServiceAccount(pod)) {
 			out = append(out, fmt.Sprintf("policy %s is not readable: %s", c.policy.Name, joined(c.policy.Problems)))
 		}
@@ -245,7 +239,7 @@ func (b *builder) refusedOnes(pod *corev1.Pod) []string {
 // countPod enters the pod with the policies that select it.
 func (b *builder) countPod(pod *Pod, raw *corev1.Pod) {
 	for _, m := range pod.Matches {
-		p := b.policy(pod.Namespace, m.Policy)
+		p := b.policy(m.Policy)
 		p.Selected = append(p.Selected, pod.Key())
 		if m.Met {
 			p.Attested = append(p.Attested, pod.Key())
@@ -257,18 +251,18 @@ func (b *builder) countPod(pod *Pod, raw *corev1.Pod) {
 			p.Notes = append(p.Notes, "pod "+pod.Name+": "+r)
 		}
 	}
-	for _, c := range b.refused[pod.Namespace] {
+	for _, c := range b.refused {
 		if c.selects(raw) {
 			c.policy.Selected = append(c.policy.Selected, pod.Key())
 		}
 	}
 	if pod.HostNetwork && len(pod.Matches) == 0 {
-		b.g.Reports = append(b.g.Reports, pod.Reports...)
+		b.part.reports = append(b.part.reports, pod.Reports...)
 	}
 }
 
-func (b *builder) policy(namespace, name string) *Policy {
-	list := b.choosers[namespace]
-	i := slices.IndexFunc(list, func(c chooser) bool { return c.policy.Name == name })
-	return list[i].policy
+// policy finds a policy that is in force and that a pod names among its matches.
+func (b *builder) policy(name string) *Policy {
+	i := slices.IndexFunc(b.choosers, func(c chooser) bool { return c.policy.Name == name })
+	return b.choosers[i].policy
 }

@@ -23,8 +23,7 @@ const maxAlternatives = v1alpha1.MaxAlternatives
 const ReservedPolicy = v1alpha1.ReservedPolicy
 
 func (b *builder) buildPolicies() {
-	for i := range b.s.Policies {
-		tp := &b.s.Policies[i]
+	for _, tp := range b.source.policies {
 		p := Policy{Namespace: tp.Namespace, Name: tp.Name, UID: string(tp.UID), Generation: tp.Generation, Spec: *tp.Spec.DeepCopy(), Mode: b.modes[tp.Namespace]}
 		inForce(&p, tp)
 		if sa := p.Spec.Workloads.ServiceAccount; sa != "" && p.Accepted {
@@ -34,16 +33,14 @@ func (b *builder) buildPolicies() {
 			p.Notes = append(p.Notes, fmt.Sprintf("namespace %s is not enrolled (label %s), so the policy does nothing", tp.Namespace, v1alpha1.ModeLabel))
 		}
 		b.notePolicy(&p)
-		b.g.Policies = append(b.g.Policies, p)
+		b.policies = append(b.policies, p)
 	}
-	b.choosers, b.refused = map[string][]chooser{}, map[string][]chooser{}
-	for i := range b.g.Policies {
-		p := &b.g.Policies[i]
-		of := b.choosers
-		if !p.Accepted {
-			of = b.refused
+	for i := range b.policies {
+		if p := &b.policies[i]; p.Accepted {
+			b.choosers = append(b.choosers, newChooser(p))
+		} else {
+			b.refused = append(b.refused, newChooser(p))
 		}
-		of[p.Namespace] = append(of[p.Namespace], newChooser(p))
 	}
 }
 
@@ -66,17 +63,12 @@ func (b *builder) notePolicy(p *Policy) {
 	if !b.s.Config.Calico && !b.s.Config.Istio {
 		p.Blockers = append(p.Blockers, "neither Calico nor Istio is there to enforce the policy: it only decides on SVIDs and labels")
 	}
-	if ns, ok := b.ambient(p.Namespace); ok {
-		note("IdentityNotAttested: namespace %s is in Istio's ambient mode, whose ztunnel has no identity from SPIRE yet", ns)
+	if b.ambient(p.Namespace) {
+		note("IdentityNotAttested: namespace %s is in Istio's ambient mode, whose ztunnel has no identity from SPIRE yet", p.Namespace)
 		if slices.ContainsFunc(p.Spec.Ingress, func(r v1alpha1.IngressRule) bool { return len(r.HTTP) > 0 }) {
 			note("ingress.http: ztunnel reads no HTTP, so these rules let nothing in; name ports alone, or use sidecars")
 		}
 	}
-}
-
-func (b *builder) ambient(namespace string) (string, bool) {
-	i := slices.IndexFunc(b.g.Namespaces, func(n Namespace) bool { return n.Name == namespace && n.Ambient })
-	return namespace, i >= 0
 }
 
 func (b *builder) notePeers(p *Policy, where string, peers []v1alpha1.Peer) {

@@ -14,13 +14,11 @@ import (
 // so its kubelet cannot have anyone ask about anything.
 func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 	s.Config = s.Config.WithDefaults()
-	b := &builder{s: s, g: &Graph{At: s.At, Config: s.Config}, modes: map[string]string{}}
-	b.buildNamespaces()
-	b.buildNodes()
+	c := newCommon(s)
 	choosers := map[string][]chooser{}
 	for i := range s.Policies {
 		p := &s.Policies[i]
-		if b.modes[p.Namespace] == "" {
+		if c.modes[p.Namespace] == "" {
 			continue
 		}
 		for _, spec := range specsOf(p) {
@@ -28,16 +26,16 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 		}
 	}
 	return snapshot.AskAbout(s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
-		node := b.nodes[pod.Spec.NodeName]
+		node := c.nodes[pod.Spec.NodeName]
 		if pod.Spec.HostNetwork || node.Verdict != v1alpha1.VerdictTrusted && !node.Held {
 			return nil, false
 		}
 		var names []string
 		selected := false
-		for _, c := range choosers[pod.Namespace] {
-			if c.selects(pod) {
+		for _, one := range choosers[pod.Namespace] {
+			if one.selects(pod) {
 				selected = true
-				names = append(names, c.policy.Spec.Require.Image.Verifiers()...)
+				names = append(names, one.policy.Spec.Require.Image.Verifiers()...)
 			}
 		}
 		slices.Sort(names)

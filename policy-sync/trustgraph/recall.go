@@ -13,41 +13,47 @@ import (
 )
 
 const (
-	// Remember is how long an attested pod is remembered after it was last seen attested. A machine that takes its pods out of
+	// Remember is how long an attested pod is remembered at least after it was last seen attested, and hardly longer (grain). A machine that takes its pods out of
 	// the API has to wait as long before it fails an attestation, and is attested many times meanwhile.
 	Remember = time.Hour
 	// maxRemembered bounds the pods, and maxAddresses the addresses of each; the newest are kept.
 	maxRemembered = 100_000
 	maxAddresses  = 16
+	// grain is how exact it is known when a pod was last attested: what is remembered of a pod changes no more often than that.
+	grain = 5 * time.Minute
 )
 
-// remember works out Graph.Attested from the snapshot's and from the pods that are attested now.
+// remember works out what to remember from what was, and from the pods that are attested now.
 func (b *builder) remember() {
 	known := map[string]snapshot.Attested{}
-	for _, a := range b.s.Attested {
-		if b.s.At.Sub(a.At) < Remember {
+	for _, a := range b.source.had {
+		if end := a.At.Add(Remember + grain); b.s.At.Before(end) {
 			known[a.UID] = a
+			b.changesAt(end)
 		}
 	}
 	kept := map[string]bool{}
-	for i := range b.g.Pods {
-		pod := b.raw[i]
-		uid := string(pod.UID)
-		if a, ok := b.rememberPod(&b.g.Pods[i], pod, known[uid]); ok {
-			known[uid], kept[uid] = a, true
+	for i, p := range b.pods {
+		if a, ok := b.rememberPod(p, b.raw[i], known[p.UID]); ok {
+			known[p.UID], kept[p.UID] = a, true
 		}
 	}
 	for _, a := range known {
 		if len(a.Addresses) > 0 || kept[a.UID] {
-			b.g.Attested = append(b.g.Attested, a)
+			b.attested = append(b.attested, a)
 		}
 	}
-	if surplus := len(b.g.Attested) - maxRemembered; surplus > 0 {
-		slices.SortFunc(b.g.Attested, func(x, y snapshot.Attested) int {
-			return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.UID, y.UID))
-		})
-		b.g.Attested = b.g.Attested[surplus:]
+}
+
+// boundMemory keeps the newest of what is remembered in all namespaces together.
+func boundMemory(m snapshot.Memory) snapshot.Memory {
+	surplus := m.Count() - maxRemembered
+	if surplus <= 0 {
+		return m
 	}
+	all := m.All()
+	slices.SortFunc(all, func(x, y snapshot.Attested) int { return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.UID, y.UID)) })
+	return snapshot.NewMemory(all[surplus:])
 }
 
 // rememberPod is what to remember of a pod that is attested, or was and has something pending; false for others.
@@ -56,7 +62,12 @@ func (b *builder) rememberPod(p *Pod, pod *corev1.Pod, had snapshot.Attested) (s
 	case p.HostNetwork:
 		return had, false
 	case p.Attested:
-		return snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: p.UID, Node: p.Node, At: b.s.At,
+		at := had.At
+		if at.After(b.s.At) || !b.s.At.Before(at.Add(grain)) {
+			at = b.s.At
+		}
+		b.changesAt(at.Add(grain))
+		return snapshot.Attested{Namespace: pod.Namespace, Name: pod.Name, UID: p.UID, Node: p.Node, At: at,
 			Addresses: b.addressesOf(pod, had.Addresses), Images: b.usedImages(pod, had)}, true
 	case p.PendingSince.IsZero():
 		return had, false
@@ -90,11 +101,11 @@ func (b *builder) itsOwn(pod *corev1.Pod, addr netip.Addr) bool {
 	if b.misplaced(node, addr) != "" {
 		return false
 	}
-	if b.blockTable().known(node) {
+	if b.addresses.blocks.known(node) {
 		return true
 	}
-	user, used := b.shields()[addr]
-	return (!used || user.uid == string(pod.UID)) && !b.inServices(addr)
+	whose := b.addresses.of(addr)
+	return (!whose.used || whose.user.uid == string(pod.UID)) && !b.inServices(addr)
 }
 
 // inServices reports whether the address lies in a range of Services' addresses.
@@ -107,13 +118,13 @@ func (b *builder) inServices(addr netip.Addr) bool {
 //   - on machines that are lost, also pods that the machine has taken out of the API, or given other addresses there;
 //   - on trusted machines, pods that run on and are no longer attested although a policy still selects them: new
 //     connections close with the label, and open ones have to be cut.
-func (b *builder) recallRevocations(causes map[string]string) {
-	if len(b.g.Attested) == 0 {
+func (b *builder) recallRevocations() {
+	if len(b.attested) == 0 {
 		return
 	}
 	fallen := b.fallen()
-	for _, a := range b.g.Attested {
-		cause := causes[a.Node]
+	for _, a := range b.attested {
+		cause := b.causes[a.Node]
 		if cause == "" {
 			cause = fallen[a.UID]
 		}
@@ -121,8 +132,8 @@ func (b *builder) recallRevocations(causes map[string]string) {
 			continue
 		}
 		for _, addr := range a.Addresses {
-			if user, ok := b.shields()[addr]; !ok || user.uid == a.UID {
-				b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: a.Node})
+			if whose := b.addresses.of(addr); !whose.used || whose.user.uid == a.UID {
+				b.revoked = append(b.revoked, Revoked{Address: addr.String(), Reason: cause, Node: a.Node})
 			}
 		}
 	}
@@ -132,8 +143,7 @@ func (b *builder) recallRevocations(causes map[string]string) {
 // by UID, with the reason. A pod of which something is not known yet has not fallen; see retain.
 func (b *builder) fallen() map[string]string {
 	out := map[string]string{}
-	for i := range b.g.Pods {
-		p := &b.g.Pods[i]
+	for _, p := range b.pods {
 		if n := b.nodes[p.Node]; !p.Attested && p.Mode == v1alpha1.ModeEnforce && len(p.Matches) > 0 && n.Verdict == v1alpha1.VerdictTrusted && !p.Ended && !onlyPending(p) {
 			out[p.UID] = "pod " + p.Key() + " is no longer attested: " + joined(p.Why)
 		}

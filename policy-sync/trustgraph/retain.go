@@ -17,7 +17,7 @@ import (
 // trusted node's pods are retained, and only those that bear the label: nothing opens.
 func (b *builder) retain(p *Pod, pod *corev1.Pod) {
 	node := b.nodes[p.Node]
-	had, remembered := b.memory[p.UID]
+	had, remembered := b.remembered(p.UID)
 	labelled := pod.Labels[v1alpha1.PodAttestedLabel] == v1alpha1.True
 	if !onlyPending(p) || p.Ended || p.HostNetwork || node.Verdict != v1alpha1.VerdictTrusted || !remembered && !labelled {
 		return
@@ -26,6 +26,7 @@ func (b *builder) retain(p *Pod, pod *corev1.Pod) {
 	if remembered && !had.Pending.IsZero() && had.Pending.Before(b.s.At) {
 		p.PendingSince = had.Pending
 	}
+	b.changesAt(p.PendingSince.Add(b.s.Config.PendingGrace))
 	if !b.s.At.Before(p.PendingSince.Add(b.s.Config.PendingGrace)) {
 		b.givenUp(p)
 		return
@@ -52,6 +53,7 @@ func (b *builder) labelledByAnother(p *Pod, pod *corev1.Pod) bool {
 	if b.s.InheritUntil.IsZero() {
 		return !slices.ContainsFunc(p.Matches, func(m Match) bool { return m.unexamined })
 	}
+	b.changesAt(b.s.InheritUntil)
 	return b.s.At.Before(b.s.InheritUntil)
 }
 
@@ -79,8 +81,7 @@ func (b *builder) givenUp(p *Pod) {
 // PendingEnds returns the first moment at which a pod has been pending for too long; zero when none is pending.
 func (g Graph) PendingEnds() time.Time {
 	var first time.Time
-	for i := range g.Pods {
-		p := &g.Pods[i]
+	for _, p := range g.Pods {
 		if p.PendingSince.IsZero() || !onlyPending(p) {
 			continue
 		}

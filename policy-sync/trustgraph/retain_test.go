@@ -314,7 +314,7 @@ func TestAPodThatWaitsIsRemembered(t *testing.T) {
 		}
 		s.Attested, s.At = g.Attested, s.At.Add(30*time.Second)
 	}
-	for _, a := range s.Attested {
+	for _, a := range s.Attested.All() {
 		if a.Name == "api-fra-1" && a.Pending.Equal(snapshottest.Now) {
 			return
 		}

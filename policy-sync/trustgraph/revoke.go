@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -23,11 +21,8 @@ import (
 // trusted or has had it longer, and if no one who is trusted has it: a bad machine cannot cut off others. What it had while it
 // was trusted is remembered; see recallRevocations.
 func (b *builder) buildRevocations() {
-	causes := b.lost()
-	refused := map[string][]string{}
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		cause := causes[pod.Spec.NodeName]
+	for _, pod := range b.source.pods {
+		cause := b.causes[pod.Spec.NodeName]
 		// Who was never let in has nothing to lose, and others need it: SPIRE's server, a name server or istiod may run there
 		// (design/2026-11-25-whose-addresses-are-revoked.md).
 		if cause == "" || pod.Spec.HostNetwork || b.modes[pod.Namespace] == "" {
@@ -35,41 +30,37 @@ func (b *builder) buildRevocations() {
 		}
 		for _, addr := range podAddresses(pod) {
 			if why := b.notItsOwn(pod.Spec.NodeName, addr); why != "" {
-				refused[pod.Spec.NodeName] = append(refused[pod.Spec.NodeName],
+				b.disbelieved[pod.Spec.NodeName] = append(b.disbelieved[pod.Spec.NodeName],
 					fmt.Sprintf("its pod %s has address %s, which is not its own to give (%s): not revoked", snapshot.Key(pod), addr, why))
 				continue
 			}
-			b.g.Revoked = append(b.g.Revoked, Revoked{Address: addr.String(), Reason: cause, Node: pod.Spec.NodeName})
+			b.revoked = append(b.revoked, Revoked{Address: addr.String(), Reason: cause, Node: pod.Spec.NodeName})
 		}
 	}
-	b.reportRefused(causes, refused)
-	b.recallRevocations(causes)
-	b.reportBlocks()
-	b.noteUnknownBlocks()
-	b.evictions()
+	b.recallRevocations()
 }
 
 // maxDisbelieved bounds what is reported of one node's claims: its kubelet chooses how many there are.
 const maxDisbelieved = 8
 
 // reportRefused reports which addresses of lost nodes are not believed, by node.
-func (b *builder) reportRefused(causes map[string]string, refused map[string][]string) {
+func (w *whole) reportRefused(refused map[string][]string) {
 	for node, texts := range refused {
 		slices.Sort(texts)
 		for _, text := range texts[:min(len(texts), maxDisbelieved)] {
-			b.report("%s; it says that %s", causes[node], text)
+			w.report("%s; it says that %s", w.causes[node], text)
 		}
 		if more := len(texts) - maxDisbelieved; more > 0 {
-			b.report("%s; %d more addresses of its pods are not its own to give: not revoked", causes[node], more)
+			w.report("%s; %d more addresses of its pods are not its own to give: not revoked", w.causes[node], more)
 		}
 	}
 }
 
 // lost are the nodes whose pods are cut off, with the reason: those that are proved bad, those that are proved bad and
 // whose Node object is gone (their pods may run on), and those whose proof has ended.
-func (b *builder) lost() map[string]string {
+func (c *common) lost() map[string]string {
 	out := map[string]string{}
-	for name, n := range b.nodes {
+	for name, n := range c.nodes {
 		switch {
 		case n.Verdict == v1alpha1.VerdictUntrusted:
 			out[name] = fmt.Sprintf("node %s is proved bad", name)
@@ -77,9 +68,9 @@ func (b *builder) lost() map[string]string {
 			out[name] = n.Why[0]
 		}
 	}
-	for i := range b.s.NodeTrusts {
-		t := &b.s.NodeTrusts[i]
-		if _, ok := b.nodes[t.Name]; !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted {
+	for i := range c.s.NodeTrusts {
+		t := &c.s.NodeTrusts[i]
+		if _, ok := c.nodes[t.Name]; !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted {
 			out[t.Name] = fmt.Sprintf("node %s is proved bad", t.Name)
 		}
 	}
@@ -88,12 +79,12 @@ func (b *builder) lost() map[string]string {
 
 // notItsOwn says why the address of a machine that is not trusted is not believed, or nothing.
 func (b *builder) notItsOwn(node string, addr netip.Addr) string {
-	t := b.blockTable()
+	t := b.addresses.blocks
 	if !t.has(node, addr) {
 		return "it is in none of the node's address blocks"
 	}
-	if user, ok := b.shields()[addr]; ok {
-		return user.owner + " has it"
+	if whose := b.addresses.of(addr); whose.used {
+		return whose.user.owner + " has it"
 	}
 	if other := t.trusted(node, addr); other != "" {
 		return "it is in a block of node " + other
@@ -104,84 +95,26 @@ func (b *builder) notItsOwn(node string, addr netip.Addr) string {
 	return ""
 }
 
-// user is who has an address: words for a person, and a pod's UID.
-type user struct{ owner, uid string }
-
-// shields returns who that is trusted has an address now. Only the word of a trusted or held node counts: any other could spare
-// a bad node's addresses, or its own. Nor does a trusted node's word count for an address in the blocks of another such node, or
-// for an address of its own blocks that it says is the machine's own: it would spare pods that are no longer attested.
-func (b *builder) shields() map[netip.Addr]user {
-	if b.used != nil {
-		return b.used
-	}
-	b.used = map[netip.Addr]user{}
-	t := b.blockTable()
-	// Of several users always the same one is named.
-	use := func(addr netip.Addr, u user) {
-		if have, ok := b.used[addr]; !ok || u.owner < have.owner || u.owner == have.owner && u.uid < have.uid {
-			b.used[addr] = u
-		}
-	}
-	trusted := b.trustedNames()
-	for i := range b.s.Nodes {
-		n := &b.s.Nodes[i]
-		for _, a := range n.Status.Addresses {
-			if addr, err := netip.ParseAddr(a.Address); err == nil && trusted[n.Name] && t.trusted("", addr) == "" {
-				use(addr.Unmap(), user{owner: "node " + n.Name})
-			}
-		}
-	}
-	for i := range b.s.Pods {
-		pod := b.s.Pods[i]
-		node := pod.Spec.NodeName
-		if !trusted[node] || snapshot.Ended(pod) {
-			continue
-		}
-		for _, addr := range podAddresses(pod) {
-			owned := !pod.Spec.HostNetwork && t.has(node, addr)
-			if owned || t.trusted("", addr) == "" {
-				use(addr, user{"a pod of node " + node, string(pod.UID)})
-			}
-		}
-	}
-	return b.used
-}
-
-// podAddresses are the addresses that the pod's status reports, as far as they can be read.
-func podAddresses(pod *corev1.Pod) []netip.Addr {
-	texts := []string{pod.Status.PodIP}
-	for _, ip := range pod.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
-	var out []netip.Addr
-	for _, t := range texts {
-		if a, err := netip.ParseAddr(t); err == nil && a.Zone() == "" && !slices.Contains(out, a.Unmap()) {
-			out = append(out, a.Unmap())
-		}
-	}
-	return out
-}
-
 // evictions deletes the agents of machines that are proved bad, where they are still there: that of the EK that the proof is
 // about, whatever became of the Node object, and every other that the server lets speak for the node, such as one admitted by
 // another EK of the machine. Only agents that our own node attestor admitted are ever touched.
-func (b *builder) evictions() {
-	if b.s.SPIRE == nil {
+func (w *whole) evictions() {
+	if w.s.SPIRE == nil {
 		return
 	}
 	bad := map[string]string{} // an agent's ID or the selector of its node -> the node's name
-	for i := range b.s.NodeTrusts {
-		t := &b.s.NodeTrusts[i]
+	for i := range w.s.NodeTrusts {
+		t := &w.s.NodeTrusts[i]
 		if t.Spec.Verdict != v1alpha1.VerdictUntrusted {
 			continue
 		}
 		bad[nodeSelector(t.Name).String()] = t.Name
 		if ek, err := nodeclaim.ParseEKHash(t.Spec.EKHash); err == nil {
-			bad["spiffe://"+b.s.Config.TrustDomain+nodeclaim.AgentPath(ek)] = t.Name
+			bad["spiffe://"+w.s.Config.TrustDomain+nodeclaim.AgentPath(ek)] = t.Name
 		}
 	}
-	for _, a := range b.s.SPIRE.Agents {
-		if a.Banned || !ownAttestor(b.s.Config.TrustDomain, a.ID) {
+	for _, a := range w.s.SPIRE.Agents {
+		if a.Banned || !ownAttestor(w.s.Config.TrustDomain, a.ID) {
 			continue
 		}
 		node := bad[a.ID]
@@ -189,7 +122,7 @@ func (b *builder) evictions() {
 			node = cmp.Or(node, bad[s.String()])
 		}
 		if node != "" {
-			b.g.Evict = append(b.g.Evict, Eviction{AgentID: a.ID, Reason: fmt.Sprintf("node %s is proved bad", node)})
+			w.g.Evict = append(w.g.Evict, Eviction{AgentID: a.ID, Reason: fmt.Sprintf("node %s is proved bad", node)})
 		}
 	}
 }

@@ -201,7 +201,7 @@ func TestAPodMayMountWhatTheAdministratorAllows(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := s.Pods[apiFra].Name
-	if i := slices.IndexFunc(g.Pods, func(p trustgraph.Pod) bool { return p.Name == name }); i < 0 || !g.Pods[i].Attested {
+	if i := slices.IndexFunc(g.Pods, func(p *trustgraph.Pod) bool { return p.Name == name }); i < 0 || !g.Pods[i].Attested {
 		t.Errorf("pod %s is not attested: %+v", name, g.Pods)
 	}
 }

@@ -49,6 +49,7 @@ func (b *builder) count(names []string, image snapshot.Image) (t tally, reasons 
 			reasons = append(reasons, name+"'s acceptance has expired")
 		default:
 			t.accepted++
+			b.changesAt(v.ValidUntil)
 		}
 	}
 	return t, reasons
