@@ -7,7 +7,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
@@ -100,32 +99,11 @@ func (s Set) writable() error {
 
 func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
 	f, _ := ev.Boot.Facts(bank)
-	b := boot{bank: bank, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{bank: {}}}
-	if len(f.Firmware) > 0 {
-		b.firmware = [][]eventlog.Digest{f.Firmware}
-	}
-	if len(f.BootLoader) > 0 {
-		b.bootLoader = [][]eventlog.Digest{f.BootLoader}
-	}
-	if f.SecureBoot.State.Tristate() != nodeclaim.Unknown {
-		secure := f.SecureBoot
-		secure.Others = nil // PCR 7 itself is pinned
-		if secure.Authorities == nil {
-			secure.Authorities = []eventlog.Authority{} // none may be added
+	b := boot{bank: bank, values: values{}, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{bank: {}}}
+	for _, of := range components {
+		if v := of.proven(f); v != nil {
+			b.values[of.key] = []value{v}
 		}
-		b.secureBoot = []eventlog.SecureBoot{secure}
-	}
-	if f.Kernel != "" {
-		b.kernel = append(b.kernel, f.Kernel)
-	}
-	if f.Initrd != "" {
-		b.initrd = append(b.initrd, f.Initrd)
-	}
-	switch {
-	case f.CommandLine.Text != "":
-		b.commandLine = []commandLine{{text: f.CommandLine.Text}}
-	case f.CommandLine.Digest != "":
-		b.commandLine = []commandLine{{digest: f.CommandLine.Digest}}
 	}
 	replayed := ev.Boot.Replayed(bank)
 	for _, i := range capturedPCRs {

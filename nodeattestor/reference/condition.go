@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"unicode/utf8"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/ast"
@@ -13,7 +12,6 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
-	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
 // Limits of conditions.
@@ -47,61 +45,17 @@ type fact struct {
 // facts are what conditions may read. A fact that the evidence does not prove is absent, which
 // makes an expression that depends on it an error, as CEL's logic has it, and an error is a
 // refusal: nothing is true for want of proof. There is no has() for the same reason.
-var facts = []fact{
-	{"bank", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.Bank, f.Bank != "" }},
-	{"secureBoot.enabled", cel.BoolType, func(f eventlog.Facts) (any, bool) {
-		return f.SecureBoot.State == eventlog.SecureBootEnabled, secureBootKnown(f)
-	}},
-	{"secureBoot.pk", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.PK) }},
-	{"secureBoot.kek", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.KEK) }},
-	{"secureBoot.db", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.DB) }},
-	{"secureBoot.dbx", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.SecureBoot.DBX) }},
-	{"secureBoot.authorities", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) {
-		out := []string{}
-		for _, a := range f.SecureBoot.Authorities {
-			out = append(out, string(a.Digest))
-		}
-		return out, secureBootKnown(f)
-	}},
-	{"firmware.digests", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) { return digests(f.Firmware) }},
-	{"bootLoader.digests", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) { return digests(f.BootLoader) }},
-	{"kernel.digest", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.Kernel) }},
-	{"initrd.digest", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.Initrd) }},
-	{"kernel.cmdline", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.CommandLine.Text, cmdlineKnown(f) }},
-	{"kernel.args", cel.ListType(cel.StringType), func(f eventlog.Facts) (any, bool) {
-		return kernelArgs(f.CommandLine.Text), cmdlineKnown(f)
-	}},
-	{"kernel.params", cel.MapType(cel.StringType, cel.ListType(cel.StringType)), func(f eventlog.Facts) (any, bool) {
-		return kernelParams(f.CommandLine.Text), cmdlineKnown(f)
-	}},
-	{"uki.sections", cel.MapType(cel.StringType, cel.StringType), func(f eventlog.Facts) (any, bool) {
-		out := map[string]string{}
-		for name, d := range f.Sections {
-			out[name] = string(d)
-		}
-		return out, len(out) > 0
-	}},
-}
-
-func secureBootKnown(f eventlog.Facts) bool {
-	return f.SecureBoot.State.Tristate() != nodeclaim.Unknown
-}
-
-// cmdlineKnown wants a text: a line of which only the digest is proven has no words to look at.
-// CEL's texts are UTF-8 (langdef.md, "Values"); another line is unknown to it.
-func cmdlineKnown(f eventlog.Facts) bool {
-	return f.CommandLine.Text != "" && utf8.ValidString(f.CommandLine.Text)
-}
-
-func digest(d eventlog.Digest) (any, bool) { return string(d), d != "" }
-
-func digests(list []eventlog.Digest) (any, bool) {
-	out := []string{}
-	for _, d := range list {
-		out = append(out, string(d))
+var facts = func() []fact {
+	all := []fact{
+		{"bank", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.Bank, f.Bank != "" }},
 	}
-	return out, len(out) > 0
-}
+	for _, c := range components {
+		for _, f := range c.facts {
+			all = append(all, fact{f.name, f.kind, f.of})
+		}
+	}
+	return all
+}()
 
 // environment is the language of conditions: CEL's standard library without has(), and the facts.
 var environment = sync.OnceValues(func() (*cel.Env, error) {

@@ -14,21 +14,12 @@ func (s Set) Describe() []string {
 	d := &differ{}
 	d.add("name: %s", s.name)
 	d.add("valid: %s", window(s.notBefore, s.notAfter))
-	for _, line := range described(s.boot.secureBoot) {
-		d.add("secure boot: %s", line)
+	for _, c := range components {
+		d.each(c.label+": ", strs(s.boot.values[c.key]))
+		if c.pinsKernel && s.boot.unpinnedKernel {
+			d.add("%s: any, by %s", c.label, unpinnedKernelKey)
+		}
 	}
-	for _, line := range sequenceTexts(s.boot.firmware) {
-		d.add("firmware: %s", line)
-	}
-	for _, line := range sequenceTexts(s.boot.bootLoader) {
-		d.add("boot loader: %s", line)
-	}
-	d.each("kernel: ", texts(s.boot.kernel))
-	if s.boot.unpinnedKernel {
-		d.add("kernel: any, by unpinnedKernel")
-	}
-	d.each("initrd: ", texts(s.boot.initrd))
-	d.each("kernel command line: ", strs(s.boot.commandLine))
 	for _, bank := range slices.Sorted(maps.Keys(s.boot.pcrs)) {
 		var exact []string
 		for _, i := range slices.Sorted(maps.Keys(s.boot.pcrs[bank])) {

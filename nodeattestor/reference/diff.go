@@ -20,12 +20,10 @@ func Diff(from, to Set) []string {
 	d.alternatives("valid from", instant(from.notBefore), instant(to.notBefore))
 	d.alternatives("valid until", instant(from.notAfter), instant(to.notAfter))
 	d.alternatives("bank", []string{from.boot.bank.String()}, []string{to.boot.bank.String()})
-	d.secureBoot(from.boot.secureBoot, to.boot.secureBoot)
-	d.sequences("firmware measurement", from.boot.firmware, to.boot.firmware)
-	d.sequences("boot loader image", from.boot.bootLoader, to.boot.bootLoader)
-	d.alternatives("kernel", texts(from.boot.kernel), texts(to.boot.kernel))
-	d.alternatives("initrd", texts(from.boot.initrd), texts(to.boot.initrd))
-	d.commandLines(from.boot.commandLine, to.boot.commandLine)
+	for i := range components {
+		c := &components[i]
+		c.compare(d, c, from.boot.values[c.key], to.boot.values[c.key])
+	}
 	if from.boot.unpinnedKernel != to.boot.unpinnedKernel {
 		d.add("any kernel passes: %t -> %t", from.boot.unpinnedKernel, to.boot.unpinnedKernel)
 	}
@@ -89,69 +87,6 @@ func optional(d eventlog.Digest) []string {
 		return nil
 	}
 	return []string{string(d)}
-}
-
-func (d *differ) secureBoot(from, to []eventlog.SecureBoot) {
-	if len(from) != 1 || len(to) != 1 {
-		d.alternatives("secure boot", described(from), described(to))
-		return
-	}
-	d.alternatives("secure boot", []string{string(from[0].State)}, []string{string(to[0].State)})
-	for _, k := range secureBootKeys {
-		d.alternatives("secure boot's "+k.name, optional(k.of(from[0])), optional(k.of(to[0])))
-	}
-	d.alternatives("secure boot lets images in by", letIn(from[0]), letIn(to[0]))
-}
-
-func letIn(s eventlog.SecureBoot) []string {
-	if s.Authorities == nil {
-		return nil
-	}
-	return []string{authorities(s.Authorities)}
-}
-
-func described(list []eventlog.SecureBoot) []string {
-	out := make([]string, len(list))
-	for i, s := range list {
-		parts := []string{string(s.State)}
-		for _, k := range secureBootKeys {
-			if v := k.of(s); v != "" {
-				parts = append(parts, k.name+" "+string(v))
-			}
-		}
-		if s.Authorities != nil {
-			parts = append(parts, "images let in by "+authorities(s.Authorities))
-		}
-		out[i] = strings.Join(parts, ", ")
-	}
-	return out
-}
-
-func (d *differ) sequences(what string, from, to [][]eventlog.Digest) {
-	if len(from) == 1 && len(to) == 1 && len(from[0]) == len(to[0]) {
-		for i := range from[0] {
-			d.alternatives(fmt.Sprintf("%s %d of %d", what, i+1, len(from[0])), texts(from[0][i:i+1]), texts(to[0][i:i+1]))
-		}
-		return
-	}
-	d.alternatives(what+"s", sequenceTexts(from), sequenceTexts(to))
-}
-
-func sequenceTexts(list [][]eventlog.Digest) []string {
-	out := make([]string, len(list))
-	for i := range list {
-		out[i] = "[" + strings.Join(texts(list[i]), ", ") + "]"
-	}
-	return out
-}
-
-func (d *differ) commandLines(from, to []commandLine) {
-	const what = "kernel command line"
-	if len(from) == 1 && len(to) == 1 && from[0] != to[0] {
-		d.add("%s: %s -> %s%s", what, from[0], to[0], wordDiff(from[0].text, to[0].text))
-		return
-	}
-	d.alternatives(what, strs(from), strs(to))
 }
 
 func strs[T fmt.Stringer](list []T) []string {

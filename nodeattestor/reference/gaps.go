@@ -26,17 +26,17 @@ func Gaps(ev Evidence) []string {
 		return nil
 	}
 	f, _ := ev.Boot.Facts(bank)
-	if !cmdlineKnown(f) {
-		return []string{"kernel command line: its text is not proven, so no condition of a set can demand what closes IMA's gaps (lockdown, module.sig_enforce, ima_appraise)"}
+	params, ok := params(f)
+	if !ok {
+		return []string{commandLineName + ": its text is not proven, so no condition of a set can demand what closes IMA's gaps (lockdown, module.sig_enforce, ima_appraise)"}
 	}
-	params := kernelParams(f.CommandLine.Text)
 	var out []string
 	for _, c := range closing {
 		have := params[c.name]
 		if n := len(have); n > 0 && slices.Contains(c.values, have[n-1]) { // the last one counts
 			continue
 		}
-		out = append(out, fmt.Sprintf("kernel command line: without %[1]s=%[2]s %[3]s; boot with it, and demand it by the condition kernel.params[%[1]q] == [%[2]q]", c.name, c.values[0], c.open))
+		out = append(out, fmt.Sprintf(commandLineName+": without %[1]s=%[2]s %[3]s; boot with it, and demand it by the condition kernel.params[%[1]q] == [%[2]q]", c.name, c.values[0], c.open))
 	}
 	return out
 }

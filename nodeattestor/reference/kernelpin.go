@@ -21,13 +21,8 @@ const (
 // reads it, is measured into (9 and 11) with something in it. A PCR 4 may hold a kernel or loaders only,
 // which its value does not tell.
 func (s Set) PinsKernel() bool {
-	if len(s.boot.kernel) > 0 {
+	if slices.ContainsFunc(components, func(c component) bool { return c.pinsKernel && s.looksAt(c) }) {
 		return true
-	}
-	for _, c := range s.conditions {
-		if slices.Contains(c.needs, "kernel.digest") || slices.Contains(c.needs, "uki.sections") {
-			return true
-		}
 	}
 	for _, byPCR := range s.boot.pcrs {
 		for _, pcr := range []int{9, 11} {
@@ -67,22 +62,21 @@ func Absent(ev Evidence) []string {
 	}
 	f, _ := ev.Boot.Facts(bank)
 	var out []string
-	add := func(absent bool, what, how string) {
-		if absent {
-			out = append(out, fmt.Sprintf("%s: not proven by the evidence, so the set does not pin it; %s", what, how))
-		}
-	}
 	const image = "a unified kernel image (systemd-stub measures its sections into PCR 11)"
 	by := image + ", or GRUB with its tpm module (it measures its commands into PCR 8 and the files that it reads into PCR 9)"
 	if filesPinned(ev, bank, f) {
 		by = "GRUB's files and commands are pinned by the exact values of PCRs 8 and 9 all the same"
 	}
-	add(len(f.Firmware) == 0, "firmware", "quote PCR 0")
-	add(f.SecureBoot.State.Tristate() == nodeclaim.Unknown, "state of secure boot", "quote PCR 7, which firmware with UEFI measures")
-	add(len(f.BootLoader) == 0, "boot loader", "quote PCR 4, into which UEFI firmware measures images")
-	add(f.Kernel == "", "kernel", "it is measured by "+by)
-	add(f.Initrd == "", "initrd", "it is measured by the kernel's EFI stub (Linux 5.18 and later, into PCR 9), "+by)
-	add(!f.CommandLine.Known(), "kernel command line", "it is measured by the kernel's EFI stub (Linux 6.1 and later, into PCR 9), "+by)
+	for _, c := range components {
+		if c.proven(f) != nil {
+			continue
+		}
+		how := c.measured
+		if c.late != "" {
+			how += by
+		}
+		out = append(out, fmt.Sprintf("%s: not proven by the evidence, so the set does not pin it; %s", c.absent, how))
+	}
 	for _, pcr := range capturedPCRs {
 		if slices.Contains(ev.Boot.Unreplayed(bank), pcr) {
 			out = append(out, fmt.Sprintf("PCR %d: the logs do not lead to its value, so nothing is read from it and the set does not pin it", pcr))

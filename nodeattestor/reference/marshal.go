@@ -9,14 +9,11 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 )
 
 // Marshal writes the set as YAML that ParseSet reads: the same set, the same bytes.
 func (s Set) Marshal() []byte {
-	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: "Reference values of a measured boot: what a machine must have measured to be trusted.\n" +
-		"Lists under kernel, initrd and commandLine are alternatives; firmware and bootLoader are\nwhole sequences, or lists of alternative ones. A key that is left out is not looked at."}
+	root := &yaml.Node{Kind: yaml.MappingNode, HeadComment: headComment()}
 	put(root, "name", scalar(s.name))
 	if !s.notBefore.IsZero() {
 		put(root, "notBefore", scalar(s.notBefore.UTC().Format(time.RFC3339)))
@@ -47,30 +44,28 @@ func (s Set) Marshal() []byte {
 	return out.Bytes()
 }
 
+// headComment is what a person reads first in a set's file.
+func headComment() string {
+	var lists, whole []string
+	for _, c := range components {
+		switch c.shape.(type) {
+		case digestList, commandLines:
+			lists = append(lists, c.key)
+		case sequences:
+			whole = append(whole, c.key)
+		}
+	}
+	return "Reference values of a measured boot: what a machine must have measured to be trusted.\n" +
+		"Lists under " + enumerate("and", lists) + " are alternatives; " + enumerate("and", whole) + " are\nwhole sequences, or lists of alternative ones. A key that is left out is not looked at."
+}
+
 func (b boot) node() *yaml.Node {
 	n := &yaml.Node{Kind: yaml.MappingNode}
 	put(n, "bank", scalar(b.bank.String()))
-	putAny(n, "secureBoot", b.secureBoot, secureBootNode)
-	putAny(n, "firmware", b.firmware, list[eventlog.Digest])
-	putAny(n, "bootLoader", b.bootLoader, list[eventlog.Digest])
-	if len(b.kernel) > 0 {
-		put(n, "kernel", list(b.kernel))
-	}
-	if len(b.initrd) > 0 {
-		put(n, "initrd", list(b.initrd))
-	}
-	if len(b.commandLine) > 0 {
-		lines := &yaml.Node{Kind: yaml.SequenceNode}
-		for _, c := range b.commandLine {
-			line := &yaml.Node{Kind: yaml.MappingNode}
-			if c.digest != "" {
-				put(line, "digest", scalar(string(c.digest)))
-			} else {
-				put(line, "text", scalar(c.text))
-			}
-			lines.Content = append(lines.Content, line)
+	for _, c := range components {
+		if all := b.values[c.key]; len(all) > 0 {
+			c.write(n, c.key, all)
 		}
-		put(n, "commandLine", lines)
 	}
 	if b.unpinnedKernel {
 		put(n, unpinnedKernelKey, scalar(allowUnpinned))
@@ -88,31 +83,6 @@ func (b boot) node() *yaml.Node {
 	if len(banks.Content) > 0 {
 		put(n, "pcrs", banks)
 	}
-	return n
-}
-
-func secureBootNode(s eventlog.SecureBoot) *yaml.Node {
-	n := &yaml.Node{Kind: yaml.MappingNode}
-	put(n, "state", scalar(string(s.State)))
-	for _, k := range []struct {
-		key string
-		d   eventlog.Digest
-	}{{"pk", s.PK}, {"kek", s.KEK}, {"db", s.DB}, {"dbx", s.DBX}} {
-		if k.d != "" {
-			put(n, k.key, scalar(string(k.d)))
-		}
-	}
-	if s.Authorities == nil {
-		return n
-	}
-	all := &yaml.Node{Kind: yaml.SequenceNode}
-	for _, a := range s.Authorities {
-		one := &yaml.Node{Kind: yaml.MappingNode}
-		put(one, "variable", scalar(a.Variable))
-		put(one, "digest", scalar(string(a.Digest)))
-		all.Content = append(all.Content, one)
-	}
-	put(n, "authorities", all)
 	return n
 }
 

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-
-	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 )
 
 // Merge makes one set of the captures of several golden nodes of one class: where components, PCRs or measured
@@ -48,6 +46,7 @@ type merger struct {
 
 // clone copies what add changes.
 func clone(s Set) Set {
+	s.boot.values = maps.Clone(s.boot.values)
 	s.boot.pcrs = maps.Clone(s.boot.pcrs)
 	for bank := range s.boot.pcrs {
 		s.boot.pcrs[bank] = maps.Clone(s.boot.pcrs[bank])
@@ -79,16 +78,15 @@ func (m *merger) add(s Set) {
 
 func (m *merger) boot(s Set) {
 	b, from := &m.out.boot, s.boot
-	state := func(x eventlog.SecureBoot) string { return string(x.State) }
-	m.same(slices.Equal(distinct(b.secureBoot, state), distinct(from.secureBoot, state)), s, "the state of secure boot")
-	b.secureBoot = merged(m, s, "secure boot", b.secureBoot, from.secureBoot, func(x, y eventlog.SecureBoot) bool {
-		return described([]eventlog.SecureBoot{x})[0] == described([]eventlog.SecureBoot{y})[0]
-	})
-	b.firmware = merged(m, s, "firmware", b.firmware, from.firmware, slices.Equal)
-	b.bootLoader = merged(m, s, "the boot loader", b.bootLoader, from.bootLoader, slices.Equal)
-	b.kernel = merged(m, s, "the kernel", b.kernel, from.kernel, equal)
-	b.initrd = merged(m, s, "the initrd", b.initrd, from.initrd, equal)
-	b.commandLine = merged(m, s, "the kernel command line", b.commandLine, from.commandLine, equal)
+	for _, c := range components {
+		was, is := b.values[c.key], from.values[c.key]
+		if c.class != nil {
+			m.same(slices.Equal(distinct(was, c.class), distinct(is, c.class)), s, c.classIs)
+		}
+		if all := merged(m, s, c.ofClass, was, is, func(x, y value) bool { return x.String() == y.String() }); len(all) > 0 {
+			b.values[c.key] = all
+		}
+	}
 	m.same(b.unpinnedKernel == from.unpinnedKernel, s, "whether they say that any kernel passes")
 }
 
@@ -100,8 +98,6 @@ func distinct[T any](list []T, of func(T) string) []string {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
-
-func equal[T comparable](a, b T) bool { return a == b }
 
 // merged has the alternatives of both; either both have some or none has.
 func merged[T any](m *merger, s Set, what string, a, b []T, same func(T, T) bool) []T {

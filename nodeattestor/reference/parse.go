@@ -14,7 +14,6 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -110,8 +109,8 @@ func (p *parser) set(n *yaml.Node) Set {
 	if s.name == "" {
 		p.at(n, "the set has no name")
 	}
-	if hasBoot && len(p.found) == 0 && s.late() && len(s.boot.bootLoader) == 0 && s.boot.pcrs[s.boot.bank][4] == nil {
-		p.at(n, "the set looks at kernel, initrd or command line, but boot pins neither bootLoader nor PCR 4 of bank %s: another kernel may have run and measured these afterwards", s.boot.bank)
+	if problem := s.unfounded(); hasBoot && len(p.found) == 0 && problem != "" {
+		p.at(n, "%s", problem)
 	}
 	if !hasBoot {
 		p.at(n, "the set has no boot values, so it would accept any machine")
@@ -123,29 +122,16 @@ func (p *parser) set(n *yaml.Node) Set {
 }
 
 func (p *parser) boot(n *yaml.Node) boot {
-	b := boot{bank: nodeclaim.SHA256, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{}}
+	b := boot{bank: nodeclaim.SHA256, values: values{}, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{}}
 	p.mapping(n, "boot", func(key string, v *yaml.Node) bool {
-		switch key {
-		case "bank":
+		switch c := componentOf(key); {
+		case c != nil:
+			b.values[key] = c.read(p, v, key)
+		case key == "bank":
 			b.bank = p.bank(v, p.text(v, key))
-		case "secureBoot":
-			b.secureBoot = alternatives(p, v, key, false, p.secureBoot)
-		case "firmware", "bootLoader":
-			sequences := alternatives(p, v, key, true, func(item *yaml.Node) []eventlog.Digest { return p.digests(item, key) })
-			if key == "firmware" {
-				b.firmware = sequences
-			} else {
-				b.bootLoader = sequences
-			}
-		case "kernel":
-			b.kernel = p.digests(v, key)
-		case "initrd":
-			b.initrd = p.digests(v, key)
-		case "commandLine":
-			b.commandLine = p.commandLines(v)
-		case "pcrs":
+		case key == "pcrs":
 			p.pcrs(v, b.pcrs)
-		case unpinnedKernelKey:
+		case key == unpinnedKernelKey:
 			b.unpinnedKernel = true
 			if text := p.text(v, key); text != allowUnpinned {
 				p.at(v, "unpinnedKernel %.40q: use allow, or leave the key out", text)
@@ -161,108 +147,23 @@ func (p *parser) boot(n *yaml.Node) boot {
 	return b
 }
 
-// bootComplete demands what the rest of a measured boot rests on: who measured first, and
-// what was started. Without these, everything later in the PCRs may be the node's invention.
+// bootComplete demands what the components rest on, and that all digests are of the set's bank.
 func (p *parser) bootComplete(n *yaml.Node, b boot) {
-	pinned := b.pcrs[b.bank]
-	if len(b.firmware) == 0 && pinned[0] == nil {
-		p.at(n, "boot pins neither firmware nor PCR 0 of bank %s: who measured the rest is unknown", b.bank)
-	}
-	if len(b.bootLoader) == 0 && pinned[4] == nil && pinned[7] == nil && len(b.secureBoot) == 0 {
-		p.at(n, "boot pins neither bootLoader, secureBoot, PCR 4 nor PCR 7 of bank %s: anything may have been started", b.bank)
-	}
-	enforced := len(b.secureBoot) > 0 && !slices.ContainsFunc(b.secureBoot, func(s eventlog.SecureBoot) bool { return s.State != eventlog.SecureBootEnabled })
-	if pinned[2] == nil && !enforced {
-		p.at(n, "boot pins neither PCR 2 of bank %s nor secure boot as enabled: a driver that root installed (Driver####, option ROM) may have run before the boot loader and measured what it liked", b.bank)
-	}
-	if len(b.initrd) > 0 && len(b.commandLine) == 0 && pinned[9] == nil && pinned[4] == nil {
-		p.at(n, "boot pins initrd, but neither commandLine nor PCR 4 or 9 of bank %s: \"initrd=\" on the command line loads another one, which is not measured", b.bank)
-	}
-	for _, d := range slices.Concat(slices.Concat(b.firmware...), slices.Concat(b.bootLoader...), b.kernel, b.initrd) {
-		if !strings.HasPrefix(string(d), b.bank.String()+":") {
-			p.at(n, "digest %s is not of bank %s", d, b.bank)
+	for _, c := range components {
+		if c.demands == nil {
+			continue
+		}
+		for _, lacking := range c.demands(b) {
+			p.at(n, "%s", lacking)
 		}
 	}
-	for _, c := range b.commandLine {
-		if c.digest != "" && !strings.HasPrefix(string(c.digest), b.bank.String()+":") {
-			p.at(n, "command line digest %s is not of bank %s", c.digest, b.bank)
-		}
-	}
-}
-
-func (p *parser) secureBoot(n *yaml.Node) eventlog.SecureBoot {
-	s := eventlog.SecureBoot{}
-	keys := map[string]*eventlog.Digest{"pk": &s.PK, "kek": &s.KEK, "db": &s.DB, "dbx": &s.DBX}
-	p.mapping(n, "secureBoot", func(key string, v *yaml.Node) bool {
-		to, ok := keys[key]
-		switch {
-		case ok:
-			*to = p.digest(v, key)
-		case key == "state":
-			s.State = eventlog.SecureBootState(p.text(v, key))
-			if s.State != eventlog.SecureBootEnabled && s.State != eventlog.SecureBootDisabled {
-				p.at(v, "state %.40q is neither enabled nor disabled", s.State)
+	for _, c := range components {
+		for _, v := range b.values[c.key] {
+			for _, wrong := range v.foreign(b.bank) {
+				p.at(n, "%s", wrong)
 			}
-		case key == "authorities":
-			s.Authorities = []eventlog.Authority{}
-			p.sequence(v, key, func(item *yaml.Node) { s.Authorities = append(s.Authorities, p.authority(item)) })
-		default:
-			return false
 		}
-		return true
-	})
-	if s.State == "" {
-		p.at(n, "secureBoot has no state; say enabled or disabled")
 	}
-	return s
-}
-
-func (p *parser) authority(n *yaml.Node) eventlog.Authority {
-	var a eventlog.Authority
-	p.mapping(n, "authority", func(key string, v *yaml.Node) bool {
-		switch key {
-		case "variable":
-			a.Variable = p.text(v, key)
-		case "digest":
-			a.Digest = p.digest(v, key)
-		default:
-			return false
-		}
-		return true
-	})
-	if a.Digest == "" {
-		p.at(n, "authority has no digest")
-	}
-	return a
-}
-
-func (p *parser) commandLines(n *yaml.Node) []commandLine {
-	var out []commandLine
-	p.sequence(n, "commandLine", func(item *yaml.Node) {
-		var c commandLine
-		p.mapping(item, "command line", func(key string, v *yaml.Node) bool {
-			switch key {
-			case "text":
-				c.text = p.text(v, key)
-			case "digest":
-				c.digest = p.digest(v, key)
-			default:
-				return false
-			}
-			return true
-		})
-		if (c.text == "") == (c.digest == "") {
-			p.at(item, "a command line has either a text or a digest")
-		}
-		if len(c.text) > eventlog.MaxCommandLine {
-			p.at(item, "command line has %d bytes, more than the %d allowed", len(c.text), eventlog.MaxCommandLine)
-		}
-		out = append(out, c)
-	})
-	if n.Kind == yaml.SequenceNode && len(out) == 0 {
-		p.at(n, "commandLine is an empty list; leave the key out where it is not to be looked at")
-	}
-	return out
 }
 
 func (p *parser) pcrs(n *yaml.Node, out map[nodeclaim.HashAlg]map[int][][]byte) {

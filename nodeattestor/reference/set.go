@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -71,45 +70,21 @@ func (s Set) Bank() nodeclaim.HashAlg { return s.boot.bank }
 
 // boot has what a measured boot must have been. An empty component is not looked at.
 type boot struct {
-	bank        nodeclaim.HashAlg
-	secureBoot  []eventlog.SecureBoot // any of them
-	firmware    [][]eventlog.Digest   // any of them: all measurements, in order
-	bootLoader  [][]eventlog.Digest   // any of them: all images, in order
-	kernel      []eventlog.Digest     // any of them
-	initrd      []eventlog.Digest     // any of them
-	commandLine []commandLine         // any of them
-	pcrs        map[nodeclaim.HashAlg]map[int][][]byte
+	bank   nodeclaim.HashAlg
+	values values
+	pcrs   map[nodeclaim.HashAlg]map[int][][]byte
 	// unpinnedKernel says that whoever made the set knows that any kernel passes.
 	unpinnedKernel bool
 }
 
-// commandLine is a text, or a digest where the text was never known.
-type commandLine struct {
-	text   string
-	digest eventlog.Digest
-}
-
-func (c commandLine) is(have eventlog.CommandLine) bool {
-	if c.digest != "" {
-		return c.digest == have.Digest
-	}
-	return have.Is(c.text)
-}
-
-func (c commandLine) String() string {
-	if c.digest != "" {
-		return string(c.digest)
-	}
-	return quoteText(c.text)
-}
-
 // late tells whether the set looks at what runs after the boot loader: by a component or by a condition.
 func (s Set) late() bool {
-	of := func(fact string) bool {
-		return slices.ContainsFunc([]string{"kernel.", "initrd.", "uki."}, func(what string) bool { return strings.HasPrefix(fact, what) })
-	}
-	return len(s.boot.kernel) > 0 || len(s.boot.initrd) > 0 || len(s.boot.commandLine) > 0 ||
-		slices.ContainsFunc(s.conditions, func(c condition) bool { return slices.ContainsFunc(c.needs, of) })
+	return slices.ContainsFunc(components, func(c component) bool { return c.late != "" && s.looksAt(c) })
+}
+
+// looksAt tells whether the set looks at a component: by a value of its own or by a condition.
+func (s Set) looksAt(c component) bool {
+	return s.boot.has(c.key) || slices.ContainsFunc(s.conditions, func(cond condition) bool { return c.reads(cond.needs) })
 }
 
 // imaPolicy is an allow-list; what it does not name is refused.
