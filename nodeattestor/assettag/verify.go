@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -69,7 +70,7 @@ func (t Tag) IsZero() bool { return t.doc.Serial == 0 }
 //  7. the EK is one of the machine's;
 //  8. the operator has not revoked it, under any of the machine's EKs;
 //  9. time: notBefore <= now <= notAfter;
-//  10. serial: not below the highest seen (an older, validly signed tag put back).
+//  10. serial: not below the highest seen (CheckSerial).
 //
 // Errors are *nodeclaim.Refusal with a check that starts with "tag.".
 func Verify(ev Evidence, want Expected) (Tag, error) {
@@ -96,10 +97,22 @@ func Verify(ev Evidence, want Expected) (Tag, error) {
 	if want.Now.After(doc.NotAfter) {
 		return Tag{}, refuse("expired", "the tag was valid until %s, it is %s; issue and provision a new one", doc.NotAfter.Format(time.RFC3339), want.Now.UTC().Format(time.RFC3339))
 	}
-	if doc.Serial < want.MinSerial { // 10
-		return Tag{}, refuse("serial", "the tag has serial %d, this machine has shown %d: an older tag was put back", doc.Serial, want.MinSerial)
+	if err := CheckSerial(doc.Serial, want.MinSerial); err != nil { // 10
+		return Tag{}, err
 	}
 	return Tag{doc: doc, digest: digest}, nil
+}
+
+// CheckSerial refuses, by tag.serial, a tag with a serial below the highest that its machine has shown, or above what a
+// NodeTrust can hold. Whoever has the TPM's owner authorisation can put an older tag back, which somebody signed once.
+func CheckSerial(serial, shown uint64) error {
+	if serial > math.MaxInt64 {
+		return refuse("serial", "the tag's serial is above 2^63-1")
+	}
+	if serial < shown {
+		return refuse("serial", "the tag has serial %d, this machine has shown %d: an older tag was put back", serial, shown)
+	}
+	return nil
 }
 
 func checkCertified(ev Evidence, want Expected, digest [DigestSize]byte) error {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
+
+	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
 // conversation is the stream with deadlines.
@@ -19,7 +21,7 @@ func (c *conversation) payload(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	if req.GetPayload() == nil {
-		return nil, malformed{errors.New("the first message holds no payload")}
+		return nil, verify.Malformed{Err: errors.New("the first message holds no payload")}
 	}
 	return req.GetPayload(), nil
 }
@@ -35,7 +37,7 @@ func (c *conversation) ask(ctx context.Context, challenge []byte) ([]byte, error
 		return nil, err
 	}
 	if req.GetChallengeResponse() == nil {
-		return nil, malformed{errors.New("the message holds no challenge response")}
+		return nil, verify.Malformed{Err: errors.New("the message holds no challenge response")}
 	}
 	return req.GetChallengeResponse(), nil
 }

@@ -4,40 +4,81 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	nodeattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/nodeattestor/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/trustclock"
+	"github.com/keelson-project/keelson/nodeattestor/verdict"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
-// end is how an attestation ended that let nobody in.
-type end struct {
-	outcome  audit.Outcome
-	code     codes.Code
-	refusals nodeclaim.Refusals // none when the evidence was not judged
-	err      error
+// believed is an appraisal in the light of the server's clock: where that was set, being out of date proves nothing.
+func believed(end verify.Appraisal, now trustclock.Reading) verify.Appraisal {
+	excuse := trustclock.Excuse(end.Refusals, now)
+	if excuse == nil {
+		return end
+	}
+	return end.Doubt(fmt.Errorf("%w: %s", excuse, end.Err.Error())) // end.Err is not wrapped: it is no refusal any more
 }
 
-// judge tells what an error says about the machine. proved is whether the evidence was proved to be the
-// machine's own before: only then can it lower the verdict.
-func judge(err error, proved bool, now trustclock.Reading) end {
-	refusals := nodeclaim.AsRefusals(err)
-	excuse := trustclock.Excuse(refusals, now)
-	switch {
-	case excuse != nil:
-		err = fmt.Errorf("%w: %s", excuse, err.Error()) // err is not wrapped: it is no refusal any more
-		return end{audit.Inconclusive, codes.Unavailable, nil, err}
-	case len(refusals) > 0 && proved:
-		return end{audit.Untrusted, codes.PermissionDenied, refusals, err}
-	case len(refusals) > 0:
-		return end{audit.Unproved, codes.PermissionDenied, refusals, err}
-	case errors.As(err, new(malformed)) && !proved:
-		return end{audit.Unproved, codes.InvalidArgument, nil, err}
+// attributesOf are what SPIRE learns of a machine that is trusted.
+func attributesOf(end verify.Appraisal, domain spiffeid.TrustDomain, pcrs []nodeclaim.Selection) (*nodeattestorv1.AgentAttributes, error) {
+	selectors, err := end.Claims.Selectors(pcrs)
+	if err != nil {
+		return nil, err
 	}
-	return end{audit.Inconclusive, codes.Unavailable, nil, err}
+	return &nodeattestorv1.AgentAttributes{SpiffeId: agentOf(end, domain), SelectorValues: selectors, CanReattest: true}, nil
+}
+
+// agentOf is the SPIFFE ID of the machine's agent; "" while its EK is not known.
+func agentOf(end verify.Appraisal, domain spiffeid.TrustDomain) string {
+	if end.EK.IsZero() {
+		return ""
+	}
+	return domain.IDString() + nodeclaim.AgentPath(end.EK)
+}
+
+// entryOf is the audit line of an appraisal.
+func entryOf(end verify.Appraisal, domain spiffeid.TrustDomain, now time.Time) audit.Entry {
+	e := audit.Entry{Time: now.UTC(), Outcome: audit.Outcome(end.Outcome()), Node: end.Node, EvidenceDigest: end.EvidenceDigest,
+		AgentID: agentOf(end, domain), Refusals: end.Refusals, Reference: end.Claims.Reference, Notes: end.Claims.Notes}
+	if !end.EK.IsZero() {
+		e.EKHash = end.EK.String()
+	}
+	if end.Err != nil && len(end.Refusals) == 0 {
+		e.Error = end.Err.Error()
+	}
+	return e
+}
+
+// verdictOf is the verdict on the node of an appraisal whose evidence was received at a time; it is stale after another.
+func verdictOf(end verify.Appraisal, domain spiffeid.TrustDomain, received, until time.Time) verdict.Result {
+	r := verdict.Result{Node: end.Node, EKHash: end.EK.String(), AgentID: agentOf(end, domain), EvidenceDigest: end.EvidenceDigest,
+		Trusted: end.Outcome() == verify.Trusted, Reference: end.Claims.Reference, Tags: end.Claims.Tags, Refusals: end.Refusals,
+		ReceivedAt: received, ValidUntil: until}
+	if serial := int64(end.Claims.TagSerial); serial > 0 { //nolint:gosec // assettag.CheckSerial bounds it.
+		r.TagSerial = &serial
+	}
+	return r
+}
+
+// statusOf is what the agent may know of an appraisal that lets nobody in.
+func statusOf(end verify.Appraisal) error {
+	code := codes.Unavailable
+	switch {
+	case len(end.Refusals) > 0:
+		return status.Errorf(codes.PermissionDenied, "keelson_tpm: refused by %s; the server's audit log has the reasons", checks(end.Refusals))
+	case end.Outcome() == verify.Unproved:
+		code = codes.InvalidArgument
+	}
+	return status.Errorf(code, "keelson_tpm: %v", told(end.Err))
 }
 
 // told is what the agent may know of an error that is no refusal: what is wrong with its own message,
@@ -48,7 +89,7 @@ func told(err error) error {
 			return plain
 		}
 	}
-	if errors.As(err, new(malformed)) {
+	if errors.As(err, new(verify.Malformed)) {
 		return err
 	}
 	return errors.New("the attestation could not be finished, try again; the server's audit log has the reason")
@@ -61,8 +102,3 @@ func checks(refusals nodeclaim.Refusals) string {
 	}
 	return strings.Join(names, ", ")
 }
-
-// malformed marks a message that could not be read.
-type malformed struct{ error }
-
-func (m malformed) Unwrap() error { return m.error }

@@ -5,12 +5,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/trustclock"
+	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
 func TestTheAgentLearnsNoAddressesOfTheServer(t *testing.T) {
@@ -19,7 +22,7 @@ func TestTheAgentLearnsNoAddressesOfTheServer(t *testing.T) {
 		want string
 	}{
 		"an internal error":   {errors.New("dial tcp 10.0.0.1:6443: connection refused"), "the attestation could not be finished, try again; the server's audit log has the reason"},
-		"its own message":     {malformed{errors.New("evidence: read response: field secret: missing")}, "evidence: read response: field secret: missing"},
+		"its own message":     {verify.Malformed{Err: errors.New("evidence: read response: field secret: missing")}, "evidence: read response: field secret: missing"},
 		"a claimed machine":   {admission.ErrClaimed, admission.ErrClaimed.Error()},
 		"a full server":       {admission.ErrFull, admission.ErrFull.Error()},
 		"a newer attestation": {errors.Join(errors.New("receive"), admission.ErrNewer), admission.ErrNewer.Error()},
@@ -44,27 +47,38 @@ func TestThreat22_HowAnAttestationEnds(t *testing.T) {
 		err     error
 		proved  bool
 		set     time.Duration
-		outcome audit.Outcome
+		outcome verify.Outcome
 		code    codes.Code
 	}{
-		"proved bad":                                           {refuse("ima.file"), true, 0, audit.Untrusted, codes.PermissionDenied},
-		"refused before the proof":                             {refuse("ek.chain"), false, 0, audit.Unproved, codes.PermissionDenied},
-		"malformed before the proof":                           {malformed{errors.New("cut")}, false, 0, audit.Unproved, codes.InvalidArgument},
-		"malformed after the proof":                            {malformed{errors.New("cut")}, true, 0, audit.Inconclusive, codes.Unavailable},
-		"no answer":                                            {errors.New("the stream ended"), true, 0, audit.Inconclusive, codes.Unavailable},
-		"out of date":                                          {refuse("reference.expired", "tag.expired"), true, 0, audit.Untrusted, codes.PermissionDenied},
-		"out of date by a clock that was set":                  {refuse("reference.expired", "tag.expired"), true, time.Hour, audit.Inconclusive, codes.Unavailable},
-		"out of date by a clock that was set back":             {refuse("reference.notyet"), true, -time.Hour, audit.Inconclusive, codes.Unavailable},
-		"proved bad whatever the clock says":                   {refuse("reference.expired", "ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
-		"proved bad alone, by a server whose clock was set":    {refuse("ima.file"), true, time.Hour, audit.Untrusted, codes.PermissionDenied},
-		"out of date by a clock that NTP moved by two minutes": {refuse("reference.expired"), true, 2 * time.Minute, audit.Untrusted, codes.PermissionDenied},
+		"proved bad":                                           {refuse("ima.file"), true, 0, verify.Untrusted, codes.PermissionDenied},
+		"refused before the proof":                             {refuse("ek.chain"), false, 0, verify.Unproved, codes.PermissionDenied},
+		"malformed before the proof":                           {verify.Malformed{Err: errors.New("cut")}, false, 0, verify.Unproved, codes.InvalidArgument},
+		"malformed after the proof":                            {verify.Malformed{Err: errors.New("cut")}, true, 0, verify.Inconclusive, codes.Unavailable},
+		"no answer":                                            {errors.New("the stream ended"), true, 0, verify.Inconclusive, codes.Unavailable},
+		"out of date":                                          {refuse("reference.expired", "tag.expired"), true, 0, verify.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that was set":                  {refuse("reference.expired", "tag.expired"), true, time.Hour, verify.Inconclusive, codes.Unavailable},
+		"out of date by a clock that was set back":             {refuse("reference.notyet"), true, -time.Hour, verify.Inconclusive, codes.Unavailable},
+		"proved bad whatever the clock says":                   {refuse("reference.expired", "ima.file"), true, time.Hour, verify.Untrusted, codes.PermissionDenied},
+		"proved bad alone, by a server whose clock was set":    {refuse("ima.file"), true, time.Hour, verify.Untrusted, codes.PermissionDenied},
+		"out of date by a clock that NTP moved by two minutes": {refuse("reference.expired"), true, 2 * time.Minute, verify.Untrusted, codes.PermissionDenied},
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := trustclock.Reading{Step: tc.set}
-			if got := judge(tc.err, tc.proved, now); got.outcome != tc.outcome || got.code != tc.code {
-				t.Errorf("%s, %s; want %s, %s", got.outcome, got.code, tc.outcome, tc.code)
-			} else if (got.code == codes.PermissionDenied) != (len(got.refusals) > 0) {
-				t.Errorf("%s with refusals %v", got.code, got.refusals)
+			end := verify.Stop(tc.err)
+			end.Bound = tc.proved
+			end = believed(end, now)
+			code := status.Code(statusOf(end))
+			if end.Outcome() != tc.outcome || code != tc.code {
+				t.Errorf("%s, %s; want %s, %s", end.Outcome(), code, tc.outcome, tc.code)
+			} else if (code == codes.PermissionDenied) != (len(end.Refusals) > 0) {
+				t.Errorf("%s with refusals %v", code, end.Refusals)
+			}
+			entry := entryOf(end, spiffeid.RequireTrustDomainFromString("example.org"), time.Now())
+			if entry.Outcome != audit.Outcome(tc.outcome) || (entry.Error == "") != (len(entry.Refusals) > 0) {
+				t.Errorf("audit line %+v", entry)
+			}
+			if verdictOf(end, spiffeid.TrustDomain{}, time.Now(), time.Now()).Trusted {
+				t.Error("a verdict that trusts")
 			}
 		})
 	}

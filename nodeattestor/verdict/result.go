@@ -7,12 +7,12 @@
 package verdict
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 )
@@ -65,8 +65,7 @@ func (r Result) notBelow(seen *int64) Result {
 		return r
 	}
 	if r.Trusted && r.TagSerial != nil {
-		r.Refusals = []nodeclaim.Refusal{{Check: "tag.serial", Reason: fmt.Sprintf(
-			"the tag has serial %d, this machine has shown %d: an older tag was put back", *r.TagSerial, *seen)}}
+		r.Refusals = nodeclaim.AsRefusals(assettag.CheckSerial(uint64(*r.TagSerial), uint64(*seen))) //nolint:gosec // a negative serial is refused as too high.
 		r.Trusted, r.Reference, r.Tags = false, "", nil
 	}
 	r.TagSerial = seen

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 	"github.com/keelson-project/keelson/test/tpmtest"
@@ -14,27 +13,11 @@ import (
 // claimsOf is one more attestation of a node; what was seen is kept as the server does.
 func claimsOf(t testing.TB, b *bench, k *kept) (notes []string, err error) {
 	t.Helper()
-	source := &seen{}
-	p, c, err := verify.BeginAgain(&b.payload, &b.policy, k.earlier, now, source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quote(t, c.Nonce)}}
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Bind(verify.Known{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.feed(t, p, 100_000); err != nil {
-		t.Fatal(err)
-	}
-	claims, err := p.Finish(now)
-	k.state, k.ok = p.State()
-	if err != nil {
-		k.state, k.ok = p.Seen(), true
-	}
-	return claims.Notes, err
+	c, r := b.beginAgain(t, k.earlier)
+	bound := must(b.named(t, c, r).Bind(verify.Known{}))(t)
+	a := must(bound.Read(nil, b.feed(t, 100_000)))(t).Finish(now)
+	k.state, k.ok = a.State, true
+	return a.Claims.Notes, a.Err
 }
 
 // withoutIMA makes the policy one that asks for no IMA log.

@@ -30,8 +30,8 @@ type logs struct {
 	astray    bool // an IMA chunk was asked for that is of no use now
 }
 
-func newLogs(p *Pending) logs {
-	l := logs{maxEvent: p.policy.maxEventLog(), maxRounds: p.policy.maxRounds(), imaDone: true, userDone: !p.wantUserspace}
+func newLogs(p *Proved) *logs {
+	l := &logs{maxEvent: p.policy.maxEventLog(), maxRounds: p.policy.maxRounds(), imaDone: true, userDone: !p.userspace}
 	if !p.policy.IMA {
 		return l
 	}
@@ -45,11 +45,48 @@ func newLogs(p *Pending) logs {
 	return l
 }
 
-// Next says which chunk to ask for, or nil when all logs are complete: the event logs
-// when the node says that they ended (their replay then proves that), the IMA log when it has
-// reached quoted PCR 10 or ended.
-func (p *Pending) Next() (*evidence.Continue, error) {
-	l := &p.logs
+// Ask has the node send the next chunk of a log.
+type Ask func(*evidence.Continue) (*evidence.Chunk, error)
+
+// Complete is an attestation whose logs have arrived.
+type Complete struct {
+	bound *Bound
+	logs  *logs
+}
+
+// Read takes the chunks that came with the response, and asks for the rest of the logs. The event logs are complete when the
+// node says that they ended (their replay then proves that), the IMA log when it has reached quoted PCR 10 or ended. Each
+// chunk must continue its log exactly; one that does not is Malformed. An error of ask is returned as it is.
+func (b *Bound) Read(first []evidence.Chunk, ask Ask) (*Complete, error) {
+	if err := b.Revoked(); err != nil {
+		return nil, err
+	}
+	l := newLogs(b.proved)
+	for i := range first {
+		if err := l.take(&first[i]); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		next, err := l.next()
+		if err != nil {
+			return nil, err
+		}
+		if next == nil {
+			return &Complete{b, l}, nil
+		}
+		chunk, err := ask(next)
+		if err != nil {
+			return nil, err
+		}
+		if err := l.take(chunk); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// next says which chunk to ask for, or nil when all logs are complete.
+func (l *logs) next() (*evidence.Continue, error) {
 	l.astray = false
 	if l.eventDone && l.userDone && l.imaDone {
 		return nil, nil
@@ -66,13 +103,16 @@ func (p *Pending) Next() (*evidence.Continue, error) {
 	return &evidence.Continue{Log: evidence.IMALog, Offset: l.imaOffset}, nil
 }
 
-// Add takes one chunk, which must continue its log exactly. An error that is no refusal
-// says that the chunk was malformed or out of place.
-func (p *Pending) Add(c *evidence.Chunk) (err error) {
-	if !p.bound {
-		return fmt.Errorf("verify: log chunk before the node was bound")
+// take adds one chunk. An error that is no refusal says that the chunk is malformed or out of place.
+func (l *logs) take(c *evidence.Chunk) error {
+	err := l.add(c)
+	if err != nil && len(nodeclaim.AsRefusals(err)) == 0 {
+		return Malformed{err}
 	}
-	l := &p.logs
+	return err
+}
+
+func (l *logs) add(c *evidence.Chunk) (err error) {
 	switch {
 	case c.Log == evidence.IMALog && l.astray:
 		l.astray = false
@@ -134,11 +174,8 @@ func rawAt(c *evidence.Chunk, want uint64, room []byte) ([]byte, error) {
 	return c.RawInto(room)
 }
 
-// finish ends the logs; the result is nil when no IMA log was demanded.
+// finish ends the logs, which are complete; the result is nil when no IMA log was demanded.
 func (l *logs) finish(pcrs quote.PCRs, osExtended []int) (*ima.Result, error) {
-	if !l.eventDone || !l.userDone || !l.imaDone {
-		return nil, fmt.Errorf("verify: finish before the logs were complete")
-	}
 	if l.ima == nil {
 		return nil, nil
 	}

@@ -18,10 +18,13 @@
 //  9. the TPM's reset counters against those seen last;
 //  10. the asset tag, and its serial against the highest seen (package assettag).
 //
-// [Begin] does 1 to 3, [Pending.Prove] 4 to 6, [Pending.Bind] 7, [Pending.Finish] 8 to 10.
+// Each step is a type that the step before it gives, so that none can be left out: [Begin] does 1 to 3 and gives a
+// [Challenge], [Challenge.Prove] does 4 to 6 and gives a [Proved], [Proved.Named] and [Named.Bind] do 7 and give a [Bound],
+// [Bound.Read] collects the logs, which are [Complete] then, and [Complete.Finish] does 8 to 10 and gives an [Appraisal]. An
+// attestation that fails on the way ends as an Appraisal too, by the Stop of the step that it had reached; that step decides
+// whether a refusal may lower a verdict.
 // Errors that are refusals (nodeclaim.AsRefusals) say that the evidence is bad; every
-// other error says that the appraisal could not be made. [Pending.Proved] tells whether
-// a refusal may lower a verdict.
+// other error says that the appraisal could not be made.
 package verify
 
 import (

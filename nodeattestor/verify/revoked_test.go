@@ -26,14 +26,11 @@ func TestARevokedMachineDoesNotComeBackWithItsOtherEK(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			p, _ := b.begin(t)
-			b.policy.Anchors.Inventory = tc.listed(p.EK())
+			c, _ := b.begin(t)
+			b.policy.Anchors.Inventory = tc.listed(c.EK())
 			b.policy.Revoked = map[nodeclaim.EKHash]string{other: "stolen in October"}
-			p, r := b.begin(t)
-			if err := p.Prove(r, now); err != nil {
-				t.Fatal(err)
-			}
-			err := p.Bind(verify.Known{})
+			bound := b.bound(t)
+			_, err := bound.Read(nil, b.feed(t, 100_000))
 			if tc.check == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -41,8 +38,8 @@ func TestARevokedMachineDoesNotComeBackWithItsOtherEK(t *testing.T) {
 				return
 			}
 			wantCheck(t, err, tc.check)
-			if !p.Proved() || !strings.Contains(err.Error(), "stolen in October") || !strings.Contains(err.Error(), other.String()) {
-				t.Errorf("proved %t, %v; want the reason and the EK that is listed, and a lower verdict", p.Proved(), err)
+			if a := bound.Stop(err); a.Outcome() != verify.Untrusted || !strings.Contains(err.Error(), "stolen in October") || !strings.Contains(err.Error(), other.String()) {
+				t.Errorf("%s, %v; want the reason and the EK that is listed, and a lower verdict", a.Outcome(), err)
 			}
 		})
 	}

@@ -24,56 +24,48 @@ type Earlier func(nodeclaim.EKHash) (State, bool)
 // Size is about how many bytes of memory the state takes.
 func (s State) Size() int { return 32 + len(s.seen.AKName) + s.list.Size() + s.judged.Size() }
 
-// State is what to keep for the next appraisal of this EK; false before Finish has accepted this one.
-func (p *Pending) State() (State, bool) {
-	if !p.accepted {
-		return State{}, false
+// state is what an accepted appraisal leaves.
+func (c *Complete) state() State {
+	p := c.bound.proved
+	s := State{seen: p.boot()}
+	if c.logs.ima == nil {
+		return s
 	}
-	s := p.Seen()
-	if p.logs.ima == nil {
-		return s, true
+	if list, ok := c.logs.ima.State(p.boot()); ok {
+		s.policy, s.list, s.judged = p.policy, list, c.logs.measured.Judged()
 	}
-	if list, ok := p.logs.ima.State(p.boot()); ok {
-		s.policy, s.list, s.judged = p.policy, list, p.logs.measured.Judged()
-	}
-	return s, true
+	return s
 }
-
-// Seen is what to keep of an appraisal that was proved and refused: its boot, and nothing to go on from.
-func (p *Pending) Seen() State { return State{seen: p.boot()} }
 
 // Seen is the state without what serves its policy alone, so that it can be kept when the policy is not.
 func (s State) Seen() State { return State{seen: s.seen} }
 
-// Resumed tells whether only what is new in the IMA log was read.
-func (p *Pending) Resumed() bool { return p.logs.resumed }
-
 // boot names the boot of the verified quotes.
-func (p *Pending) boot() ima.Boot {
+func (p *Proved) boot() ima.Boot {
 	return ima.Boot{AKName: string(p.key.Name()), ResetCount: p.resets, RestartCount: p.starts}
 }
 
-// recall looks up the boot that was seen last, and where to go on. A state that another policy's sets judged, or
+// recall looks up where to go on, and the boot that was seen last. A state that another policy's sets judged, or
 // of another AK, is nothing to go on from.
-func (p *Pending) recall(earlier Earlier) {
+func (m *machine) recall(earlier Earlier) (from State, last ima.Boot) {
 	if earlier == nil {
-		return
+		return State{}, ima.Boot{}
 	}
-	s, ok := earlier(p.EK())
+	s, ok := earlier(m.EK())
 	if !ok {
-		return
+		return State{}, ima.Boot{}
 	}
-	p.last = s.seen
-	if p.policy.IMA && s.policy == p.policy && s.list.Boot().AKName == string(p.key.Name()) {
-		p.earlier = s
+	if m.policy.IMA && s.policy == m.policy && s.list.Boot().AKName == string(m.key.Name()) {
+		from = s
 	}
+	return from, s.seen
 }
 
 // counters judges the TPM's reset counters against those that were seen last. They are the TPM's own word, signed
 // with the quote. resetCount rises with each TPM Reset; restartCount with each TPM Restart or Resume, and is zero after a Reset.
 // Nothing lowers them otherwise but TPM2_Clear (TPM 2.0 Part 1, 36.5 and 36.6, clock information; Part 3, 24.6), which nobody does to a running node
 // unnoticed: it also hides how often the TPM was reset before. Why more is not judged: design/2026-11-26-reset-counters.md.
-func (p *Pending) counters() (notes []string, refusals nodeclaim.Refusals) {
+func (p *Proved) counters() (notes []string, refusals nodeclaim.Refusals) {
 	now, last := p.boot(), p.last
 	if last.AKName == "" {
 		return nil, nil
@@ -94,7 +86,7 @@ func (p *Pending) counters() (notes []string, refusals nodeclaim.Refusals) {
 }
 
 // resume goes on from the earlier appraisal, if it is of the boot that was quoted.
-func (l *logs) resume(p *Pending) bool {
+func (l *logs) resume(p *Proved) bool {
 	measured, ok := p.sets.Resume(p.earlier.judged)
 	if !ok {
 		return false

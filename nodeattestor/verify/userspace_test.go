@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"slices"
 	"strconv"
 	"testing"
@@ -56,21 +57,11 @@ func TestANodeWithSystemdsLogIsAppraised(t *testing.T) {
 	for _, size := range []int{evidence.MaxChunkRaw, 500} {
 		b := newSystemdBench(t)
 		b.withReferences(t)
-		p, r := b.begin(t)
-		if err := p.Prove(r, now); err != nil {
-			t.Fatal(err)
+		a := b.appraise(t, size)
+		if a.Err != nil {
+			t.Fatal(a.Err)
 		}
-		if err := p.Bind(verify.Known{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.feed(t, p, size); err != nil {
-			t.Fatal(err)
-		}
-		c, err := p.Finish(now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Reference != "good" || c.IMA != nodeclaim.IMAClean {
+		if c := a.Claims; c.Reference != "good" || c.IMA != nodeclaim.IMAClean {
 			t.Errorf("claims %+v", c)
 		}
 	}
@@ -81,35 +72,24 @@ func TestANodeWithSystemdsLogResumes(t *testing.T) {
 	b.withReferences(t)
 	k := &kept{}
 	for i := range 3 {
-		p, _, err := b.attest(t, k)
-		if err != nil {
-			t.Fatal(err)
+		a, _ := b.attest(t, k)
+		if a.Err != nil {
+			t.Fatal(a.Err)
 		}
-		if _, err := p.Finish(now); err != nil {
-			t.Fatal(err)
+		if a.Resumed != (i > 0) {
+			t.Errorf("attestation %d resumed: %v", i, a.Resumed)
 		}
-		if p.Resumed() != (i > 0) {
-			t.Errorf("attestation %d resumed: %v", i, p.Resumed())
-		}
-		k.state, k.ok = p.State()
 	}
 }
 
 func TestUserspacesLogIsRefused(t *testing.T) {
 	appraise := func(b *bench) error {
 		b.withReferences(t)
-		p, r := b.begin(t)
-		if err := p.Prove(r, now); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.Bind(verify.Known{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.feed(t, p, evidence.MaxChunkRaw); err != nil {
+		complete, err := b.read(t, evidence.MaxChunkRaw)
+		if err != nil {
 			return err
 		}
-		_, err := p.Finish(now)
-		return err
+		return complete.Finish(now).Err
 	}
 	for name, c := range map[string]struct {
 		spoil func(*bench)
@@ -132,14 +112,8 @@ func TestUserspacesLogIsRefused(t *testing.T) {
 
 func TestALogThatWasNotAnnouncedIsNotTaken(t *testing.T) {
 	b := newBench(t)
-	p, r := b.begin(t)
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Bind(verify.Known{}); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Add(chunk(t, evidence.UserspaceLog, 0, []byte("x"), true)); err == nil {
-		t.Error("taken")
+	sent := []evidence.Chunk{*chunk(t, evidence.UserspaceLog, 0, []byte("x"), true)}
+	if _, err := b.bound(t).Read(sent, b.feed(t, 1000)); !errors.As(err, new(verify.Malformed)) {
+		t.Errorf("taken: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -132,15 +133,33 @@ func (b *bench) quoteIn(t testing.TB, nonce []byte, hierarchy uint32) evidence.Q
 }
 
 // begin runs Begin and the honest answer to its challenge.
-func (b *bench) begin(t testing.TB) (*verify.Pending, *evidence.Response) {
+func (b *bench) begin(t testing.TB) (*verify.Challenge, *evidence.Response) {
+	t.Helper()
+	return b.beginAgain(t, nil)
+}
+
+// beginAgain is begin at a server that remembers an earlier appraisal.
+func (b *bench) beginAgain(t testing.TB, earlier verify.Earlier) (*verify.Challenge, *evidence.Response) {
 	t.Helper()
 	source := &seen{}
-	p, c, err := verify.Begin(&b.payload, &b.policy, now, source)
+	c, err := verify.Begin(&b.payload, &b.policy, earlier, now, source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quote(t, c.Nonce)}}
-	return p, r
+	return c, &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quote(t, c.Message().Nonce)}}
+}
+
+// named takes the steps to a node that binds by inventory.
+func (b *bench) named(t testing.TB, c *verify.Challenge, r *evidence.Response) *verify.Named {
+	t.Helper()
+	return must(must(c.Prove(r, now))(t).Named(""))(t)
+}
+
+// bound takes the steps up to the logs.
+func (b *bench) bound(t testing.TB) *verify.Bound {
+	t.Helper()
+	c, r := b.begin(t)
+	return must(b.named(t, c, r).Bind(verify.Known{}))(t)
 }
 
 func chunk(t testing.TB, kind evidence.LogKind, offset uint64, raw []byte, final bool) *evidence.Chunk {
@@ -148,20 +167,26 @@ func chunk(t testing.TB, kind evidence.LogKind, offset uint64, raw []byte, final
 	return must(evidence.NewChunk(kind, offset, raw, final))(t)
 }
 
-// feed answers every request of Next in pieces of size bytes.
-func (b *bench) feed(t testing.TB, p *verify.Pending, size int) error {
-	t.Helper()
-	for {
-		next, err := p.Next()
-		if err != nil || next == nil {
-			return err
-		}
+// feed answers every request for a chunk in pieces of size bytes.
+func (b *bench) feed(t testing.TB, size int) verify.Ask {
+	return func(next *evidence.Continue) (*evidence.Chunk, error) {
 		log := map[evidence.LogKind][]byte{evidence.EventLog: b.log, evidence.UserspaceLog: b.user, evidence.IMALog: b.list}[next.Log]
-		end := min(int(next.Offset)+size, len(log))
-		if err := p.Add(chunk(t, next.Log, next.Offset, log[next.Offset:end], end == len(log))); err != nil {
-			return err
-		}
+		from := min(int(next.Offset), len(log))
+		end := min(from+size, len(log))
+		return chunk(t, next.Log, uint64(from), log[from:end], end == len(log)), nil
 	}
+}
+
+// read sends the logs in pieces of size bytes.
+func (b *bench) read(t testing.TB, size int) (*verify.Complete, error) {
+	t.Helper()
+	return b.bound(t).Read(nil, b.feed(t, size))
+}
+
+// appraise runs a whole attestation, with the logs in pieces of size bytes.
+func (b *bench) appraise(t testing.TB, size int) verify.Appraisal {
+	t.Helper()
+	return must(b.read(t, size))(t).Finish(now)
 }
 
 // wantCheck asserts one refusal by the given check.
@@ -176,28 +201,15 @@ func wantCheck(t testing.TB, err error, id string) {
 func TestTheWholeOrderYieldsClaims(t *testing.T) {
 	for _, size := range []int{evidence.MaxChunkRaw, 700, 64} {
 		b := newBench(t)
-		p, r := b.begin(t)
-		if p.Proved() {
-			t.Fatal("proved before anything was")
+		a := b.appraise(t, size)
+		if a.Outcome() != verify.Trusted || a.Err != nil || len(a.Refusals) > 0 {
+			t.Fatalf("%s: %v", a.Outcome(), a.Err)
 		}
-		if err := p.Prove(r, now); err != nil {
-			t.Fatal(err)
-		}
-		if err := p.Bind(verify.Known{}); err != nil {
-			t.Fatal(err)
-		}
-		if err := b.feed(t, p, size); err != nil {
-			t.Fatal(err)
-		}
-		c, err := p.Finish(now)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if c.Reference != "good" || c.IMA != nodeclaim.IMAClean || c.SecureBoot != nodeclaim.False || c.EK != p.EK() || !c.EKCertified || c.ResetCount != 2 || c.Weak {
+		if c := a.Claims; c.Reference != "good" || c.IMA != nodeclaim.IMAClean || c.SecureBoot != nodeclaim.False || c.EK != a.EK || !c.EKCertified || c.ResetCount != 2 || c.Weak {
 			t.Errorf("claims %+v", c)
 		}
-		if !strings.HasPrefix(p.EvidenceDigest(), "sha256:") {
-			t.Errorf("evidence digest %q", p.EvidenceDigest())
+		if !strings.HasPrefix(a.EvidenceDigest, "sha256:") {
+			t.Errorf("evidence digest %q", a.EvidenceDigest)
 		}
 	}
 }
@@ -219,7 +231,7 @@ func TestBeginRefusesWhatCanNeverSucceed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			tc.change(b)
-			_, _, err := verify.Begin(&b.payload, &b.policy, now, rand.Reader)
+			_, err := verify.Begin(&b.payload, &b.policy, nil, now, rand.Reader)
 			wantCheck(t, err, tc.check)
 		})
 	}
@@ -242,13 +254,14 @@ func TestProveRefuses(t *testing.T) {
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			p, r := b.begin(t)
+			c, r := b.begin(t)
 			tc.change(t, b, r)
-			wantCheck(t, p.Prove(r, tc.at), tc.check)
-			if p.Proved() {
-				t.Error("refused and yet proved")
+			p, err := c.Prove(r, tc.at)
+			wantCheck(t, err, tc.check)
+			if a := c.Stop(err); a.Bound || a.Proved() || a.Outcome() != verify.Unproved {
+				t.Errorf("refused and yet proved: %+v", a)
 			}
-			if err := p.Bind(verify.Known{}); err == nil {
+			if p != nil {
 				t.Error("an unproved EK could be bound")
 			}
 		})
@@ -258,21 +271,18 @@ func TestProveRefuses(t *testing.T) {
 func TestAnAKOutsideTheEndorsementHierarchyIsRefused(t *testing.T) {
 	b := newBench(t)
 	source := &seen{}
-	p, c, err := verify.Begin(&b.payload, &b.policy, now, source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quoteIn(t, c.Nonce, 0x40000001)}}
-	wantCheck(t, p.Prove(r, now), "quote.hierarchy")
+	c := must(verify.Begin(&b.payload, &b.policy, nil, now, source))(t)
+	r := &evidence.Response{Secret: source.drawn[:evidence.SecretSize], Quotes: []evidence.Quote{b.quoteIn(t, c.Message().Nonce, 0x40000001)}}
+	_, err := c.Prove(r, now)
+	wantCheck(t, err, "quote.hierarchy")
 }
 
 func TestThreat06_AChallengeIsAnsweredOnce(t *testing.T) {
 	b := newBench(t)
-	p, r := b.begin(t)
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
-	}
-	wantCheck(t, p.Prove(r, now), "challenge.used")
+	c, r := b.begin(t)
+	must(c.Prove(r, now))(t)
+	_, err := c.Prove(r, now)
+	wantCheck(t, err, "challenge.used")
 }
 
 func TestThreat06_NoncesAndSecretsAreFresh(t *testing.T) {
@@ -280,77 +290,59 @@ func TestThreat06_NoncesAndSecretsAreFresh(t *testing.T) {
 	drawn := map[string]bool{}
 	for range 500 {
 		source := &seen{}
-		_, c, err := verify.Begin(&b.payload, &b.policy, now, source)
-		if err != nil {
-			t.Fatal(err)
+		nonce := must(verify.Begin(&b.payload, &b.policy, nil, now, source))(t).Message().Nonce
+		if len(nonce) != 32 {
+			t.Fatalf("nonce of %d bytes", len(nonce))
 		}
-		if len(c.Nonce) != 32 {
-			t.Fatalf("nonce of %d bytes", len(c.Nonce))
-		}
-		for _, v := range [][]byte{c.Nonce, source.drawn[:evidence.SecretSize]} {
+		for _, v := range [][]byte{nonce, source.drawn[:evidence.SecretSize]} {
 			if drawn[hex.EncodeToString(v)] {
 				t.Fatal("a nonce or secret was used twice")
 			}
 			drawn[hex.EncodeToString(v)] = true
 		}
 	}
-	if _, _, err := verify.Begin(&b.payload, &b.policy, now, io.LimitReader(rand.Reader, 40)); err == nil {
+	if c, err := verify.Begin(&b.payload, &b.policy, nil, now, io.LimitReader(rand.Reader, 40)); err == nil || c != nil {
 		t.Error("randomness ran out and nobody noticed")
 	}
 }
 
 func TestThreat20_BindingIsCheckedAfterTheQuote(t *testing.T) {
 	b := newBench(t)
-	p, r := b.begin(t)
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
+	c, r := b.begin(t)
+	n := b.named(t, c, r)
+	bound, err := n.Bind(verify.Known{EKHash: strings.Repeat("00", 32)})
+	wantCheck(t, err, "node.binding")
+	if a := n.Stop(err); a.Bound || a.Outcome() != verify.Unproved || !a.Proved() {
+		t.Errorf("evidence of another EK may lower the node's verdict: %+v", a)
 	}
-	wantCheck(t, p.Bind(verify.Known{EKHash: strings.Repeat("00", 32)}), "node.binding")
-	if p.Proved() {
-		t.Error("evidence of another EK may lower the node's verdict")
-	}
-	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err == nil {
-		t.Error("a log was read for a node that is not this EK's")
-	}
-	if _, err := p.Finish(now); err == nil {
-		t.Error("an unbound appraisal was finished")
+	if bound != nil {
+		t.Error("a log may be read for a node that is not this EK's")
 	}
 }
 
 func TestAnUnboundEKIsRefusedWhereVerdictsAreWritten(t *testing.T) {
 	b := newBench(t)
 	b.policy.RequireNode = true
-	p, r := b.begin(t)
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
-	}
-	wantCheck(t, p.Bind(verify.Known{}), "node.unbound")
+	c, r := b.begin(t)
+	_, err := b.named(t, c, r).Bind(verify.Known{})
+	wantCheck(t, err, "node.unbound")
 }
 
 func TestARevokedEKIsProvedBad(t *testing.T) {
 	b := newBench(t)
-	p, r := b.begin(t)
-	b.policy.Revoked = map[nodeclaim.EKHash]string{p.EK(): "stolen in October"}
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
+	c, r := b.begin(t)
+	b.policy.Revoked = map[nodeclaim.EKHash]string{c.EK(): "stolen in October"}
+	bound := must(b.named(t, c, r).Bind(verify.Known{}))(t)
+	_, err := bound.Read(nil, func(*evidence.Continue) (*evidence.Chunk, error) {
+		t.Error("a log of a revoked machine was asked for")
+		return nil, io.EOF
+	})
+	for _, err := range []error{bound.Revoked(), err} {
+		wantCheck(t, err, "ek.revoked")
+		if a := bound.Stop(err); a.Outcome() != verify.Untrusted || !strings.Contains(err.Error(), "stolen in October") {
+			t.Errorf("%s, %v; a revoked EK must lower its node's verdict, with the reason", a.Outcome(), err)
+		}
 	}
-	err := p.Bind(verify.Known{})
-	wantCheck(t, err, "ek.revoked")
-	if !p.Proved() || !strings.Contains(err.Error(), "stolen in October") {
-		t.Errorf("proved %t, %v; a revoked EK must lower its node's verdict, with the reason", p.Proved(), err)
-	}
-}
-
-func bound(t testing.TB, b *bench) *verify.Pending {
-	t.Helper()
-	p, r := b.begin(t)
-	if err := p.Prove(r, now); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Bind(verify.Known{}); err != nil {
-		t.Fatal(err)
-	}
-	return p
 }
 
 func TestChunksOutOfPlaceAreErrorsAndNoRefusals(t *testing.T) {
@@ -362,40 +354,81 @@ func TestChunksOutOfPlaceAreErrorsAndNoRefusals(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			p := bound(t, b)
-			err := p.Add(c)
-			if err == nil || len(nodeclaim.AsRefusals(err)) > 0 {
-				t.Fatalf("got %v; a malformed stream is inconclusive, not proof", err)
-			}
-			if _, err := p.Finish(now); err == nil {
-				t.Error("finished without its logs")
+			ask := func(*evidence.Continue) (*evidence.Chunk, error) { return c, nil }
+			for _, first := range [][]evidence.Chunk{nil, {*c}} {
+				bound := b.bound(t)
+				complete, err := bound.Read(first, ask)
+				if err == nil || len(nodeclaim.AsRefusals(err)) > 0 || !errors.As(err, new(verify.Malformed)) {
+					t.Fatalf("got %v; a malformed stream is inconclusive, not proof", err)
+				}
+				if a := bound.Stop(err); complete != nil || a.Outcome() != verify.Inconclusive {
+					t.Errorf("finished without its logs: %s", a.Outcome())
+				}
 			}
 		})
 	}
-	p := bound(t, b)
-	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Add(chunk(t, evidence.EventLog, 0, b.log, true)); err == nil {
+	whole := *chunk(t, evidence.EventLog, 0, b.log, true)
+	if _, err := b.bound(t).Read([]evidence.Chunk{whole, whole}, b.feed(t, 1000)); err == nil {
 		t.Error("a log was sent twice")
 	}
 }
 
+// TestWhatStopsTheReadingIsToldAsItIs: the server tells a full disk and a newer attestation apart from a bad chunk.
+func TestWhatStopsTheReadingIsToldAsItIs(t *testing.T) {
+	why := errors.New("the stream ended")
+	bound := newBench(t).bound(t)
+	_, err := bound.Read(nil, func(*evidence.Continue) (*evidence.Chunk, error) { return nil, why })
+	if !errors.Is(err, why) || errors.As(err, new(verify.Malformed)) || bound.Stop(err).Outcome() != verify.Inconclusive {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestNothingButFinishMakesATrustedAppraisal: what a caller can put together by itself lets nobody in.
+func TestNothingButFinishMakesATrustedAppraisal(t *testing.T) {
+	b := newBench(t)
+	c, r := b.begin(t)
+	p := must(c.Prove(r, now))(t)
+	n := must(p.Named(""))(t)
+	bound := must(n.Bind(verify.Known{}))(t)
+	trusted := b.appraise(t, 1000)
+	for name, a := range map[string]verify.Appraisal{
+		"the zero value": {}, "stopped for no reason": verify.Stop(nil), "a challenge stopped": c.Stop(nil), "a proved one stopped": p.Stop(nil),
+		"a named one stopped": n.Stop(nil), "a bound one stopped": bound.Stop(nil), "one with claims": {Claims: trusted.Claims, Bound: true},
+		"one that was doubted": trusted.Doubt(errors.New("the server's clock is wrong")),
+	} {
+		if a.Outcome() != verify.Inconclusive {
+			t.Errorf("%s: %s", name, a.Outcome())
+		}
+	}
+	if a := trusted.Doubt(nodeclaim.Refuse("x", "y")); a.Outcome() != verify.Inconclusive || a.Claims.Reference != "" || !a.Tag.IsZero() {
+		t.Errorf("a doubt decides: %+v", a)
+	}
+}
+
 func TestThreat24_LogsAreBounded(t *testing.T) {
+	refused := func(t *testing.T, b *bench, size int, check string) {
+		t.Helper()
+		bound := b.bound(t)
+		_, err := bound.Read(nil, b.feed(t, size))
+		wantCheck(t, err, check)
+		if a := bound.Stop(err); a.Outcome() != verify.Untrusted {
+			t.Errorf("%s", a.Outcome())
+		}
+	}
 	t.Run("the event log's size", func(t *testing.T) {
 		b := newBench(t)
 		b.policy.MaxEventLog = len(b.log) - 1
-		wantCheck(t, b.feed(t, bound(t, b), 1000), "eventlog.limit")
+		refused(t, b, 1000, "eventlog.limit")
 	})
 	t.Run("the number of rounds", func(t *testing.T) {
 		b := newBench(t)
 		b.policy.MaxRounds = 10
-		wantCheck(t, b.feed(t, bound(t, b), 1), "logs.rounds")
+		refused(t, b, 1, "logs.rounds")
 	})
 	t.Run("the IMA log's entries", func(t *testing.T) {
 		b := newBench(t)
 		b.policy.IMAOptions.Limits = ima.Limits{Entry: 4096, Entries: 2, Total: 1 << 20}
-		wantCheck(t, b.feed(t, bound(t, b), 1<<10), "ima.limit")
+		refused(t, b, 1<<10, "ima.limit")
 	})
 }
 
@@ -403,23 +436,14 @@ func TestThreat11_AnEmptyIMALogIsNotACleanOne(t *testing.T) {
 	b := newBench(t)
 	b.values[10] = make([]byte, 32) // IMA is off: PCR 10 was never extended
 	b.list = nil
-	p := bound(t, b)
-	if err := b.feed(t, p, 1000); err != nil {
-		t.Fatal(err)
-	}
-	_, err := p.Finish(now)
-	wantCheck(t, err, "ima.empty")
+	wantCheck(t, b.appraise(t, 1000).Err, "ima.empty")
 }
 
 // TestAListThatNoPCRFollowedIsSaidToBeOne: IMA that starts before the TPM's driver writes a list and extends nothing.
 func TestAListThatNoPCRFollowedIsSaidToBeOne(t *testing.T) {
 	b := newBench(t)
 	b.values[10] = make([]byte, 32)
-	p := bound(t, b)
-	if err := b.feed(t, p, 1000); err != nil {
-		t.Fatal(err)
-	}
-	_, err := p.Finish(now)
+	err := b.appraise(t, 1000).Err
 	wantCheck(t, err, "ima.empty")
 	if !strings.Contains(err.Error(), "PCR 10 was never extended although the list has") || !strings.Contains(err.Error(), "TPM-bypass") {
 		t.Errorf("reason: %v", err)
@@ -480,14 +504,14 @@ func TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone(t *testing.T) {
 	l := ek.Templates()[slices.IndexFunc(ek.Templates(), func(l ek.Template) bool { return l.Fits(key) })]
 	b.payload.EKCertificates, b.payload.EKPublic = nil, tpmtest.Sized(l.WithKey(key))
 	b.payload.EKNotes = []string{"NV index 0x01c0000a holds a certificate that cannot be read: x509: malformed \x1b[2J", "NV index 0x01c00002 cannot be read"}
-	_, _, err = verify.Begin(&b.payload, &b.policy, now, rand.Reader)
+	_, err = verify.Begin(&b.payload, &b.policy, nil, now, rand.Reader)
 	wantCheck(t, err, "ek.certificate")
 	if !strings.Contains(err.Error(), `the node says: NV index 0x01c0000a holds a certificate that cannot be read: x509: malformed \x1b[2J; NV index 0x01c00002`) {
 		t.Errorf("reason: %v", err)
 	}
 	b = newBench(t)
 	b.payload.EKNotes = []string{"none is needed"}
-	if _, _, err := verify.Begin(&b.payload, &b.policy, now, rand.Reader); err != nil {
+	if _, err := verify.Begin(&b.payload, &b.policy, nil, now, rand.Reader); err != nil {
 		t.Error(err)
 	}
 }

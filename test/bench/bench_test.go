@@ -194,15 +194,11 @@ func incremental(b *testing.B) figure {
 	start.measure(entry("boot_aggregate", h.Sum(nil)))
 	start.run(0, entries)
 	start.trust(b, sets)
-	p, _ := start.appraise(b, nil)
-	state, ok := p.State()
-	if !ok {
-		b.Fatal("no state")
-	}
+	before, _ := start.appraise(b, nil)
 	start.run(entries, entries+more)
 	again := repeat(21, func() time.Duration {
-		p, d := start.appraise(b, func(nodeclaim.EKHash) (verify.State, bool) { return state, true })
-		if !p.Resumed() {
+		again, d := start.appraise(b, func(nodeclaim.EKHash) (verify.State, bool) { return before.State, true })
+		if !again.Resumed {
 			b.Fatal("not resumed")
 		}
 		return d
@@ -231,7 +227,7 @@ func manyStates(b *testing.B) figure {
 	const nodes = 10_000
 	kept := make([]verify.State, nodes)
 	for i := range kept {
-		kept[i], _ = p.State()
+		kept[i] = p.State
 	}
 	used := heap() - before
 	counted := kept[0].Size() * nodes

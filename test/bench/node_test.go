@@ -237,37 +237,51 @@ func (m *machine) quoted(t testing.TB) quote.PCRs {
 	return must(quote.Verify(must(ak.Parse(m.ak.Public()))(t), quote.Evidence{Attest: q.Attest, Signature: q.Signature, Values: m.selected()}, []byte("capture"), selection))(t).PCRs
 }
 
-// appraiseStreamed is appraise where each chunk is made when it is sent.
-func (m *machine) appraiseStreamed(t testing.TB) (*verify.Pending, time.Duration) {
+// prove takes the steps of an attestation up to the logs. took is the server's CPU time, and c the challenge.
+func (m *machine) prove(t testing.TB, earlier verify.Earlier) (b *verify.Bound, c *evidence.Challenge, took time.Duration) {
 	t.Helper()
 	source := &drawn{}
 	start := cpu(t)
-	p, c, err := verify.Begin(&m.payload, m.policy, now, source)
-	if err != nil {
-		t.Fatal(err)
-	}
+	challenge := must(verify.Begin(&m.payload, m.policy, earlier, now, source))(t)
+	took = cpu(t) - start
+	c = challenge.Message()
 	response := &evidence.Response{Secret: source.Bytes()[:evidence.SecretSize], Quotes: []evidence.Quote{m.quote(t, c.Nonce)}}
-	if err := errors.Join(p.Prove(response, now), p.Bind(verify.Known{})); err != nil {
-		t.Fatal(err)
+	start = cpu(t)
+	b = must(must(must(challenge.Prove(response, now))(t).Named(""))(t).Bind(verify.Known{}))(t)
+	return b, c, took + cpu(t) - start
+}
+
+// finish ends an attestation that must be trusted.
+func finish(t testing.TB, c *verify.Complete) verify.Appraisal {
+	t.Helper()
+	end := c.Finish(now)
+	if end.Outcome() != verify.Trusted {
+		t.Fatalf("%s: %v", end.Outcome(), end.Err)
 	}
+	return end
+}
+
+// appraiseStreamed is appraise where each chunk is made when it is sent.
+func (m *machine) appraiseStreamed(t testing.TB) (verify.Appraisal, time.Duration) {
+	t.Helper()
+	bound, _, took := m.prove(t, nil)
+	start := cpu(t)
 	buf := make([]byte, evidence.MaxChunkRaw)
-	for next := must(p.Next())(t); next != nil; next = must(p.Next())(t) {
+	complete := must(bound.Read(nil, func(next *evidence.Continue) (*evidence.Chunk, error) {
 		log := map[evidence.LogKind]*io.SectionReader{evidence.EventLog: io.NewSectionReader(bytes.NewReader(m.log), 0, int64(len(m.log))),
 			evidence.IMALog: io.NewSectionReader(m.file, 0, int64(m.size))}[next.Log]
 		n, err := log.ReadAt(buf, int64(next.Offset))
 		if err != nil && !errors.Is(err, io.EOF) {
-			t.Fatal(err)
+			return nil, err
 		}
-		if err := p.Add(must(evidence.NewChunk(next.Log, next.Offset, buf[:n], err != nil))(t)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(p.Finish(now))(t)
-	return p, cpu(t) - start
+		return evidence.NewChunk(next.Log, next.Offset, buf[:n], err != nil)
+	}))(t)
+	end := finish(t, complete)
+	return end, took + cpu(t) - start
 }
 
 // appraise runs the server's half of an attestation and returns the CPU time that it took.
-func (m *machine) appraise(t testing.TB, earlier verify.Earlier) (*verify.Pending, time.Duration) {
+func (m *machine) appraise(t testing.TB, earlier verify.Earlier) (verify.Appraisal, time.Duration) {
 	t.Helper()
 	return m.appraiseSent(t, earlier, func(offset uint64) []*evidence.Chunk {
 		return slices.Concat(chunks(t, evidence.EventLog, m.log, 0), chunks(t, evidence.IMALog, m.list, int(offset)))
@@ -275,31 +289,19 @@ func (m *machine) appraise(t testing.TB, earlier verify.Earlier) (*verify.Pendin
 }
 
 // appraiseSent is appraise with the chunks that send makes of the logs.
-func (m *machine) appraiseSent(t testing.TB, earlier verify.Earlier, send func(imaOffset uint64) []*evidence.Chunk) (*verify.Pending, time.Duration) {
+func (m *machine) appraiseSent(t testing.TB, earlier verify.Earlier, send func(imaOffset uint64) []*evidence.Chunk) (verify.Appraisal, time.Duration) {
 	t.Helper()
-	source := &drawn{}
-	start := cpu(t)
-	p, c, err := verify.BeginAgain(&m.payload, m.policy, earlier, now, source)
-	took := cpu(t) - start
-	if err != nil {
-		t.Fatal(err)
-	}
-	response := &evidence.Response{Secret: source.Bytes()[:evidence.SecretSize], Quotes: []evidence.Quote{m.quote(t, c.Nonce)}}
+	bound, c, took := m.prove(t, earlier)
 	sent := send(c.IMAOffset)
-	start = cpu(t)
-	if err := p.Prove(response, now); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Bind(verify.Known{}); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range sent {
-		if err := p.Add(s); err != nil {
-			t.Fatal(err)
+	start := cpu(t)
+	complete := must(bound.Read(nil, func(*evidence.Continue) (*evidence.Chunk, error) {
+		if len(sent) == 0 {
+			return nil, io.ErrUnexpectedEOF
 		}
-	}
-	if _, err := p.Finish(now); err != nil {
-		t.Fatal(err)
-	}
-	return p, took + cpu(t) - start
+		next := sent[0]
+		sent = sent[1:]
+		return next, nil
+	}))(t)
+	end := finish(t, complete)
+	return end, took + cpu(t) - start
 }

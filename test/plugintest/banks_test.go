@@ -217,8 +217,7 @@ func newGiven(t testing.TB, bank nodeclaim.HashAlg) given {
 	key := must2(m.dev.AK(t.Context(), m.file("data")))(t)
 	g.payload = &evidence.Payload{EKCertificates: must2(m.dev.Endorsement(t.Context()))(t).Certs, AKPublic: key.Public,
 		Banks: must2(m.dev.Banks(t.Context()))(t), HasEventLog: true, HasIMA: true}
-	_, c, err := verify.Begin(g.payload, g.policy, g.now, &fixed{})
-	check(t, err)
+	c := must2(verify.Begin(g.payload, g.policy, nil, g.now, &fixed{}))(t).Message()
 	g.response = &evidence.Response{Secret: must2(m.dev.Activate(t.Context(), key, c.CredentialBlob, c.EncryptedSecret))(t),
 		CommandLine: strings.TrimSpace(string(m.read(t, "cmdline.txt")))}
 	for _, q := range must2(m.dev.Quote(t.Context(), key, c.Nonce, g.policy.Selections))(t) {
@@ -238,18 +237,21 @@ func (g given) judge(t testing.TB, answer, log, list []byte) (nodeclaim.Claims, 
 	if err != nil {
 		return nodeclaim.Claims{}, err
 	}
-	p, _, err := verify.Begin(g.payload, g.policy, g.now, &fixed{})
-	check(t, err)
-	if err := p.Prove(r, g.now); err != nil {
+	c := must2(verify.Begin(g.payload, g.policy, nil, g.now, &fixed{}))(t)
+	p, err := c.Prove(r, g.now)
+	if err != nil {
 		return nodeclaim.Claims{}, err
 	}
-	check(t, p.Bind(verify.Known{}))
-	for kind, raw := range map[evidence.LogKind][]byte{evidence.EventLog: log, evidence.IMALog: list} {
-		if err := p.Add(must2(evidence.NewChunk(kind, 0, raw, true))(t)); err != nil {
-			return nodeclaim.Claims{}, err
-		}
+	b := must2(must2(p.Named(""))(t).Bind(verify.Known{}))(t)
+	logs := map[evidence.LogKind][]byte{evidence.EventLog: log, evidence.IMALog: list}
+	read, err := b.Read(nil, func(next *evidence.Continue) (*evidence.Chunk, error) {
+		return evidence.NewChunk(next.Log, next.Offset, logs[next.Log][next.Offset:], true)
+	})
+	if err != nil {
+		return nodeclaim.Claims{}, err
 	}
-	return p.Finish(g.now)
+	end := read.Finish(g.now)
+	return end.Claims, end.Err
 }
 
 // templateNames are the offsets of the bytes of a list in which its entries' templates are named (Linux

@@ -30,8 +30,7 @@ func TestThreat05_EveryFlippedBitOfTheAKIsRefusedByServerOrTPM(t *testing.T) {
 	key := must2(m.dev.AK(t.Context(), m.file("data")))(t)
 	payload := evidence.Payload{EKCertificates: must2(m.dev.Endorsement(t.Context()))(t).Certs, AKPublic: key.Public,
 		Banks: []nodeclaim.HashAlg{nodeclaim.SHA256}, HasEventLog: true, HasIMA: true}
-	_, c, err := verify.Begin(&payload, policy, time.Now(), rand.Reader)
-	check(t, err)
+	c := must2(verify.Begin(&payload, policy, nil, time.Now(), rand.Reader))(t).Message()
 	if _, err := m.dev.Activate(t.Context(), key, c.CredentialBlob, c.EncryptedSecret); err != nil {
 		t.Fatalf("the true AK is not activated: %v", err)
 	}
@@ -40,11 +39,12 @@ func TestThreat05_EveryFlippedBitOfTheAKIsRefusedByServerOrTPM(t *testing.T) {
 		flipped := bytes.Clone(key.Public)
 		flipped[bit/8] ^= 1 << (bit % 8)
 		payload.AKPublic = flipped
-		_, c, err := verify.Begin(&payload, policy, time.Now(), rand.Reader)
+		challenge, err := verify.Begin(&payload, policy, nil, time.Now(), rand.Reader)
 		if err != nil {
 			byServer++
 			continue
 		}
+		c := challenge.Message()
 		if secret, err := m.dev.Activate(t.Context(), key, c.CredentialBlob, c.EncryptedSecret); err == nil {
 			t.Fatalf("bit %d flipped, and the TPM gave back %x", bit, secret)
 		}
