@@ -108,7 +108,7 @@ func (o Outcome) Facts() *Facts {
 	out := &Facts{Facts: f, Unreplayed: o.Boot.Unreplayed(o.Bank), Weak: o.Weak}
 	if o.IMA != nil {
 		out.IMA = &IMAFacts{o.IMA.Count, o.IMA.Violations}
-		out.Unreplayed = slices.DeleteFunc(out.Unreplayed, func(i int) bool { return i == imaPCR })
+		out.Unreplayed = slices.DeleteFunc(out.Unreplayed, func(i int) bool { return i == ima.PCR })
 	}
 	return out
 }

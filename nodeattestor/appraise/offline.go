@@ -182,8 +182,6 @@ func ownSelection(l tpm2.TPMLPCRSelection) (nodeclaim.Selection, error) {
 	return sel, nil
 }
 
-const imaPCR = 10
-
 // search looks for the prefix of the IMA list whose PCR 10, with the event log's other PCRs, hashes to
 // the quoted composite, and leaves it in values. It guesses only: quote.Verify decides.
 func (b Bundle) search(hash nodeclaim.HashAlg, want []byte, sel nodeclaim.Selection, values map[int][]byte, opt ima.Options) bool {
@@ -191,9 +189,9 @@ func (b Bundle) search(hash nodeclaim.HashAlg, want []byte, sel nodeclaim.Select
 	quoted10 := false
 	for _, i := range sel.PCRs {
 		switch {
-		case i < imaPCR:
+		case i < ima.PCR:
 			before = append(before, values[i]...)
-		case i == imaPCR:
+		case i == ima.PCR:
 			quoted10 = true
 		default:
 			after = append(after, values[i]...)
@@ -210,7 +208,7 @@ func (b Bundle) search(hash nodeclaim.HashAlg, want []byte, sel nodeclaim.Select
 		h.Write(after)
 		if bytes.Equal(h.Sum(nil), want) {
 			if quoted10 {
-				values[imaPCR] = c
+				values[ima.PCR] = c
 			}
 			return true
 		}
@@ -230,7 +228,7 @@ func selected(values map[int][]byte, sel nodeclaim.Selection) map[int][]byte {
 func (b Bundle) replayIMA(pcrs quote.PCRs, opt ima.Options) (*ima.Result, error) {
 	quoted := false
 	for _, bank := range pcrs.Banks() {
-		_, ok := pcrs.Value(bank, imaPCR)
+		_, ok := pcrs.Value(bank, ima.PCR)
 		quoted = quoted || ok
 	}
 	if !quoted {

@@ -108,8 +108,8 @@ func (r *entryReader) reset() { r.views, r.keys = r.views[:0], r.keys[:0] }
 // the list, and good until reset.
 func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 	v := r.blank(i, raw.violation())
-	if raw.pcr != pcrIndex {
-		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, pcrIndex)
+	if raw.pcr != PCR {
+		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, PCR)
 	}
 	if !v.Violation {
 		sum := sha1.Sum(raw.data) //nolint:gosec // as above.

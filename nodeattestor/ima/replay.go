@@ -10,9 +10,6 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
 
-// pcrIndex is where IMA measures (Linux CONFIG_IMA_MEASURE_PCR_IDX).
-const pcrIndex = 10
-
 // Options say how a list is to be read. They come from the server's configuration.
 type Options struct {
 	// PaddedSHA1 is for kernels before 5.8: they extend every bank with the SHA-1 of an entry,
@@ -85,13 +82,13 @@ func newReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 	r := &Replayer{opt: opt, pcrs: pcrs, reader: newEntryReader()}
 	r.result.Weak = true
 	for _, alg := range pcrs.Banks() {
-		if v, ok := pcrs.Value(alg, pcrIndex); ok {
+		if v, ok := pcrs.Value(alg, PCR); ok {
 			r.banks = append(r.banks, newRunning(alg, v))
 			r.result.Weak = r.result.Weak && (alg.Weak() || opt.PaddedSHA1)
 		}
 	}
 	if len(r.banks) == 0 {
-		r.err = refuse("unquoted", "PCR %d was not quoted, so the list proves nothing: quote it", pcrIndex)
+		r.err = refuse("unquoted", "PCR %d was not quoted, so the list proves nothing: quote it", PCR)
 	}
 	return r
 }
@@ -276,9 +273,9 @@ func (r *Replayer) Finish() (Result, error) {
 	n := r.result.Count
 	switch {
 	case len(r.pending) > 0:
-		r.err = refuse("format", "the list ends inside entry %d, %d bytes after its beginning, and has not reached quoted PCR %d: it was cut", n, len(r.pending), pcrIndex)
+		r.err = refuse("format", "the list ends inside entry %d, %d bytes after its beginning, and has not reached quoted PCR %d: it was cut", n, len(r.pending), PCR)
 	case n == 0:
-		r.err = refuse("pcr", "the list is empty, but PCR %d is quoted as %x: the list was dropped", pcrIndex, r.banks[0].quoted)
+		r.err = refuse("pcr", "the list is empty, but PCR %d is quoted as %x: the list was dropped", PCR, r.banks[0].quoted)
 	default:
 		r.err = refuse("pcr", "all %d entries lead to %x, the TPM quoted %x (%s): boot_aggregate is of this boot, so entries were dropped from the end, changed or added, or the list is older than the quote",
 			n, r.banks[0].value(), r.banks[0].quoted, r.banks[0].alg)

@@ -14,6 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/keelson-project/keelson/nodeattestor/ima"
 	"github.com/keelson-project/keelson/nodeattestor/imasig"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
@@ -180,7 +181,7 @@ func (p *parser) pcrs(n *yaml.Node, out map[nodeclaim.HashAlg]map[int][][]byte) 
 				return false
 			}
 			out[alg][i] = alternatives(p, v, "PCR "+key, false, func(item *yaml.Node) []byte { return p.hex(item, alg.Size()) })
-			if i == 10 {
+			if i == ima.PCR {
 				p.at(v, "PCR 10 follows every measured file and cannot be pinned; use the ima section")
 			}
 			return true

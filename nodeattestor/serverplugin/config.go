@@ -3,7 +3,6 @@ package serverplugin
 import (
 	"crypto"
 	"crypto/x509"
-	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +20,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/nodeattestor/verify"
+	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
 // hclConfig is the plugin_data block as people write it; README.md explains each key.
@@ -70,22 +70,22 @@ type hclKubernetes struct {
 
 // config is what the plugin works by: validated, and never changed once made.
 type config struct {
-	sighting               // of the files that the text names, to be watched
-	unread        []string // files in folders of certificates that are not read
-	text          string   // that it was made from
-	trustDomain   spiffeid.TrustDomain
-	policy        *verify.Policy
-	pcrSelectors  []nodeclaim.Selection
-	auditLog      string
-	auditMaxSize  int64
-	auditMaxFiles int
-	stateDir      string
-	kube          *rest.Config // nil when no verdicts are written
-	token         verdict.TokenPolicy
-	validFor      time.Duration
-	timeout       time.Duration
-	maxParallel   int
-	listen        string // address of metrics and health, "" for none
+	watchfile.Sighting          // of the files that the text names, to be watched
+	unread             []string // files in folders of certificates that are not read
+	text               string   // that it was made from
+	trustDomain        spiffeid.TrustDomain
+	policy             *verify.Policy
+	pcrSelectors       []nodeclaim.Selection
+	auditLog           string
+	auditMaxSize       int64
+	auditMaxFiles      int
+	stateDir           string
+	kube               *rest.Config // nil when no verdicts are written
+	token              verdict.TokenPolicy
+	validFor           time.Duration
+	timeout            time.Duration
+	maxParallel        int
+	listen             string // address of metrics and health, "" for none
 }
 
 // Defaults of optional keys.
@@ -98,7 +98,7 @@ const (
 // buildConfig reads the plugin's configuration and every file that it names. It has no
 // other effect, so Configure and Validate share it; the problems are all of them.
 func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.Problems) {
-	b := builder{now: now, sighting: sighting{seen: map[string]fs.FileInfo{}}}
+	b := builder{now: now}
 	return b.config(text, trustDomain), b.problems
 }
 
@@ -133,7 +133,7 @@ func (b *builder) config(text, trustDomain string) *config {
 	c.maxParallel = raw.MaxParallel
 	c.listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
-	c.sighting, c.unread = b.sighting, b.unread
+	c.Sighting, c.unread = b.Sighting, b.unread
 	if b.problems.Err() != nil {
 		return nil
 	}
@@ -145,7 +145,7 @@ func (b *builder) config(text, trustDomain string) *config {
 }
 
 type builder struct {
-	sighting
+	watchfile.Sighting
 	unread   []string // files of folders of certificates whose names say that they are none
 	problems *pluginconf.Problems
 	now      time.Time
@@ -167,7 +167,7 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	if raw.AuditLog == "" {
 		b.problems.Add("audit_log", "missing; name the file that every decision is appended to")
 	}
-	if (raw.Kubernetes != nil || raw.StateDir != "") && !isFolder(raw.StateDir) {
+	if (raw.Kubernetes != nil || raw.StateDir != "") && !watchfile.IsFolder(raw.StateDir) {
 		b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there, or without it the tags' serials", raw.StateDir)
 	}
 	if raw.Kubernetes != nil && raw.Inventory == "" && c.policy.Binding != verify.ByToken {

@@ -40,7 +40,7 @@ func TestAFileThatChangedBeforeItWasWatchedIsSeen(t *testing.T) {
 			if err := change(dir); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := c.outdated(), name != "nothing"; got != want {
+			if got, want := c.Outdated(), name != "nothing"; got != want {
 				t.Errorf("outdated: %t", got)
 			}
 		})

@@ -32,6 +32,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 	"github.com/keelson-project/keelson/nodeattestor/trustclock"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
+	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
 // Plugin serves SPIRE's server-side NodeAttestor and Config services.
@@ -61,7 +62,7 @@ type running struct {
 	// serials are kept here where no Kubernetes keeps them; nil with it, and without tags.
 	serials *machinestate.Serials
 	gate    *admission.Gate
-	watch   *watcher // of the files that the configuration names
+	watch   *watchfile.Watcher // of the files that the configuration names
 	// states are of this configuration's reference sets; a new configuration begins with the counters alone.
 	states *machinestate.States
 }
@@ -111,7 +112,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("metrics", "error", err)
 	}
 	p.unwatch(before) // not under the lock that replace holds: a reload under way needs it
-	w, err := watch(c.sighting, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
+	w, err := watchfile.Watch(c.Sighting, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
 	if err != nil {
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
@@ -121,7 +122,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 
 // replace opens what a configuration names and puts it in place of the one in force, whose watcher it
 // returns. An error changes nothing.
-func (p *Plugin) replace(c *config) (*watcher, error) {
+func (p *Plugin) replace(c *config) (*watchfile.Watcher, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.run
@@ -236,7 +237,7 @@ func (r *running) openQueue(old *running, log hclog.Logger) (err error) {
 }
 
 // swapWatcher puts a watcher in place of the one in force, which it returns.
-func (p *Plugin) swapWatcher(w *watcher) *watcher {
+func (p *Plugin) swapWatcher(w *watchfile.Watcher) *watchfile.Watcher {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.run == nil {
@@ -248,11 +249,11 @@ func (p *Plugin) swapWatcher(w *watcher) *watcher {
 }
 
 // unwatch ends a watcher; not under the lock, for its callback takes it.
-func (p *Plugin) unwatch(w *watcher) {
+func (p *Plugin) unwatch(w *watchfile.Watcher) {
 	if w == nil {
 		return
 	}
-	if err := w.close(); err != nil {
+	if err := w.Close(); err != nil {
 		p.log.Warn("watching files", "error", err)
 	}
 }

@@ -1,27 +1,26 @@
 package serverplugin
 
 import (
-	"io/fs"
-
 	"github.com/keelson-project/keelson/nodeattestor/machinestate"
+	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
 // reload reads the files of the configuration in force again. What cannot be read or is
 // wrong changes nothing: the last good files stay in force, and the log says why. It returns what it has looked at.
 // Attestations go on meanwhile, by the files read before.
-func (p *Plugin) reload() sighting {
+func (p *Plugin) reload() watchfile.Sighting {
 	p.mu.RLock()
 	run := p.run
 	p.mu.RUnlock()
 	if run == nil {
-		return sighting{}
+		return watchfile.Sighting{}
 	}
-	b := builder{now: p.clock.Now().Valid, sighting: sighting{seen: map[string]fs.FileInfo{}}}
+	b := builder{now: p.clock.Now().Valid}
 	c := b.config(run.text, run.trustDomain.Name())
 	if err := b.problems.Err(); err != nil {
 		p.metrics.reloads.Inc("refused")
 		p.log.Error("files changed, but are not usable: the last good ones stay in force", "error", err)
-		return b.sighting
+		return b.Sighting
 	}
 	if p.exchange(run.config, c) {
 		p.warnOfKernels(c)
@@ -30,7 +29,7 @@ func (p *Plugin) reload() sighting {
 		p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
 			"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked), "revokedTags", len(c.policy.Tag.Revoked))
 	}
-	return b.sighting
+	return b.Sighting
 }
 
 // exchange puts a configuration in place of the one whose files it has read anew. One that came meanwhile has read them

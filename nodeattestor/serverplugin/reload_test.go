@@ -20,6 +20,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
 // site is a configured plugin with its files in folders that a test replaces.
@@ -119,7 +120,7 @@ func within(t *testing.T, limit time.Duration, what string, ok func() bool) {
 }
 
 // soon is less than the files are looked at without an event.
-const soon = look - time.Second
+const soon = watchfile.Look - time.Second
 
 func TestAFolderThatWasReplacedIsWatched(t *testing.T) {
 	t.Parallel()
@@ -177,7 +178,7 @@ func TestAFolderThatIsReplacedFarAboveIsSeenInTheEnd(t *testing.T) {
 	s.write(t, "new/inventory.yaml", "machines: []\n")
 	s.move(t, "site", "old")
 	s.move(t, "new", "site")
-	within(t, look+soon, "what stands in the new folder is in force", func() bool { return s.sets() == "b" && len(s.config().policy.Revoked) == 1 })
+	within(t, watchfile.Look+soon, "what stands in the new folder is in force", func() bool { return s.sets() == "b" && len(s.config().policy.Revoked) == 1 })
 	s.write(t, "site/references/more.yaml", set("more"))
 	within(t, soon, "a change in the new folder is seen", func() bool { return s.sets() == "b more" })
 }
