@@ -18,6 +18,9 @@ import (
 type manifests struct {
 	namespace, serviceAccount string
 	guards                    guard.Params
+	// pullSecrets adds the right to read Secrets, in pullSecretNamespaces or everywhere.
+	pullSecrets          bool
+	pullSecretNamespaces []string
 }
 
 func manifestsCommand() *cobra.Command {
@@ -40,6 +43,8 @@ func manifestsCommand() *cobra.Command {
 	f.StringSliceVar(&m.guards.CalicoNodes, "calico-node", guard.CalicoNodes, "users of Calico's programs on nodes")
 	f.BoolVar(&m.guards.Taint, "taint", true, "guard the taint of untrusted nodes, and put it on new ones")
 	f.BoolVar(&m.guards.Affinity, "affinity", true, "have pods of enforced namespaces placed on nodes that their TrustPolicies accept")
+	f.BoolVar(&m.pullSecrets, "pull-secrets", false, "let policy-sync read Secrets and service accounts, for images.pullSecrets")
+	f.StringSliceVar(&m.pullSecretNamespaces, "pull-secret-namespace", nil, "with --pull-secrets, only in these namespaces")
 	return c
 }
 
@@ -53,8 +58,11 @@ func (m manifests) write(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	documents := crds
-	for _, o := range append(append([]runtime.Object{}, kube.RBAC(m.namespace, m.serviceAccount)...), guards...) {
+	documents, objects := crds, append([]runtime.Object{}, kube.RBAC(m.namespace, m.serviceAccount)...)
+	if m.pullSecrets {
+		objects = append(objects, kube.PullSecretRBAC(m.namespace, m.serviceAccount, m.pullSecretNamespaces)...)
+	}
+	for _, o := range append(objects, guards...) {
 		document, err := yaml.Marshal(o)
 		if err != nil {
 			return fmt.Errorf("manifests: %w", err)

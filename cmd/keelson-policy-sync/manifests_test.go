@@ -21,6 +21,10 @@ func TestManifestsMeanWhatTheChartMeans(t *testing.T) {
 			ServiceAccountName string `yaml:"serviceAccountName"`
 			Config             struct{ Taint bool }
 		} `yaml:"policySync"`
+		PullSecrets struct {
+			PolicySync bool `yaml:"policySync"`
+			Namespaces []string
+		} `yaml:"pullSecrets"`
 		SPIRE struct {
 			Servers []struct {
 				Namespace      string
@@ -48,6 +52,7 @@ func TestManifestsMeanWhatTheChartMeans(t *testing.T) {
 		"admin-group": list(values.Guards.AdminGroups), "kubelet-group": list(values.Guards.KubeletGroups),
 		"calico-apiserver": list(values.Guards.CalicoAPIServerUsers), "calico-node": list(values.Guards.CalicoNodeUsers),
 		"taint": fmt.Sprint(values.PolicySync.Config.Taint), "affinity": fmt.Sprint(values.Guards.Affinity),
+		"pull-secrets": fmt.Sprint(values.PullSecrets.PolicySync), "pull-secret-namespace": list(values.PullSecrets.Namespaces),
 	}
 	got := map[string]string{}
 	flags := manifestsCommand().Flags()

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/discovery"
 	authenticationv1client "k8s.io/client-go/kubernetes/typed/authentication/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -28,6 +29,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 	"github.com/keelson-project/keelson/policy-sync/syncer"
 	"github.com/keelson-project/keelson/workloadattestor/image"
+	"github.com/keelson-project/keelson/workloadattestor/pullsecret"
 )
 
 // run wires the parts together and runs them until ctx ends.
@@ -85,6 +87,13 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 			}
 			log.Info("registry credentials were read again")
 		}
+	}
+	if c.Images.PullSecrets {
+		client, err := corev1client.NewForConfig(mgr.GetConfig())
+		if err != nil {
+			return err
+		}
+		c.Images.Checker.PullSecrets = pullsecret.New(pullsecret.Client{CoreV1Interface: client}, time.Now)
 	}
 	checker, err := image.New(c.Images.Checker)
 	if err != nil {

@@ -26,6 +26,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/syncer"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 	"github.com/keelson-project/keelson/workloadattestor/image"
+	"github.com/keelson-project/keelson/workloadattestor/pullsecret"
 )
 
 // observer looks at a cluster as policy-sync does and changes nothing.
@@ -147,7 +148,7 @@ func (o *observer) observe(ctx context.Context) (out observed, err error) {
 	// What bears a label was given it by policy-sync, which remembers why.
 	s.InheritUntil = s.At.Add(time.Minute)
 	if out.verified = o.config != "" || o.trustDomain == ""; out.verified {
-		if s.Images, err = verifyImages(ctx, c, *s); err != nil {
+		if s.Images, err = verifyImages(ctx, c, api, *s); err != nil {
 			return observed{}, err
 		}
 	} else {
@@ -228,8 +229,11 @@ func readSPIRE(ctx context.Context, c syncconfig.SPIRE) (_ *snapshot.SPIRE, err 
 }
 
 // verifyImages asks the verifiers as policy-sync does, and waits for the answers.
-func verifyImages(ctx context.Context, c syncconfig.Config, s snapshot.Snapshot) (map[snapshot.ImageKey]snapshot.Image, error) {
+func verifyImages(ctx context.Context, c syncconfig.Config, api kubernetes.Interface, s snapshot.Snapshot) (map[snapshot.ImageKey]snapshot.Image, error) {
 	c.Images.Checker.Now = time.Now
+	if c.Images.PullSecrets {
+		c.Images.Checker.PullSecrets = pullsecret.New(pullsecret.Client{CoreV1Interface: api.CoreV1()}, time.Now)
+	}
 	checker, err := image.New(c.Images.Checker)
 	if err != nil {
 		return nil, err

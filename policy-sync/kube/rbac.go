@@ -51,6 +51,23 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 	}
 }
 
+// PullSecretRBAC makes the rights that policy-sync needs beyond RBAC where pods' pull secrets count (images.pullSecrets): to read
+// Secrets and service accounts, in the named namespaces, or everywhere without any. No role can name the type of a Secret.
+func PullSecretRBAC(namespace, serviceAccount string, in []string) []runtime.Object {
+	const name = roleName + "-pull-secrets"
+	subjects := []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: namespace, Name: serviceAccount}}
+	role := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}
+	out := []runtime.Object{&rbacv1.ClusterRole{TypeMeta: rbacType("ClusterRole"), ObjectMeta: metav1.ObjectMeta{Name: name},
+		Rules: []rbacv1.PolicyRule{rule("", []string{"get"}, "secrets", "serviceaccounts")}}}
+	for _, ns := range in {
+		out = append(out, &rbacv1.RoleBinding{TypeMeta: rbacType("RoleBinding"), ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Subjects: subjects, RoleRef: role})
+	}
+	if len(in) == 0 {
+		out = append(out, &rbacv1.ClusterRoleBinding{TypeMeta: rbacType("ClusterRoleBinding"), ObjectMeta: metav1.ObjectMeta{Name: name}, Subjects: subjects, RoleRef: role})
+	}
+	return out
+}
+
 var (
 	read  = []string{"get", "list", "watch"}
 	write = []string{"get", "list", "watch", "create", "update", "delete"}

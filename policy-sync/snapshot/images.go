@@ -35,7 +35,7 @@ func ImageQuestions(pods []*corev1.Pod, policies []v1alpha1.TrustPolicy, nodes [
 	for _, p := range policies {
 		verifiers[p.Namespace] = append(verifiers[p.Namespace], p.Spec.Require.Image.Verifiers()...)
 	}
-	return AskAbout(pods, nodes, func(pod *corev1.Pod) ([]string, bool) {
+	return AskAbout(Config{}, pods, nodes, func(pod *corev1.Pod) ([]string, bool) {
 		names, ok := verifiers[pod.Namespace]
 		return names, ok
 	})
@@ -45,15 +45,15 @@ func ImageQuestions(pods []*corev1.Pod, policies []v1alpha1.TrustPolicy, nodes [
 // what a pod's spec brings along is asked about (ImagesOf), and within bounds: pods that bear the trust label come first, then
 // the older ones, so that new pods and statuses never keep an attested pod's images from being asked about. No image of a
 // mirror pod is asked about: it stands for a file on its node, and is never attested.
-func AskAbout(pods []*corev1.Pod, nodes []corev1.Node, ask func(*corev1.Pod) (verifiers []string, ok bool)) []ImageQuestion {
-	c := newCollector(nodes)
+func AskAbout(config Config, pods []*corev1.Pod, nodes []corev1.Node, ask func(*corev1.Pod) (verifiers []string, ok bool)) []ImageQuestion {
+	c := newCollector(config, nodes)
 	for _, pod := range pods {
 		c.collect(pod, ask)
 	}
 	if c.over { // then the order decides
 		order := slices.Clone(pods)
 		slices.SortFunc(order, first)
-		c = newCollector(nodes)
+		c = newCollector(config, nodes)
 		for _, pod := range order {
 			c.collect(pod, ask)
 		}
@@ -74,6 +74,7 @@ func first(a, b *corev1.Pod) int {
 
 // collector gathers questions within the bounds.
 type collector struct {
+	config    Config
 	platforms map[string]string
 	asked     map[ImageKey]*ImageQuestion
 	// byNode and byNamespace are the different images of each.
@@ -82,8 +83,8 @@ type collector struct {
 	over bool
 }
 
-func newCollector(nodes []corev1.Node) *collector {
-	return &collector{platforms: Platforms(nodes), asked: map[ImageKey]*ImageQuestion{}, byNode: map[string]map[ImageKey]bool{}, byNamespace: map[string]map[ImageKey]bool{}}
+func newCollector(config Config, nodes []corev1.Node) *collector {
+	return &collector{config: config, platforms: Platforms(nodes), asked: map[ImageKey]*ImageQuestion{}, byNode: map[string]map[ImageKey]bool{}, byNamespace: map[string]map[ImageKey]bool{}}
 }
 
 func (c *collector) collect(pod *corev1.Pod, ask func(*corev1.Pod) ([]string, bool)) {
@@ -95,7 +96,7 @@ func (c *collector) collect(pod *corev1.Pod, ask func(*corev1.Pod) ([]string, bo
 		return
 	}
 	n := 0
-	for _, i := range ImagesOf(pod, c.platforms[pod.Spec.NodeName]) {
+	for _, i := range c.config.ImagesOf(pod, c.platforms[pod.Spec.NodeName]) {
 		if i.Key.ImageID == "" {
 			continue
 		}
@@ -139,7 +140,8 @@ func (c *collector) questions() []ImageQuestion {
 		out = append(out, *q)
 	}
 	slices.SortFunc(out, func(a, b ImageQuestion) int {
-		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Asked, b.Asked), cmp.Compare(a.Platform, b.Platform))
+		return cmp.Or(cmp.Compare(a.ImageID, b.ImageID), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Asked, b.Asked), cmp.Compare(a.Platform, b.Platform),
+			cmp.Compare(a.Owner.Namespace, b.Owner.Namespace), cmp.Compare(a.Owner.Account, b.Owner.Account), cmp.Compare(a.Owner.PullSecrets, b.Owner.PullSecrets))
 	})
 	return out
 }

@@ -177,6 +177,8 @@ type Config struct {
 	RefuseSharedServiceAccounts bool
 	// AllowedHostPaths are folders or files of the node that a pod may mount read-only and still meet "runtime: restricted".
 	AllowedHostPaths []string
+	// ImageOwners says how far owners' images are told apart.
+	ImageOwners ImageOwners
 	// TierOrder is the order of the Calico tier; 0 means DefaultTierOrder.
 	TierOrder float64
 	// DNS and Istiod name the pods that every enrolled pod may call; zero values mean
@@ -220,6 +222,15 @@ type ImageKey struct {
 	// Platform is the node's, "linux/arm64"; empty when its kubelet does not say. Where ImageID names an index, it decides
 	// which of the index's images runs.
 	Platform string
+	// Owner says whose pod it is, as far as Config.ImageOwners tells owners apart.
+	Owner ImageOwner
+}
+
+// ImageOwner is whose pod runs an image. The pod's author controls account and secrets.
+type ImageOwner struct {
+	Namespace, Account string
+	// PullSecrets are the names in the pod's spec, joined by commas.
+	PullSecrets string
 }
 
 // Image is what was found out about an image by asking its registry and the verifiers.

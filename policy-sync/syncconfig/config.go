@@ -64,6 +64,8 @@ type Images struct {
 	Checker image.Config // without Now
 	// Credentials is Checker's Keychain where a file is configured, and nil where registries are asked anonymously.
 	Credentials *image.CredentialsFile
+	// PullSecrets says that pods' pull secrets count; whoever runs the checker has to give it Checker.PullSecrets.
+	PullSecrets bool
 	Recheck     time.Duration
 }
 

@@ -118,6 +118,11 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 			[]string{`line 6: images.verifiers.1: two verifiers are named "a"`}},
 		"if a digest is malformed, refuse": {
 			good + "images:\n  verifiers:\n  - name: a\n    configs: [latest]\n", []string{"line 6: images.verifiers.0.configs.0: digest \"latest\""}},
+		"if a namespace's rule names no verifier, refuse": {
+			good + "images:\n  namespaces:\n    a: {verifiers: [k]}\n    b: {registries: []}\n    c: {registry: [x]}\n",
+			[]string{`line 5: images.namespaces.a: namespace "a": verifier "k" is not configured`, `line 6: images.namespaces.b: namespace "b": `, "line 7: field registry: no such key here"}},
+		"if credential providers are half, refuse":       {good + "images: {credentialProviders: {config: /x}}\n", []string{"line 3: images.credentialProviders: give config and binDir"}},
+		"if credential providers are missing, refuse":    {good + "images: {credentialProviders: {config: /no/file, binDir: /bin}}\n", []string{"line 3: images.credentialProviders: image: credential providers: open /no/file"}},
 		"if an OCI layout is missing, refuse":            {good + "images: {ociLayouts: [/no/layout]}\n", []string{"line 3: images:", "/no/layout"}},
 		"if a listen address is none, refuse":            {good + "listen: {metrics: here}\n", []string{`line 3: listen.metrics: "here" is neither`}},
 		"if a lease has a name that no role has, refuse": {good + "leaderElection: {name: other}\n", []string{"line 3: leaderElection.name: \"other\" is not keelson-policy-sync"}},
@@ -169,6 +174,22 @@ func TestRegistryCredentials(t *testing.T) {
 	}
 	if _, err := Parse(bytes.ReplaceAll(config, []byte("config.json"), []byte("none"))); err == nil || !strings.Contains(err.Error(), "line 4: images.registryAuth") {
 		t.Errorf("no file: %v", err)
+	}
+}
+
+// TestWhoseImagesAreToldApart: by namespace where rules are, by account where pull secrets count.
+func TestWhoseImagesAreToldApart(t *testing.T) {
+	const good = "trustDomain: keelson.demo\nspire: {socket: /s}\n"
+	for text, want := range map[string]snapshot.ImageOwners{
+		"":                              snapshot.ImagesOfAll,
+		"images: {pullSecrets: true}\n": snapshot.ImagesOfAccounts,
+		"images:\n  verifiers: [{name: a, manifests: [" + digest + "]}]\n  namespaces: {x: {verifiers: [a]}}\n": snapshot.ImagesOfNamespaces,
+	} {
+		c, err := Parse([]byte(good + text))
+		if err != nil || c.Snapshot.ImageOwners != want || c.Images.PullSecrets != (want == snapshot.ImagesOfAccounts) ||
+			(len(c.Images.Checker.Namespaces) == 1) != (want == snapshot.ImagesOfNamespaces) {
+			t.Errorf("%q: %q, %v", text, c.Snapshot.ImageOwners, err)
+		}
 	}
 }
 

@@ -76,12 +76,25 @@ type imagesFile struct {
 	RedirectHosts       []string            `yaml:"redirectHosts"`
 	SignatureRepository string              `yaml:"signatureRepository"`
 	RegistryAuth        string              `yaml:"registryAuth"` // path of a file in the form of ~/.docker/config.json
+	CredentialProviders providersFile       `yaml:"credentialProviders"`
+	PullSecrets         bool                `yaml:"pullSecrets"`
+	Namespaces          map[string]ruleFile `yaml:"namespaces"`
 	Platform            platformFile        `yaml:"platform"`
 	Recheck             time.Duration       `yaml:"recheck"`
 	TTL                 time.Duration       `yaml:"ttl"`
 	FailureTTL          time.Duration       `yaml:"failureTTL"`
 	Timeout             time.Duration       `yaml:"timeout"`
 	Verifiers           []verifierFile      `yaml:"verifiers"`
+}
+
+type providersFile struct {
+	Config string `yaml:"config"` // path of a CredentialProviderConfig
+	BinDir string `yaml:"binDir"`
+}
+
+type ruleFile struct {
+	Registries []string `yaml:"registries"`
+	Verifiers  []string `yaml:"verifiers"`
 }
 
 type platformFile struct {
@@ -133,6 +146,7 @@ func (f file) config(p *problems) Config {
 		SPIRE:  f.spire(p),
 		Images: f.Images.config(p),
 	}
+	c.Snapshot.ImageOwners = f.Images.owners()
 	for _, s := range f.MoreDNS {
 		c.Snapshot.MoreDNS = append(c.Snapshot.MoreDNS, snapshot.Service(s))
 	}
@@ -242,6 +256,14 @@ func (f imagesFile) config(p *problems) Images {
 			out.Checker.Keychain = out.Credentials
 		}
 	}
+	f.CredentialProviders.open(p, &out)
+	out.PullSecrets = f.PullSecrets
+	if len(f.Namespaces) > 0 {
+		out.Checker.Namespaces = map[string]image.NamespaceRule{}
+	}
+	for namespace, rule := range f.Namespaces {
+		out.Checker.Namespaces[namespace] = image.NamespaceRule(rule)
+	}
 	p.between("images.recheck", f.Recheck, time.Second, time.Hour)
 	p.between("images.ttl", f.TTL, time.Second, 24*time.Hour)
 	p.between("images.failureTTL", f.FailureTTL, time.Second, time.Hour)
@@ -261,10 +283,44 @@ func (f imagesFile) config(p *problems) Images {
 	probe.Now = time.Now
 	if _, err := image.New(probe); err != nil {
 		for _, text := range strings.Split(err.Error(), "\n") {
-			p.at("images", "%s", strings.TrimPrefix(text, "image: "))
+			text = strings.TrimPrefix(text, "image: ")
+			key := "images"
+			if rest, ok := strings.CutPrefix(text, `namespace "`); ok {
+				namespace, _, _ := strings.Cut(rest, `"`)
+				key = "images.namespaces." + namespace
+			}
+			p.at(key, "%s", text)
 		}
 	}
 	return out
+}
+
+// owners says how far images have to be asked about by owner.
+func (f imagesFile) owners() snapshot.ImageOwners {
+	switch {
+	case f.PullSecrets:
+		return snapshot.ImagesOfAccounts
+	case len(f.Namespaces) > 0:
+		return snapshot.ImagesOfNamespaces
+	default:
+		return snapshot.ImagesOfAll
+	}
+}
+
+func (f providersFile) open(p *problems, out *Images) {
+	if f == (providersFile{}) {
+		return
+	}
+	if f.Config == "" || f.BinDir == "" {
+		p.at("images.credentialProviders", "give config and binDir, or neither")
+		return
+	}
+	providers, err := image.OpenCredentialProviders(f.Config, f.BinDir)
+	if err != nil {
+		p.at("images.credentialProviders", "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		return
+	}
+	out.Checker.Keychain = image.Keychains(out.Checker.Keychain, providers)
 }
 
 func (f verifierFile) verifier(p *problems, path string) image.Verifier {

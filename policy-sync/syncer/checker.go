@@ -17,7 +17,11 @@ import (
 // Checker asks the same verifiers as the workload attestor does about what a container's status says of its image.
 func Checker(c *image.Checker) CheckImage {
 	return func(ctx context.Context, key snapshot.ImageKey) snapshot.Image {
-		running := image.Running{Ref: key.ImageID, Name: key.Image, Platform: platform(key.Platform)}
+		running := image.Running{Ref: key.ImageID, Name: key.Image, Platform: platform(key.Platform),
+			Owner: image.Owner{Namespace: key.Owner.Namespace, Account: key.Owner.Account}}
+		if key.Owner.PullSecrets != "" {
+			running.Owner.PullSecrets = strings.Split(key.Owner.PullSecrets, ",")
+		}
 		if key.Asked != "" {
 			running.Hints = []string{key.Asked}
 		}

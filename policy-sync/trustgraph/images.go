@@ -36,7 +36,7 @@ const (
 // nothing from a pod of which another container runs. No status may be about a container that the spec does not have.
 func (b *builder) judgeImages(pod *corev1.Pod, p *Policy) unmet {
 	var out unmet
-	images := snapshot.ImagesOf(pod, b.platforms[pod.Spec.NodeName])
+	images := b.s.Config.ImagesOf(pod, b.platforms[pod.Spec.NodeName])
 	had, remembered := b.remembered(string(pod.UID))
 	if text := lags(pod, images, had, remembered); text != "" {
 		out.pending = append(out.pending, text)

@@ -25,7 +25,7 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 			choosers[p.Namespace] = append(choosers[p.Namespace], newChooser(&Policy{Spec: *spec}))
 		}
 	}
-	return snapshot.AskAbout(s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
+	return snapshot.AskAbout(s.Config, s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
 		node := c.nodes[pod.Spec.NodeName]
 		if pod.Spec.HostNetwork || node.Verdict != v1alpha1.VerdictTrusted && !node.Held {
 			return nil, false

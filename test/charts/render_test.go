@@ -3,6 +3,7 @@ package charts
 
 import (
 	"bytes"
+	_ "embed" // files of charts' values
 	"errors"
 	"flag"
 	"io"
@@ -41,6 +42,14 @@ MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEcEdKmZHThodmGHyp8NqNIhYorjgR
 iLr4uZ5+CZYeTWFWzU37wyo3a5ukZKqV70OkNvPsG+MHMLAXy6Alrhgryg==
 -----END PUBLIC KEY-----
 `
+
+var (
+	// authority is a CA's certificate, and trustedRoot one of a Sigstore instance that nobody has.
+	//go:embed testdata/files/registry.pem
+	authority string
+	//go:embed testdata/files/trusted_root.json
+	trustedRoot string
+)
 
 // parse reads values as people write them.
 func parse(t testing.TB, texts ...string) map[string]any {
@@ -98,6 +107,11 @@ policySync:
     images:
       registries: [registry.example.org]
       insecureRegistries: ["10.0.0.1:5000"]
+      mirrors: {docker.io: ["mirror.example.org/dockerhub"]}
+      registryCAs: {registry.example.org: registry.pem}
+      redirectHosts: ["*.blobs.example.org"]
+      signatureRepository: registry.example.org/signatures
+      namespaces: {payments: {registries: [registry.example.org/payments], verifiers: [release-key, ci]}, "*": {verifiers: [pinned]}}
       platform: {os: linux, architecture: arm64, variant: v8}
       recheck: 20s
       ttl: 1h
@@ -105,11 +119,14 @@ policySync:
       timeout: 30s
       verifiers:
       - {name: release-key, publicKey: release-key.pem}
+      - {name: ci, keyless: {issuer: "https://token.example.org", subjectPattern: ".*@example[.]org", trustedRoot: sigstore.json}}
       - {name: pinned, manifests: ["sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"]}
     leaderElection: {leaseDuration: 6s}
     resync: 1m
     debounce: 50ms
   verifierKeys: {release-key.pem: KEY}
+  trustedRoots: {sigstore.json: ROOT}
+  registryCAs: {registry.pem: CA}
   registryAuthSecret: registry
   spire: {access: hostPath, csiDriver: other.csi.spiffe.io, hostPath: /run/agents, socketName: agent.sock}
   ports: {metrics: 9080, health: 9081}
@@ -136,6 +153,7 @@ plugins: {image: {tag: v3}}
 spire:
   servers: [{namespace: a, serviceAccount: one}, {namespace: b, serviceAccount: two}]
   agents: [{namespace: c, serviceAccount: three}, {namespace: d, serviceAccount: four}]
+pullSecrets: {policySync: true, agents: true, namespaces: [payments, shop]}
 guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUsers: [], calicoNodeUsers: [canal]}
 networkPolicy:
   enabled: true
@@ -151,7 +169,10 @@ uninstall: {removeObjects: true, spireEntries: false}
 func full(t testing.TB) map[string]any {
 	t.Helper()
 	v := parse(t, everything)
-	v["policySync"].(map[string]any)["verifierKeys"] = map[string]any{"release-key.pem": key}
+	p := v["policySync"].(map[string]any)
+	p["verifierKeys"] = map[string]any{"release-key.pem": key}
+	p["registryCAs"] = map[string]any{"registry.pem": authority}
+	p["trustedRoots"] = map[string]any{"sigstore.json": trustedRoot}
 	return v
 }
 
@@ -268,6 +289,9 @@ func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := append(kube.RBAC(namespace, tc.account), kube.TeamRBAC()...)
+			if name == "everything" {
+				want = append(want, kube.PullSecretRBAC(namespace, tc.account, []string{"payments", "shop"})...)
+			}
 			if tc.node[0] != "" {
 				want = append(want, kube.NodeRBAC(tc.node[0], tc.node[1])...)
 			}
@@ -333,7 +357,12 @@ func TestTheProgramReadsTheConfiguration(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(`{"auths":{"registry.example.org":{"auth":"dTpw"}}}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		text := strings.NewReplacer("/etc/keelson/keys", dir, "/etc/keelson/registry", dir).Replace(configuration(t, render(t, values).Manifest))
+		for file, content := range map[string]string{"registry.pem": authority, "sigstore.json": trustedRoot} {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text := strings.NewReplacer("/etc/keelson/keys", dir, "/etc/keelson/roots", dir, "/etc/keelson/cas", dir, "/etc/keelson/registry", dir).Replace(configuration(t, render(t, values).Manifest))
 		c, err := syncconfig.Parse([]byte(text))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -80,7 +80,7 @@ func bind(ctx context.Context, sources []source, q question, platform Platform) 
 		return b.result, len(b.problems) == 0 && !b.result.unheard(), nil
 	}
 	if len(sources) == 0 {
-		return bound{}, false, fmt.Errorf("image: no source for %s: its registry is not listed in registries, and no oci_layouts are configured", q.id)
+		return bound{}, false, fmt.Errorf("image: no source for %s: its registry is not listed in registries or does not count in its namespace, and no oci_layouts are configured", q.id)
 	}
 	none := fmt.Errorf("image: none of %d sources has a manifest for %s", len(sources), q.id)
 	return bound{}, false, errors.Join(append([]error{none}, b.problems...)...)

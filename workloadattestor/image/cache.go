@@ -93,12 +93,12 @@ func (k *knowledge) retry(c Config, now time.Time) {
 }
 
 // answer says what holds now.
-func (k *knowledge) answer(verifiers []Verifier, now time.Time) (Result, error) {
+func (k *knowledge) answer(s *scope, now time.Time) (Result, error) {
 	if k.err != nil {
 		return Result{}, k.err
 	}
 	result := k.bound.result()
-	for _, v := range verifiers {
+	for _, v := range s.counts {
 		d := k.verdicts[v.Name()]
 		if d.refusal == nil && now.Before(d.expires) {
 			result.SignedBy = append(result.SignedBy, v.Name())
@@ -110,6 +110,7 @@ func (k *knowledge) answer(verifiers []Verifier, now time.Time) (Result, error) 
 		}
 		result.Failures = append(result.Failures, Failure{Verifier: v.Name(), Reason: d.refusal, Unknown: d.unheard})
 	}
+	s.refuse(&result)
 	slices.Sort(result.SignedBy)
 	if len(result.SignedBy) == 0 {
 		// Nobody vouches for the index, so it matters that its entries cannot be told or read.

@@ -23,6 +23,11 @@ type Config struct {
 	InsecureRegistries []string
 	// Keychain gives credentials; nil asks anonymously.
 	Keychain authn.Keychain
+	// PullSecrets, where it is set, has credentials of pods' owners, which come before Keychain's.
+	PullSecrets PullSecrets
+	// Namespaces say which registries and verifiers count for the pods of a namespace, by its name; AnyNamespace is for all others.
+	// Without a rule all count.
+	Namespaces map[string]NamespaceRule
 	// Mirrors are places that are asked instead of a registry, by its host: "docker.io": {"mirror.example/dockerhub"}. A mirror
 	// has the registry's repositories below its own path. Registries lists the names that images have, not mirrors.
 	Mirrors map[string][]string
@@ -70,6 +75,7 @@ type Checker struct {
 	config     Config
 	layouts    []source
 	registries *registries
+	scopes     scopes
 	images     *cache
 	memory     *memory
 	flight     singleflight.Group
@@ -132,6 +138,10 @@ func New(c Config) (*Checker, error) {
 		layouts = append(layouts, l)
 	}
 	reg, err := newRegistries(c)
+	var rules scopes
+	if err == nil {
+		rules, err = newScopes(c, reg)
+	}
 	if err != nil {
 		problems = append(problems, err)
 	}
@@ -145,6 +155,7 @@ func New(c Config) (*Checker, error) {
 		config:     c,
 		layouts:    layouts,
 		registries: reg,
+		scopes:     rules,
 		images:     newCache(maxCached),
 		memory:     newMemory(maxMemory),
 	}, nil
@@ -164,6 +175,27 @@ func (c *Checker) Check(ctx context.Context, running Running) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
+	q.scope = c.scopes.of(running.Owner.Namespace)
+	secrets := c.login(ctx, &q, running.Owner)
+	result, err := c.shared(ctx, q)
+	if secrets == nil {
+		return result, err
+	}
+	// Without the secrets less could be read, which an error or an open verdict may come from. Others share the result.
+	result.Failures = slices.Clone(result.Failures)
+	for i, f := range result.Failures {
+		if f.Unknown {
+			result.Failures[i].Reason = errors.Join(f.Reason, secrets)
+		}
+	}
+	if err != nil {
+		err = errors.Join(err, secrets)
+	}
+	return result, err
+}
+
+// shared checks once for all who ask the same at the same time.
+func (c *Checker) shared(ctx context.Context, q question) (Result, error) {
 	type answer struct {
 		result Result
 		err    error
@@ -200,7 +232,7 @@ func (c *Checker) check(ctx context.Context, q question) (Result, error) {
 		e = fresh
 		c.images.put(q.key(), e, now)
 	}
-	return e.answer(c.config.Verifiers, now)
+	return e.answer(q.scope, now)
 }
 
 // Resolve returns the digest that a reference has now: a name or digest in one of the layouts, which is returned as
@@ -265,7 +297,7 @@ func (c *Checker) look(ctx context.Context, q question, e *knowledge) {
 	asked := append(slices.Clone(sources), c.registries.signatureSources(c.memory)...)
 	verdicts := map[string]verdict{}
 	all := func() bool {
-		for _, v := range c.config.Verifiers {
+		for _, v := range q.scope.counts {
 			if _, done := verdicts[v.Name()]; done {
 				continue
 			}
@@ -273,9 +305,9 @@ func (c *Checker) look(ctx context.Context, q question, e *knowledge) {
 				verdicts[v.Name()] = d
 			}
 		}
-		return len(verdicts) == len(c.config.Verifiers)
+		return len(verdicts) == len(q.scope.counts)
 	}
-	if c.needsSignatures() {
+	if q.scope.needsSignatures() {
 		for _, subject := range e.bound.subjects() {
 			if all() {
 				break
@@ -286,7 +318,7 @@ func (c *Checker) look(ctx context.Context, q question, e *knowledge) {
 		}
 	}
 	if !all() {
-		for _, v := range c.config.Verifiers {
+		for _, v := range q.scope.counts {
 			if _, done := verdicts[v.Name()]; !done {
 				verdicts[v.Name()] = judge(v, e.bound, found.found)
 			}
@@ -295,8 +327,8 @@ func (c *Checker) look(ctx context.Context, q question, e *knowledge) {
 	e.note(c.config, verdicts, found.problems, now)
 }
 
-func (c *Checker) needsSignatures() bool {
-	return slices.ContainsFunc(c.config.Verifiers, Verifier.needsSignatures)
+func (s *scope) needsSignatures() bool {
+	return slices.ContainsFunc(s.counts, Verifier.needsSignatures)
 }
 
 func (c *Checker) bind(ctx context.Context, q question, sources []source, e *knowledge) {

@@ -60,6 +60,37 @@ func parseCredentials(raw []byte) (*credentials, error) {
 		return nil, fmt.Errorf("image: credentials of %d bytes, the limit is %d", len(raw), maxCredentials)
 	}
 	p := credentialParser{raw: raw, out: &credentials{}, seen: map[string]int{}}
+	return p.parse()
+}
+
+// ParsePullSecret reads a Secret of type kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg. Who writes Secrets in a namespace
+// controls it, so helpers that it names are not run, and entries that need one have no credentials. It returns nil where there are
+// no credentials.
+func ParsePullSecret(secretType string, data map[string][]byte) (authn.Keychain, error) {
+	var raw []byte
+	switch secretType {
+	case "kubernetes.io/dockerconfigjson":
+		raw = data[".dockerconfigjson"]
+	case "kubernetes.io/dockercfg": // the content of auths alone
+		raw = slices.Concat([]byte(`{"auths":`), data[".dockercfg"], []byte("}"))
+	default:
+		return nil, fmt.Errorf("image: secret of type %s, want kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg", short(secretType))
+	}
+	if len(raw) > maxCredentials {
+		return nil, fmt.Errorf("image: credentials of %d bytes, the limit is %d", len(raw), maxCredentials)
+	}
+	p := credentialParser{raw: raw, out: &credentials{}, seen: map[string]int{}, noHelpers: true}
+	if err := p.file(); err != nil {
+		return nil, fmt.Errorf("image: %w", err)
+	}
+	if len(p.out.entries) == 0 {
+		return nil, nil
+	}
+	slices.SortStableFunc(p.out.entries, moreSpecific)
+	return p.out, nil
+}
+
+func (p *credentialParser) parse() (*credentials, error) {
 	if err := p.file(); err != nil {
 		return nil, fmt.Errorf("image: %w", err)
 	}
@@ -77,6 +108,8 @@ type credentialParser struct {
 	seen    map[string]int // lines, by what an entry is for
 	auths   []field
 	helpers []field
+	// noHelpers leaves out all that needs a helper.
+	noHelpers bool
 }
 
 // field is a key of an object, and its value.
@@ -103,6 +136,7 @@ func (p *credentialParser) file() error {
 		switch key := fold(f.key); {
 		case key == "auths":
 			p.auths, err = p.fields(f.value, f.line)
+		case p.noHelpers: // of no use to the kubelet either
 		case key == "credhelpers":
 			p.helpers, err = p.fields(f.value, f.line)
 		case key == "credsstore":
@@ -174,6 +208,8 @@ func (p *credentialParser) add(f field, read func(field, *credential) error) err
 		err = read(f, &c)
 	}
 	switch {
+	case errors.Is(err, errEmpty) && p.noHelpers:
+		return nil
 	case errors.Is(err, errEmpty) && twice && slices.ContainsFunc(p.out.entries, func(e credential) bool { return e.line == first && e.helper != nil }):
 		return nil // "docker login" leaves an empty entry where one of credHelpers has the credentials
 	case errors.Is(err, errEmpty) && p.out.store != nil && !twice:

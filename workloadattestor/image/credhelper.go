@@ -89,26 +89,15 @@ func (h *helper) get(ctx context.Context, server string) (*authn.AuthConfig, err
 }
 
 func (h *helper) run(ctx context.Context, server string) (*authn.AuthConfig, error) {
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, h.program, "get") //nolint:gosec // the operator's configuration names the program
-	cmd.Stdin = strings.NewReader(server)
-	cmd.WaitDelay = time.Second // for what the helper started and that holds the pipe
-	out := &boundedBuffer{limit: maxHelperOut, full: cancel}
-	cmd.Stdout = out
-	err := cmd.Run()
+	out, err := runBounded(ctx, runLimits{helperTimeout, maxHelperOut}, []byte(server), nil, h.program, "get")
 	switch {
-	case out.over:
-		return nil, fmt.Errorf("it wrote more than %d bytes", maxHelperOut)
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("it gave no answer: %w", ctx.Err())
-	case err != nil && helpers.IsErrCredentialsNotFoundMessage(strings.TrimSpace(out.buffer.String())):
+	case err != nil && helpers.IsErrCredentialsNotFoundMessage(strings.TrimSpace(string(out))):
 		return nil, errNoCredentials
 	case err != nil:
 		return nil, err // the exit code; what it wrote may hold secrets
 	}
 	var got struct{ ServerURL, Username, Secret string }
-	if _, err := decodeStrict(out.buffer.Bytes(), &got); err != nil || got.Secret == "" {
+	if _, err := decodeStrict(out, &got); err != nil || got.Secret == "" {
 		return nil, errors.New(`its answer is not {"Username": …, "Secret": …}`)
 	}
 	if got.Username == "<token>" { // an OAuth 2 refresh token, by the protocol

@@ -23,10 +23,13 @@ type registries struct {
 	mirrors    map[string][]string // by registry, in its full name
 	signatures []name.Repository   // that hold other repositories' signatures
 	puller     *puller
+
+	mu      sync.Mutex
+	pullers map[string]*puller // that log in with pull secrets, by these' fingerprint
 }
 
 func newRegistries(c Config) (*registries, error) {
-	r := &registries{insecure: map[string]bool{}, mirrors: map[string][]string{}}
+	r := &registries{insecure: map[string]bool{}, mirrors: map[string][]string{}, pullers: map[string]*puller{}}
 	var problems []error
 	for _, host := range c.InsecureRegistries {
 		if _, err := name.NewRegistry(host); err != nil {
@@ -143,15 +146,19 @@ func (r *registries) repository(full string) (name.Repository, error) {
 // they are asked in its place.
 func (r *registries) sources(q question, m *memory) []source {
 	var out []source
+	client := q.client
+	if client == nil {
+		client = r.puller
+	}
 	seen := map[string]bool{}
 	for _, ref := range q.refs {
 		repo := ref.Context()
-		if seen[repo.Name()] || !r.allows(repo) {
+		if seen[repo.Name()] || !r.allows(repo) || q.scope != nil && !q.scope.allows(repo) {
 			continue
 		}
 		seen[repo.Name()] = true
 		for _, place := range r.places(repo) {
-			out = append(out, remembering{&repository{repo: place, named: repo, puller: r.puller}, m})
+			out = append(out, remembering{&repository{repo: place, named: repo, puller: client}, m})
 		}
 	}
 	return out
@@ -185,12 +192,7 @@ func (r *registries) allows(repo name.Repository) bool {
 	if plainPath(repo.RepositoryStr()) != nil {
 		return false
 	}
-	for _, prefix := range r.allowed {
-		if repo.Name() == prefix || strings.HasPrefix(repo.Name(), prefix+"/") {
-			return true
-		}
-	}
-	return false
+	return within(repo.Name(), r.allowed)
 }
 
 // repository is a source: one repository of a registry.

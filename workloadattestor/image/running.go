@@ -25,6 +25,8 @@ type Running struct {
 	Hints []string
 	// LayoutEntry, where it is not empty, is the digest of the only entry of OCI layouts at which the image is looked for.
 	LayoutEntry string
+	// Owner says whose pod runs it: what counts for its namespace, and with which secrets it is pulled.
+	Owner Owner
 	// Platform of the node that runs it, where that is not the checker's own (Config.Platform).
 	Platform Platform
 }
@@ -46,11 +48,14 @@ type question struct {
 	platform Platform         // the node's; zero leaves it to the checker's configuration
 	entry    string           // the only entry of layouts that is read, "" for all
 	loose    []string         // digests without a repository: may be asked of every source
+	scope    *scope           // what counts
+	client   *puller          // that logs in for the owner
+	login    string           // fingerprint of the owner's credentials, "" for none
 }
 
 // key is the same for equal questions.
 func (q question) key() string {
-	parts := append([]string{string(q.id), q.entry, q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
+	parts := append([]string{string(q.id), q.scope.name, q.login, q.entry, q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
 	for _, r := range q.refs {
 		parts = append(parts, r.Name())
 	}

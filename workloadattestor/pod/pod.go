@@ -46,6 +46,8 @@ type Facts struct {
 	Account string
 	// Unmet and Paths are what confined.Unmet and confined.Paths say of its spec.
 	Unmet, Paths []string
+	// PullSecrets are the names in its spec.imagePullSecrets.
+	PullSecrets []string
 }
 
 // Lookup finds pods. It is safe for concurrent use.
@@ -93,6 +95,9 @@ func (l *Lookup) Facts(ctx context.Context, namespace, name, uid string) (Facts,
 		return Facts{}, err
 	}
 	facts := Facts{Account: account, Unmet: confined.Unmet(p, l.config.AllowedHostPaths), Paths: confined.Paths(p, l.config.AllowedHostPaths)}
+	for _, reference := range p.Spec.ImagePullSecrets {
+		facts.PullSecrets = append(facts.PullSecrets, reference.Name)
+	}
 	l.put(types.UID(uid), answer{namespace: namespace, name: name, facts: facts, at: now})
 	return facts, nil
 }

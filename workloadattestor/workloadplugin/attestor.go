@@ -40,6 +40,7 @@ type outcome struct {
 	claims    workloadclaim.Claims
 	selectors []string
 	absent    []string // what was not proved, and why
+	owner     image.Owner
 }
 
 // errRefused marks what a process must not have: evidence that contradicts itself. All other errors mean that something
@@ -75,6 +76,7 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 		return out, refused(err)
 	}
 	out.claims = claimsOf(a.node, container)
+	out.owner = image.Owner{Namespace: container.Namespace}
 	out.addPod(ctx, a.pods, a.own.foreign(container))
 	out.addImage(ctx, a.images, container)
 	if err := process.Recheck(); err != nil {
@@ -132,6 +134,7 @@ func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) 
 		return
 	}
 	o.claims.ServiceAccount = facts.Account
+	o.owner.Account, o.owner.PullSecrets = facts.Account, facts.PullSecrets
 	o.claims.Unconfined = workloadclaim.FactOf(len(facts.Unmet) > 0)
 	for _, why := range facts.Unmet {
 		o.absent = append(o.absent, "runtime: "+why)
@@ -156,7 +159,7 @@ func (o *outcome) addImage(ctx context.Context, images *image.Checker, c runtime
 		o.absent = append(o.absent, "image: "+c.ImageProblem.Error())
 		return
 	}
-	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Name: c.ImageName, Hints: c.ImageHints})
+	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Name: c.ImageName, Hints: c.ImageHints, Owner: o.owner})
 	if err != nil {
 		o.absent = append(o.absent, "image: "+err.Error())
 		if c.HintsError != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/keelson-project/keelson/workloadattestor/image"
 	"github.com/keelson-project/keelson/workloadattestor/pod"
 	"github.com/keelson-project/keelson/workloadattestor/procinfo"
+	"github.com/keelson-project/keelson/workloadattestor/pullsecret"
 	"github.com/keelson-project/keelson/workloadattestor/runtime"
 	"github.com/keelson-project/keelson/workloadattestor/workloadclaim"
 )
@@ -57,6 +58,14 @@ type Config struct {
 	// RegistryAuthPath is a file with credentials in the form of ~/.docker/config.json, which is read again when it changes; without
 	// it registries are asked anonymously.
 	RegistryAuthPath string `hcl:"registry_auth_path"`
+	// CredentialProviderConfigPath is a CredentialProviderConfig and CredentialProviderBinDir the folder of its plugins, as the kubelet's
+	// --image-credential-provider-config and --image-credential-provider-bin-dir.
+	CredentialProviderConfigPath string `hcl:"credential_provider_config_path"`
+	CredentialProviderBinDir     string `hcl:"credential_provider_bin_dir"`
+	// PullSecrets has the pods' own pull secrets count: it needs the API, and get on secrets and serviceaccounts.
+	PullSecrets bool `hcl:"pull_secrets"`
+	// Namespaces say which registries and verifiers count for pods of a namespace, by its name; "*" is for all others.
+	Namespaces map[string]NamespaceConfig `hcl:"namespaces"`
 	// OCILayouts are directories in OCI image layout that hold images or signatures.
 	OCILayouts []string `hcl:"oci_layouts"`
 	// CacheTTL is how long a proof about an image is served without being made again; default 2h.
@@ -67,6 +76,12 @@ type Config struct {
 	Verifiers map[string]VerifierConfig `hcl:"verifiers"`
 	// Metrics is where numbers, health and readiness are served; nowhere without it.
 	Metrics *pluginmetrics.Config `hcl:"metrics"`
+}
+
+// NamespaceConfig is one of Namespaces. What is left out is not narrowed.
+type NamespaceConfig struct {
+	Registries []string `hcl:"registries"`
+	Verifiers  []string `hcl:"verifiers"`
 }
 
 // VerifierConfig is one of Verifiers: keys, an identity, or digests.
@@ -116,25 +131,19 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	a.proc = procinfo.New(c.procRoot(p))
 	a.own = c.ownPaths(p)
 	a.dialRuntime(c, p)
-	pods, err := c.pods()
+	api, err := c.api()
 	switch {
 	case err != nil:
 		p.Add("kubeconfig", "%v", err)
-	case pods == nil:
+	case api == nil:
 		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa and no runtime:restricted will be emitted")
 	}
 	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
-	if pods != nil {
-		a.pods = pod.New(pod.Config{Node: node, Pods: pods, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
+	if api != nil {
+		a.pods = pod.New(pod.Config{Node: node, Pods: podGetter{api}, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
 	}
-	var keychain authn.Keychain
-	if c.RegistryAuthPath != "" {
-		a.credentials, err = image.OpenCredentials(c.RegistryAuthPath)
-		if err != nil {
-			p.Add("registry_auth_path", "%v", err)
-		} else {
-			keychain = a.credentials
-		}
+	if c.PullSecrets && api == nil {
+		p.Add("pull_secrets", "needs kubeconfig or in_cluster: pull secrets are read from the Kubernetes API")
 	}
 	cas, err := image.ReadCAs(c.RegistryCAPaths)
 	if err != nil {
@@ -148,7 +157,9 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 		Mirrors: c.Mirrors, RegistryCAs: cas, RedirectHosts: c.RedirectHosts, SignatureRepositories: signatures,
 		Registries:         c.Registries,
 		InsecureRegistries: c.InsecureRegistries,
-		Keychain:           keychain,
+		Keychain:           c.keychain(a, p),
+		PullSecrets:        c.pullSecrets(api, now),
+		Namespaces:         c.rules(),
 		Layouts:            c.OCILayouts,
 		Verifiers:          c.verifiers(p),
 		Platform:           image.Platform{OS: goruntime.GOOS, Architecture: goruntime.GOARCH},
@@ -164,6 +175,46 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 		return nil, notes, errors.Join(err, a.close())
 	}
 	return a, notes, nil
+}
+
+// keychain has the operator's credentials: those of the file come before those of providers.
+func (c Config) keychain(a *attestor, p *pluginconf.Problems) authn.Keychain {
+	var file, providers authn.Keychain
+	if c.RegistryAuthPath != "" {
+		credentials, err := image.OpenCredentials(c.RegistryAuthPath)
+		if err != nil {
+			p.Add("registry_auth_path", "%v", err)
+		} else {
+			a.credentials, file = credentials, credentials
+		}
+	}
+	switch {
+	case (c.CredentialProviderConfigPath == "") != (c.CredentialProviderBinDir == ""):
+		p.Add("credential_provider_config_path", "give credential_provider_config_path and credential_provider_bin_dir, or neither")
+	case c.CredentialProviderConfigPath != "":
+		opened, err := image.OpenCredentialProviders(c.CredentialProviderConfigPath, c.CredentialProviderBinDir)
+		if err != nil {
+			p.Add("credential_provider_config_path", "%v", err)
+		} else {
+			providers = opened
+		}
+	}
+	return image.Keychains(file, providers)
+}
+
+func (c Config) pullSecrets(api *corev1client.CoreV1Client, now func() time.Time) image.PullSecrets {
+	if !c.PullSecrets || api == nil {
+		return nil
+	}
+	return pullsecret.New(pullsecret.Client{CoreV1Interface: api}, now)
+}
+
+func (c Config) rules() map[string]image.NamespaceRule {
+	out := make(map[string]image.NamespaceRule, len(c.Namespaces))
+	for namespace, rule := range c.Namespaces {
+		out[namespace] = image.NamespaceRule(rule)
+	}
+	return out
 }
 
 // node is the name of this node.
@@ -207,8 +258,8 @@ func (a *attestor) dialRuntime(c Config, p *pluginconf.Problems) {
 	a.closers = append(a.closers, client.Close)
 }
 
-// pods makes the API client; nil when none is configured.
-func (c Config) pods() (pod.Getter, error) {
+// api makes the API client; nil when none is configured.
+func (c Config) api() (*corev1client.CoreV1Client, error) {
 	var config *rest.Config
 	var err error
 	switch {
@@ -226,11 +277,7 @@ func (c Config) pods() (pod.Getter, error) {
 	}
 	// The client's defaults (5 requests a second) would make a node's start wait.
 	config.QPS, config.Burst = 50, 100
-	client, err := corev1client.NewForConfig(config)
-	if err != nil {
-		return nil, err
-	}
-	return podGetter{client}, nil
+	return corev1client.NewForConfig(config)
 }
 
 func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {

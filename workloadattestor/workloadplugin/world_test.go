@@ -65,6 +65,8 @@ type world struct {
 	api      atomic.Pointer[string] // the API's answer about any pod
 	registry string
 	down     atomic.Bool
+	objects  sync.Map     // further objects of the API, by their paths
+	password atomic.Value // that the registry wants, where it is set
 	manifest string
 	log      *logBuffer
 
@@ -112,6 +114,10 @@ func (w *world) startAPI() {
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		body := *w.api.Load()
+		if other, ok := w.objects.Load(r.URL.Path); ok {
+			_, _ = fmt.Fprint(rw, other)
+			return
+		}
 		if body == "" || r.URL.Path != "/api/v1/namespaces/payments/pods/api-0" {
 			rw.WriteHeader(http.StatusNotFound)
 			body = `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`
@@ -129,6 +135,13 @@ func (w *world) startRegistry() {
 		if w.down.Load() {
 			rw.WriteHeader(http.StatusForbidden)
 			return
+		}
+		if want := w.password.Load(); want != nil {
+			if _, got, _ := r.BasicAuth(); got != want {
+				rw.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+				rw.WriteHeader(http.StatusUnauthorized)
+				return
+			}
 		}
 		handler.ServeHTTP(rw, r)
 	}))

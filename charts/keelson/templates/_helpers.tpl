@@ -75,6 +75,23 @@ imagePullSecrets:
 {{- end }}
 {{- $_ := set $v "publicKey" (printf "/etc/keelson/keys/%s" $v.publicKey) }}
 {{- end }}
+{{- if and $v.keyless (not (hasPrefix "/" $v.keyless.trustedRoot)) }}
+{{- if not (hasKey $.Values.policySync.trustedRoots $v.keyless.trustedRoot) }}
+{{- fail (printf "policySync.config.images.verifiers: verifier %q names trusted root %q, but policySync.trustedRoots has none of that name: add its JSON text there" $v.name $v.keyless.trustedRoot) }}
+{{- end }}
+{{- $_ := set $v.keyless "trustedRoot" (printf "/etc/keelson/roots/%s" $v.keyless.trustedRoot) }}
+{{- end }}
+{{- end }}
+{{- range $host, $name := $c.images.registryCAs }}
+{{- if not (hasPrefix "/" $name) }}
+{{- if not (hasKey $.Values.policySync.registryCAs $name) }}
+{{- fail (printf "policySync.config.images.registryCAs: registry %q names %q, but policySync.registryCAs has none of that name: add its PEM text there" $host $name) }}
+{{- end }}
+{{- $_ := set $c.images.registryCAs $host (printf "/etc/keelson/cas/%s" $name) }}
+{{- end }}
+{{- end }}
+{{- if .Values.pullSecrets.policySync }}
+{{- $_ := set $c.images "pullSecrets" true }}
 {{- end }}
 {{- if .Values.policySync.registryAuthSecret }}
 {{- $_ := set $c.images "registryAuth" "/etc/keelson/registry/config.json" }}
@@ -104,6 +121,16 @@ imagePullSecrets:
         {{- range $name, $_ := .Values.policySync.verifierKeys }}
         - {key: {{ $name | quote }}, path: {{ printf "keys/%s" $name | quote }}}
         {{- end }}
+    {{- end }}
+    {{- range $what, $files := dict "roots" .Values.policySync.trustedRoots "cas" .Values.policySync.registryCAs }}
+    {{- with $files }}
+    - configMap:
+        name: keelson-policy-sync-{{ $what }}
+        items:
+        {{- range $name, $_ := . }}
+        - {key: {{ $name | quote }}, path: {{ printf "%s/%s" $what $name | quote }}}
+        {{- end }}
+    {{- end }}
     {{- end }}
     {{- with .Values.policySync.registryAuthSecret }}
     - secret:

@@ -1,0 +1,10 @@
+package image
+
+import "time"
+
+// ParseProviderResponse reads a credential provider's answer, as version v1.
+func ParseProviderResponse(raw []byte) (keep time.Duration, entries int, err error) {
+	p := &provider{apiVersion: providerVersions[0]}
+	_, keep, list, err := p.parse(raw)
+	return keep, len(list), err
+}
