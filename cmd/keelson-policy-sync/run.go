@@ -24,6 +24,7 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/replicas"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
@@ -47,7 +48,11 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	if err := dataPlanes(client, &c, log); err != nil {
 		return err
 	}
-	spire, err := spireapi.Open(spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket,
+	caught, err := panics.New(log, time.Now, metrics.Registry)
+	if err != nil {
+		return err
+	}
+	spire, err := spireapi.Open(spireapi.Options{TrustDomain: c.SPIRE.TrustDomain, Socket: c.SPIRE.Socket, Panics: caught,
 		Address: c.SPIRE.Address, WorkloadAPI: c.SPIRE.WorkloadAPI, PageTimeout: c.SPIRE.Timeout, MaxRead: c.SPIRE.MaxRead})
 	if err != nil {
 		return err
@@ -61,9 +66,9 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 		return errors.Join(err, spire.Close())
 	}
 	if rules != nil {
-		err = mgr.Add(rules)
+		err = mgr.Add(guarded{rules, "the rules about who leads", caught})
 	}
-	if err := errors.Join(err, assemble(ctx, mgr, spire, c, log), mgr.Add(arrivals{client, c, log})); err != nil {
+	if err := errors.Join(err, assemble(ctx, mgr, spire, c, log, caught), mgr.Add(guarded{arrivals{client, c, log}, "looking for data planes", caught})); err != nil {
 		return errors.Join(err, spire.Close())
 	}
 	return errors.Join(mgr.Start(ctx), spire.Close())
@@ -73,7 +78,7 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 const readTimeout = 5 * time.Minute
 
 // assemble adds the loop, the image results and the watches to the manager.
-func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, c syncconfig.Config, log *slog.Logger) error {
+func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, c syncconfig.Config, log *slog.Logger, caught *panics.Recorder) error {
 	counters, err := syncer.NewMetrics(metrics.Registry)
 	if err != nil {
 		return err
@@ -101,18 +106,20 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 	}
 	var loop *syncer.Syncer
 	images := syncer.NewImages(syncer.Checker(checker), func() { loop.Trigger() }, c.Images.Recheck, time.Now)
+	images.Panics = caught
 	loop = syncer.New(syncer.Options{
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
 		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
-		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c),
+		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c), Panics: caught,
 	})
-	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger); err != nil {
+	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger, caught); err != nil {
 		return err
 	}
 	ready := func(*http.Request) error { return nil }
 	if c.LeaderElection.Enabled { // one that has no replicas has no namespace either
-		if err := mgr.Add(&replicas.Mover{Reader: mgr.GetCache(), Client: mgr.GetClient(), Whoami: whoami(mgr.GetConfig()), Log: log, Now: time.Now}); err != nil {
+		mover := &replicas.Mover{Reader: mgr.GetCache(), Client: mgr.GetClient(), Whoami: whoami(mgr.GetConfig()), Log: log, Now: time.Now}
+		if err := mgr.Add(guarded{mover, "moving replicas", caught}); err != nil {
 			return err
 		}
 	}
@@ -125,6 +132,21 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 		}),
 		mgr.AddReadyzCheck("passes", func(*http.Request) error { return loop.Ready() }))
 }
+
+// guarded is a part of the program that every replica runs, and that begins again after a panic.
+type guarded struct {
+	manager.Runnable
+	name   string
+	caught *panics.Recorder
+}
+
+// Start runs it until ctx ends.
+func (g guarded) Start(ctx context.Context) error {
+	return g.caught.Loop(ctx, g.name, g.Runnable.Start)
+}
+
+// NeedLeaderElection is false, as it is for each of them.
+func (g guarded) NeedLeaderElection() bool { return false }
 
 // memory is where replicas leave each other what they know; one that has no replicas has no namespace to keep it in.
 func memory(mgr manager.Manager, c syncconfig.Config) syncer.Memory {

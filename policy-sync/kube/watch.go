@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
@@ -40,7 +41,9 @@ func object(k snapshot.Kind) *unstructured.Unstructured {
 
 // Watch calls trigger whenever something that Read reads has changed. It decides nothing: what is to be done about a change
 // is found out by reading everything.
-func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func()) error {
+//
+// A panic while a change is looked at counts as a change.
+func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func(), caught *panics.Recorder) error {
 	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{},
 		&networkingv1.ServiceCIDR{}}
 	kinds := snapshot.Kinds(config)
@@ -59,20 +62,25 @@ func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger f
 		if err != nil {
 			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
 		}
-		_, err = informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { trigger() },
-			DeleteFunc: func(any) { trigger() },
-			UpdateFunc: func(before, after any) {
-				if !heartbeat(before, after) {
-					trigger()
-				}
-			},
-		})
+		_, err = informer.AddEventHandler(handler(trigger, caught))
 		if err != nil {
 			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
 		}
 	}
 	return nil
+}
+
+func handler(trigger func(), caught *panics.Recorder) toolscache.ResourceEventHandlerFuncs {
+	return toolscache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { trigger() },
+		DeleteFunc: func(any) { trigger() },
+		UpdateFunc: func(before, after any) {
+			defer caught.Catch("looking at a change", func(error) { trigger() })
+			if !heartbeat(before, after) {
+				trigger()
+			}
+		},
+	}
 }
 
 // heartbeat tells whether a Node's update is its kubelet's sign of life: nothing that Read's reader looks at changed.

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
@@ -41,6 +42,8 @@ type Options struct {
 	PageTimeout time.Duration
 	// MaxRead bounds how many entries, and how many agents, a reading takes; 0 means snapshot.DefaultMaxRead.
 	MaxRead int
+	// Panics notes what panicked; nil logs it.
+	Panics *panics.Recorder
 }
 
 func (o Options) validate() error {

@@ -18,6 +18,7 @@ import (
 // for use by several goroutines.
 type Server struct {
 	options Options
+	connect func(context.Context, Options, *complaints) (*Client, error)
 	life    context.Context //nolint:containedctx // the connection outlives the calls that wait for it
 	end     context.CancelFunc
 
@@ -38,7 +39,7 @@ func Open(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{options: o}
+	s := &Server{options: o, connect: dial}
 	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -62,13 +63,16 @@ func (s *Server) begun() (*dialed, error) {
 }
 
 func (s *Server) dial(d *dialed) {
-	d.client, d.err = dial(s.life, s.options, d.said)
+	defer close(d.done)
+	func() {
+		defer s.options.Panics.Catch("connecting to the SPIRE server", func(err error) { d.client, d.err = nil, err })
+		d.client, d.err = s.connect(s.life, s.options, d.said)
+	}()
 	if d.err != nil {
 		s.mu.Lock()
 		s.dialed = nil // the next use begins again
 		s.mu.Unlock()
 	}
-	close(d.done)
 }
 
 // connected returns the client, when there is one within ctx.

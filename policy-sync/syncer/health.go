@@ -43,12 +43,12 @@ func (h *health) good() bool {
 	return h.failures == 0
 }
 
-// Ready returns why passes fail, once several in a row did; nil for a replica that does not lead, which makes none.
+// Ready returns why passes fail, once several in a row did, and what panicked lately. A replica that does not lead makes no passes.
 func (s *Syncer) Ready() error {
 	s.health.mu.Lock()
 	defer s.health.mu.Unlock()
 	if s.health.failures < mostFailures {
-		return nil
+		return s.o.Panics.Ready()
 	}
-	return errors.Join(fmt.Errorf("the last %d passes failed; what is closed stays closed", s.health.failures), s.health.last)
+	return errors.Join(s.o.Panics.Ready(), fmt.Errorf("the last %d passes failed; what is closed stays closed", s.health.failures), s.health.last)
 }

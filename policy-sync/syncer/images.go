@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
@@ -28,6 +29,8 @@ type Images struct {
 	recheck time.Duration
 	now     func() time.Time
 	wake    chan struct{}
+	// Panics notes what panicked; nil logs it. It is set before Start.
+	Panics *panics.Recorder
 
 	mu      sync.Mutex
 	asked   map[snapshot.ImageKey]*asked
@@ -130,6 +133,10 @@ func (a *asked) current(now time.Time) snapshot.Image {
 
 // Start asks until ctx ends.
 func (i *Images) Start(ctx context.Context) error {
+	return i.Panics.Loop(ctx, "asking about images", i.loop)
+}
+
+func (i *Images) loop(ctx context.Context) error {
 	var askers sync.WaitGroup
 	defer askers.Wait()
 	for {
@@ -185,21 +192,31 @@ func (i *Images) ready() ([]*asked, time.Duration) {
 }
 
 func (i *Images) ask(ctx context.Context, a *asked) {
-	image := i.check(ctx, a.key)
-	i.mu.Lock()
-	i.lines.leave(a)
-	news := false
-	if !a.dropped && ctx.Err() == nil {
-		now := i.now()
-		news = a.learn(image, now.Add(lifetime*i.recheck))
-		a.due = now.Add(i.recheck)
-		heap.Push(&i.waiting, a)
-	}
-	i.mu.Unlock()
-	i.nudge()
-	if news {
+	defer i.nudge()
+	defer i.Panics.Catch("asking about an image", nil)
+	if i.take(ctx, a, i.examine(ctx, a.key)) {
 		i.trigger()
 	}
+}
+
+// examine checks an image. A panic is no answer about it.
+func (i *Images) examine(ctx context.Context, key snapshot.ImageKey) (answer snapshot.Image) {
+	defer i.Panics.Catch("examining an image", func(err error) { answer = snapshot.Image{Problem: err.Error()} })
+	return i.check(ctx, key)
+}
+
+// take takes an answer over, gives the places of the one who asked back, and tells whether the answer says anything new.
+func (i *Images) take(ctx context.Context, a *asked, answer snapshot.Image) (news bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.lines.leave(a)
+	if a.dropped || ctx.Err() != nil {
+		return false
+	}
+	now := i.now()
+	a.due = now.Add(i.recheck)
+	heap.Push(&i.waiting, a)
+	return a.learn(answer, now.Add(lifetime*i.recheck))
 }
 
 // learn takes over an answer and tells whether it says anything new. An answer that proves nothing replaces none that did: an

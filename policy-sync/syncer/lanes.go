@@ -166,8 +166,8 @@ func (l *lanes) run(ctx context.Context, operations []plan.Operation, b bounds, 
 			quick = append(quick, lane)
 		}
 		go func() {
+			defer l.land(lane)
 			r.lane(lane)
-			l.land(lane)
 		}()
 	}
 	for _, lane := range quick {

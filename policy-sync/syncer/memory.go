@@ -52,9 +52,10 @@ func (s *Syncer) recall(ctx context.Context) {
 		go func(result chan<- loaded) {
 			ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 			defer cancel()
+			defer s.Trigger()
+			defer s.o.Panics.Catch("reading the memory", func(err error) { result <- loaded{err: err} })
 			pods, err := s.o.Memory.Load(ctx)
 			result <- loaded{pods, err}
-			s.Trigger()
 		}(k.loading)
 	}
 	var got loaded
@@ -112,6 +113,7 @@ func (s *Syncer) keep(ctx context.Context) {
 	go func(pods []snapshot.Attested, result chan<- error) {
 		ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 		defer cancel()
+		defer s.o.Panics.Catch("writing the memory", func(err error) { result <- err })
 		err := s.o.Memory.Save(ctx, pods)
 		if beat {
 			err = errors.Join(err, s.o.Memory.Beat(ctx, now))
@@ -122,6 +124,7 @@ func (s *Syncer) keep(ctx context.Context) {
 
 // flush writes the memory at the end.
 func (s *Syncer) flush(ctx context.Context) {
+	defer s.o.Panics.Catch("writing the memory at the end", nil)
 	k := &s.keeper
 	if s.o.Memory == nil || !k.loaded {
 		return

@@ -247,6 +247,7 @@ func (o *opening) start(c *call, do func() []error) {
 	o.weight += c.weight
 	overdue := time.AfterFunc(slot, func() { o.calls <- answer{call: c, overdue: true} })
 	go func() {
+		defer o.o.Panics.Catch("opening", func(err error) { o.calls <- answer{call: c, results: all(c.operations, err)} })
 		results := do()
 		overdue.Stop()
 		o.calls <- answer{call: c, results: results}

@@ -29,11 +29,11 @@ func (s *Syncer) Sync(ctx context.Context) (time.Time, error) {
 
 // survive runs a pass of which a panic is the failure: the process goes on, what was closed stays closed, and what the pass would
 // have opened after it is not opened.
-func (s *Syncer) survive(ctx context.Context) (next time.Time, err error) {
+func (s *Syncer) survive(ctx context.Context) (next time.Time, failed error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.o.Log.Error("a pass panicked", "panic", p, "stack", string(debug.Stack()))
-			next, err = time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: the pass panicked, which is a fault of Keelson's: %v", p))
+			err := s.o.Panics.Note("a pass", p, debug.Stack())
+			next, failed = time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}
 	}()
 	return s.pass(ctx)
@@ -178,11 +178,11 @@ type Failure struct {
 }
 
 func (p *progress) err() error {
-	var all []error
+	var errs []error
 	for _, f := range p.failed {
-		all = append(all, f.Err)
+		errs = append(errs, f.Err)
 	}
-	return errors.Join(all...)
+	return errors.Join(errs...)
 }
 
 // unplanned notes policies that could not be rendered: what rests on them waits, and their status says why.
@@ -250,7 +250,10 @@ func (p *progress) beside(ctx context.Context, operations []plan.Operation) <-ch
 		results <- nil
 		return results
 	}
-	go func() { results <- p.applyAll(ctx, operations, bounds{width: closers}) }()
+	go func() {
+		defer p.o.Panics.Catch("writing objects", func(err error) { results <- all(operations, err) })
+		results <- p.applyAll(ctx, operations, bounds{width: closers})
+	}()
 	return results
 }
 
@@ -349,7 +352,18 @@ func (p *progress) applyAll(ctx context.Context, operations []plan.Operation, b 
 	return p.lanes.run(ctx, operations, b, p.apply, p.gone)
 }
 
-func (s *Syncer) apply(ctx context.Context, o plan.Operation) error {
+// all is one error for each operation.
+func all(operations []plan.Operation, err error) []error {
+	out := make([]error, len(operations))
+	for i := range out {
+		out[i] = err
+	}
+	return out
+}
+
+// apply does one operation. A panic is the failure of that operation.
+func (s *Syncer) apply(ctx context.Context, o plan.Operation) (err error) {
+	defer s.o.Panics.Catch("writing an object", func(e error) { err = fmt.Errorf("syncer: %s %s: %w", o.Action, o.Target, e) })
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
 	return s.o.Kubernetes.Apply(ctx, o)
@@ -369,7 +383,9 @@ func fingerprint(o plan.Operation) string {
 	return fmt.Sprintf("%s %x", identify(o), sha256.Sum256(text))
 }
 
-func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) []error {
+// applySPIRE does operations on the SPIRE server. A panic is the failure of all of them.
+func (p *progress) applySPIRE(ctx context.Context, operations []plan.Operation) (results []error) {
+	defer p.o.Panics.Catch("writing SPIRE entries", func(err error) { results = all(operations, err) })
 	if len(operations) == 0 {
 		return nil
 	}

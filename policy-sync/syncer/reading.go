@@ -58,13 +58,19 @@ func (s *Syncer) readSPIRE(ctx context.Context) (*snapshot.SPIRE, error) {
 func (s *Syncer) read(ctx context.Context, r *reading) {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.o.ReadTimeout, s.o.Timeout))
 	defer cancel()
-	begun := s.o.Now()
-	r.got, r.err = s.o.SPIRE.Read(ctx)
-	r.took = s.o.Now().Sub(begun)
+	s.readOnce(ctx, r)
 	close(r.done)
 	select {
 	case <-r.late:
 		s.Trigger()
 	default:
 	}
+}
+
+// readOnce fills in the result. A panic is an error of this reading.
+func (s *Syncer) readOnce(ctx context.Context, r *reading) {
+	defer s.o.Panics.Catch("reading SPIRE entries", func(err error) { r.got, r.err = nil, err })
+	begun := s.o.Now()
+	r.got, r.err = s.o.SPIRE.Read(ctx)
+	r.took = s.o.Now().Sub(begun)
 }

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
@@ -62,6 +63,8 @@ type Options struct {
 	Patience time.Duration
 	// WarmUp is how long after the start labels are believed to be another replica's; see inheritUntil.
 	WarmUp time.Duration
+	// Panics notes what panicked; nil logs it.
+	Panics *panics.Recorder
 	// Memory keeps what a replica that takes over has to know; nil keeps nothing.
 	Memory Memory
 }
@@ -102,10 +105,12 @@ func New(o Options) *Syncer {
 	s := &Syncer{o: o, trigger: make(chan struct{}, 1), said: map[string]bool{}, failing: map[string]bool{}}
 	s.renderer = &plan.Renderer{Budget: renderOne, Round: renderPass, Now: time.Now, Later: s.Trigger,
 		Panicked: func(policy string, value any, stack []byte) {
-			o.Log.Error("rendering a policy panicked", "policy", policy, "panic", value, "stack", string(stack))
+			o.Log.Error("rendering a policy panicked", "policy", policy)
+			_ = o.Panics.Note("rendering a policy", value, stack) // the policy's status says it
 		}}
 	s.engine = &trustgraph.Engine{Panicked: func(namespace string, value any, stack []byte) {
-		o.Log.Error("judging a namespace panicked", "namespace", namespace, "panic", value, "stack", string(stack))
+		o.Log.Error("judging a namespace panicked", "namespace", namespace)
+		_ = o.Panics.Note("judging a namespace", value, stack) // the namespace's policies say it
 	}}
 	s.lanes = newLanes(o.Patience, s.Trigger)
 	return s
@@ -136,6 +141,10 @@ const maxStale = 8
 // Start runs passes until ctx ends.
 func (s *Syncer) Start(ctx context.Context) error {
 	defer s.flush(ctx)
+	return s.o.Panics.Loop(ctx, "the loop", s.loop)
+}
+
+func (s *Syncer) loop(ctx context.Context) error {
 	failures, stales := 0, 0
 	for ctx.Err() == nil {
 		next, err := s.Sync(ctx)
