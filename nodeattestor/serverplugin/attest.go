@@ -47,7 +47,7 @@ func (a *attempt) attest(ctx context.Context) error {
 	if !a.redate() {
 		return a.refuse(end.Doubt(fmt.Errorf("the server's clock was set meanwhile, or is wrong (it is %s ahead of the Kubernetes API's), so that its verdict would carry a wrong date; set it right", a.clock.Now().Offset)))
 	}
-	attributes, err := attributesOf(end, a.trustDomain, a.pcrSelectors)
+	attributes, err := attributesOf(end, a.TrustDomain, a.PCRSelectors)
 	if err != nil {
 		return a.refuse(end.Doubt(err))
 	}
@@ -60,13 +60,13 @@ func (a *attempt) appraise(ctx context.Context) verify.Appraisal {
 	if err != nil {
 		return verify.Stop(err)
 	}
-	a.received, _ = a.clock.Date(trustclock.Receipt{}, a.validFor)
+	a.received, _ = a.clock.Date(trustclock.Receipt{}, a.ValidFor)
 	payload, err := evidence.ParsePayload(data)
 	if err != nil {
 		return verify.Stop(verify.Malformed{Err: err})
 	}
 	begun := a.clock.Now()
-	challenge, err := verify.Begin(payload, a.policy, a.states.Last, begun.Valid, a.rand)
+	challenge, err := verify.Begin(payload, a.Policy, a.states.Last, begun.Valid, a.rand)
 	if err != nil {
 		return verify.Stop(err)
 	}
@@ -149,7 +149,7 @@ func (a *attempt) review(ctx context.Context, proved *verify.Proved) (string, er
 	if token == nil || a.store == nil {
 		return "", nil
 	}
-	return a.store.ReviewToken(ctx, token, a.token)
+	return a.store.ReviewToken(ctx, token, a.Token)
 }
 
 // known reads what the shared store knows of the node, and what waits to be written there;
@@ -170,7 +170,7 @@ func (a *attempt) known(ctx context.Context, m *verify.Named) (verify.Known, err
 	if b != nil {
 		known.EKHash, known.TagSerial = b.EKHash, max(known.TagSerial, b.TagSerial)
 	}
-	if a.policy.Binding == verify.ByToken {
+	if a.Policy.Binding == verify.ByToken {
 		known.Nodes, err = a.owners(ctx, m)
 	}
 	return known, err
@@ -272,17 +272,17 @@ func (a *attempt) note(end verify.Appraisal) {
 }
 
 func (a *attempt) entry(end verify.Appraisal) audit.Entry {
-	return entryOf(end, a.trustDomain, a.clock.Now().Wall)
+	return entryOf(end, a.TrustDomain, a.clock.Now().Wall)
 }
 
 func (a *attempt) verdict(end verify.Appraisal) verdict.Result {
-	return verdictOf(end, a.trustDomain, a.received.At, a.received.ValidUntil)
+	return verdictOf(end, a.TrustDomain, a.received.At, a.received.ValidUntil)
 }
 
 // redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was wrong, and reports whether it was
 // right. A machine that is proved bad is so at the right date; a trusted one is attested again soon.
 func (a *attempt) redate() bool {
 	var right bool
-	a.received, right = a.clock.Date(a.received, a.validFor)
+	a.received, right = a.clock.Date(a.received, a.ValidFor)
 	return right
 }

@@ -121,7 +121,7 @@ func (p *Plugin) unready() []string {
 		reasons = append(reasons, oneLine("pending verdicts cannot be saved, so that nobody is let in: ", s.Unsaved))
 	}
 	waited := p.clock.Now().Wall.Sub(s.Oldest)
-	if s.Failed != nil && (s.Pending > maxWaiting || waited > run.validFor/2) {
+	if s.Failed != nil && (s.Pending > maxWaiting || waited > run.ValidFor/2) {
 		reasons = append(reasons, oneLine(fmt.Sprintf("%d verdicts wait to be written, the oldest for %s: ", s.Pending, waited.Round(time.Second)), s.Failed))
 	}
 	return reasons
@@ -133,7 +133,7 @@ func oneLine(what string, err error) string {
 
 func (r *running) whyNoSet(now time.Time) string {
 	var why []string
-	for _, set := range r.policy.References {
+	for _, set := range r.Policy.References {
 		for _, refusal := range set.Valid(now) {
 			why = append(why, refusal.Reason)
 		}
@@ -148,7 +148,7 @@ func (p *Plugin) validSets() int {
 		return 0
 	}
 	n := 0
-	for _, set := range p.run.policy.References {
+	for _, set := range p.run.Policy.References {
 		if len(set.Valid(p.clock.Now().Valid)) == 0 {
 			n++
 		}

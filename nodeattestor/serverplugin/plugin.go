@@ -13,7 +13,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,9 +26,9 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
-	"github.com/keelson-project/keelson/nodeattestor/ek"
 	"github.com/keelson-project/keelson/nodeattestor/machinestate"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/serverconfig"
 	"github.com/keelson-project/keelson/nodeattestor/trustclock"
 	"github.com/keelson-project/keelson/nodeattestor/verdict"
 	"github.com/keelson-project/keelson/spireplugin/watchfile"
@@ -55,7 +54,7 @@ var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
 
 // running is a configuration in force with what it opened.
 type running struct {
-	*config
+	*serverconfig.Config
 	audit *audit.File
 	store *verdict.Store // nil without kubernetes
 	queue *verdict.Queue // nil without kubernetes
@@ -79,28 +78,21 @@ func (p *Plugin) SetLogger(log hclog.Logger) { p.log = log }
 
 // Validate reports every problem of a configuration, and opens nothing.
 func (p *Plugin) Validate(_ context.Context, req *configv1.ValidateRequest) (*configv1.ValidateResponse, error) {
-	_, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
+	_, _, problems := serverconfig.Read(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
 	return &configv1.ValidateResponse{Valid: problems.Err() == nil, Notes: problems.List()}, nil
 }
 
 // Configure puts a configuration in force, whole or not at all: after an error the one before it, if there
 // was one, works on.
 func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*configv1.ConfigureResponse, error) {
-	c, problems := buildConfig(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
+	c, seen, problems := serverconfig.Read(req.HclConfiguration, req.CoreConfiguration.GetTrustDomain(), p.clock.Now().Valid)
 	if err := problems.Err(); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "keelson_tpm: %v", err)
 	}
-	if c.kube == nil && c.stateDir == "" && len(c.policy.Tag.Signers) > 0 {
-		p.log.Warn("without state_dir or kubernetes, an older asset tag that is put back is believed after the server has started again")
-	}
-	if sets := c.weak(); len(sets) > 0 {
-		p.log.Warn("these reference sets rest on SHA-1, whose collisions are practical; capture them anew with another bank", "sets", sets)
-	}
-	p.warnOfKernels(c)
-	p.warnOfUnread(c)
+	p.warn(c)
 	p.configuring.Lock()
 	defer p.configuring.Unlock()
-	door, err := p.metrics.Listen(c.listen)
+	door, err := p.metrics.Listen(c.Listen)
 	if err != nil {
 		return nil, status.Errorf(codes.Internal, "keelson_tpm: %v", err)
 	}
@@ -112,7 +104,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 		p.log.Warn("metrics", "error", err)
 	}
 	p.unwatch(before) // not under the lock that replace holds: a reload under way needs it
-	w, err := watchfile.Watch(c.Sighting, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
+	w, err := watchfile.Watch(seen, p.reload, func(err error) { p.log.Warn("watching files", "error", err) })
 	if err != nil {
 		p.log.Warn("changed files are read only when the server starts again", "error", err)
 	}
@@ -122,7 +114,7 @@ func (p *Plugin) Configure(_ context.Context, req *configv1.ConfigureRequest) (*
 
 // replace opens what a configuration names and puts it in place of the one in force, whose watcher it
 // returns. An error changes nothing.
-func (p *Plugin) replace(c *config) (*watchfile.Watcher, error) {
+func (p *Plugin) replace(c *serverconfig.Config) (*watchfile.Watcher, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.run
@@ -150,45 +142,25 @@ func (p *Plugin) replace(c *config) (*watchfile.Watcher, error) {
 	return old.watch, nil
 }
 
-// weak lists the reference sets whose bank is a broken hash.
-func (c *config) weak() []string {
-	var out []string
-	for _, s := range c.policy.References {
-		if s.Bank().Weak() {
-			out = append(out, s.Name())
-		}
-	}
-	return out
-}
-
-// warnOfKernels names the reference sets that let any kernel pass, as sets captured before 2026-11-29 may.
-func (p *Plugin) warnOfKernels(c *config) {
-	for _, s := range c.policy.References {
-		if w := s.KernelWarning(); w != "" {
-			p.log.Warn("reference set pins no kernel", "set", s.Name(), "why", w)
-		}
-	}
-}
-
-// warnOfUnread names files in folders of certificates that are not read, since a node of a maker that is left out is refused.
-func (p *Plugin) warnOfUnread(c *config) {
-	if len(c.unread) > 0 {
-		p.log.Warn("these files beside certificates are not read: name them "+strings.Join(ek.CertificateFiles, ", "), "files", c.unread[:min(len(c.unread), 20)], "count", len(c.unread))
+// warn tells what is doubtful about a configuration that works.
+func (p *Plugin) warn(c *serverconfig.Config) {
+	for _, w := range c.Warnings() {
+		p.log.Warn(w.Message, w.Details...)
 	}
 }
 
 // open opens what a configuration names, beside the old one, which an error leaves at work. What both
 // use goes on: an audit log has one writer, and attestations under way still need it; a queue's file is the
 // next one's.
-func open(c *config, old *running, log hclog.Logger) (*running, error) {
-	r := &running{config: c, gate: admission.NewGate(c.maxParallel), states: machinestate.NewStates(machinestate.MaxBytes)}
+func open(c *serverconfig.Config, old *running, log hclog.Logger) (*running, error) {
+	r := &running{Config: c, gate: admission.NewGate(c.MaxParallel), states: machinestate.NewStates(machinestate.MaxBytes)}
 	if old != nil {
 		r.states = machinestate.NextStates(old.states)
 	}
 	var err error
-	if old != nil && old.auditLog == c.auditLog {
+	if old != nil && old.AuditLog == c.AuditLog {
 		r.audit = old.audit
-	} else if r.audit, err = audit.Open(c.auditLog, c.auditMaxSize, time.Now()); err != nil {
+	} else if r.audit, err = audit.Open(c.AuditLog, c.AuditMaxSize, time.Now()); err != nil {
 		return nil, err
 	}
 	if err = r.openSerials(old); err == nil {
@@ -200,18 +172,18 @@ func open(c *config, old *running, log hclog.Logger) (*running, error) {
 		}
 		return nil, err
 	}
-	r.audit.Limit(c.auditMaxSize, c.auditMaxFiles)
+	r.audit.Limit(c.AuditMaxSize, c.AuditMaxFiles)
 	return r, nil
 }
 
 // openSerials opens the highest tag serials, where nobody else keeps them.
 func (r *running) openSerials(old *running) (err error) {
-	if r.kube != nil || len(r.policy.Tag.Signers) == 0 {
+	if r.Kube != nil || len(r.Policy.Tag.Signers) == 0 {
 		return nil
 	}
 	path, earlier := "", (*machinestate.Serials)(nil)
-	if r.stateDir != "" {
-		path = filepath.Join(r.stateDir, "tag-serials.json")
+	if r.StateDir != "" {
+		path = filepath.Join(r.StateDir, "tag-serials.json")
 	}
 	if old != nil {
 		earlier = old.serials
@@ -221,13 +193,13 @@ func (r *running) openSerials(old *running) (err error) {
 }
 
 func (r *running) openQueue(old *running, log hclog.Logger) (err error) {
-	if r.kube == nil {
+	if r.Kube == nil {
 		return nil
 	}
-	if r.store, err = verdict.NewStore(r.kube); err != nil {
+	if r.store, err = verdict.NewStore(r.Kube); err != nil {
 		return err
 	}
-	file := filepath.Join(r.stateDir, "pending-verdicts.json")
+	file := filepath.Join(r.StateDir, "pending-verdicts.json")
 	if old != nil && old.queue != nil {
 		r.queue, err = old.queue.Succeed(r.store, file)
 		return err
@@ -290,7 +262,7 @@ func (p *Plugin) Attest(stream nodeattestorv1.NodeAttestor_AttestServer) error {
 	if run == nil {
 		return status.Error(codes.FailedPrecondition, "keelson_tpm: not configured")
 	}
-	ctx, cancel := context.WithTimeout(stream.Context(), run.timeout)
+	ctx, cancel := context.WithTimeout(stream.Context(), run.Timeout)
 	defer cancel()
 	watch := p.metrics.stopwatch()
 	ctx, leave, err := run.gate.Unproved.Enter(ctx, nodeclaim.EKHash{})

@@ -2,6 +2,7 @@ package serverplugin
 
 import (
 	"github.com/keelson-project/keelson/nodeattestor/machinestate"
+	"github.com/keelson-project/keelson/nodeattestor/serverconfig"
 	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
@@ -15,33 +16,31 @@ func (p *Plugin) reload() watchfile.Sighting {
 	if run == nil {
 		return watchfile.Sighting{}
 	}
-	b := builder{now: p.clock.Now().Valid}
-	c := b.config(run.text, run.trustDomain.Name())
-	if err := b.problems.Err(); err != nil {
+	c, seen, problems := serverconfig.Read(run.Text, run.TrustDomain.Name(), p.clock.Now().Valid)
+	if err := problems.Err(); err != nil {
 		p.metrics.reloads.Inc("refused")
 		p.log.Error("files changed, but are not usable: the last good ones stay in force", "error", err)
-		return b.Sighting
+		return seen
 	}
-	if p.exchange(run.config, c) {
-		p.warnOfKernels(c)
-		p.warnOfUnread(c)
+	if p.exchange(run.Config, c) {
+		p.warn(c)
 		p.metrics.reloads.Inc("ok")
-		p.log.Info("files read anew", "references", len(c.policy.References), "machines", len(c.policy.Anchors.Inventory),
-			"roots", len(c.policy.Anchors.Roots), "revoked", len(c.policy.Revoked), "revokedTags", len(c.policy.Tag.Revoked))
+		p.log.Info("files read anew", "references", len(c.Policy.References), "machines", len(c.Policy.Anchors.Inventory),
+			"roots", len(c.Policy.Anchors.Roots), "revoked", len(c.Policy.Revoked), "revokedTags", len(c.Policy.Tag.Revoked))
 	}
-	return b.Sighting
+	return seen
 }
 
 // exchange puts a configuration in place of the one whose files it has read anew. One that came meanwhile has read them
 // itself, and stays.
-func (p *Plugin) exchange(old, anew *config) bool {
+func (p *Plugin) exchange(old, anew *serverconfig.Config) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.run == nil || p.run.config != old {
+	if p.run == nil || p.run.Config != old {
 		return false
 	}
 	next := *p.run
-	next.config, next.states = anew, machinestate.NextStates(p.run.states)
+	next.Config, next.states = anew, machinestate.NextStates(p.run.states)
 	p.run = &next
 	return true
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/nodeattestor/serverconfig"
 	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
@@ -93,16 +94,16 @@ func (s *site) move(t *testing.T, from, to string) {
 	}
 }
 
-func (s *site) config() *config {
+func (s *site) config() *serverconfig.Config {
 	s.plugin.mu.RLock()
 	defer s.plugin.mu.RUnlock()
-	return s.plugin.run.config
+	return s.plugin.run.Config
 }
 
 // sets are the reference sets in force.
 func (s *site) sets() string {
 	var names []string
-	for _, set := range s.config().policy.References {
+	for _, set := range s.config().Policy.References {
 		names = append(names, set.Name())
 	}
 	slices.Sort(names)
@@ -143,7 +144,7 @@ func TestAFolderThatWasReplacedIsWatched(t *testing.T) {
 func TestTheFolderOfAFileMayBeReplaced(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, time.Now)
-	revoked := func(n int) func() bool { return func() bool { return len(s.config().policy.Revoked) == n } }
+	revoked := func(n int) func() bool { return func() bool { return len(s.config().Policy.Revoked) == n } }
 	s.mkdir(t, "site/new")
 	s.write(t, "site/new/revoked.yaml", "revoked: [{"+noEK+"}]\n")
 	s.move(t, "site/lists", "site/old")
@@ -178,7 +179,7 @@ func TestAFolderThatIsReplacedFarAboveIsSeenInTheEnd(t *testing.T) {
 	s.write(t, "new/inventory.yaml", "machines: []\n")
 	s.move(t, "site", "old")
 	s.move(t, "new", "site")
-	within(t, watchfile.Look+soon, "what stands in the new folder is in force", func() bool { return s.sets() == "b" && len(s.config().policy.Revoked) == 1 })
+	within(t, watchfile.Look+soon, "what stands in the new folder is in force", func() bool { return s.sets() == "b" && len(s.config().Policy.Revoked) == 1 })
 	s.write(t, "site/references/more.yaml", set("more"))
 	within(t, soon, "a change in the new folder is seen", func() bool { return s.sets() == "b more" })
 }
@@ -216,7 +217,7 @@ func TestTheSignersOfReferenceSetsAreReadAgain(t *testing.T) {
 	s.write(t, "site/signer.pem", firstPEM)
 	s.write(t, "site/references/a.yaml", signed("a", first))
 	_, err := s.plugin.Configure(t.Context(), &configv1.ConfigureRequest{CoreConfiguration: &configv1.CoreConfiguration{TrustDomain: "example.org"},
-		HclConfiguration: s.config().text + fmt.Sprintf("reference_signers = [%q]\n", s.path("site/signer.pem"))})
+		HclConfiguration: s.config().Text + fmt.Sprintf("reference_signers = [%q]\n", s.path("site/signer.pem"))})
 	if err != nil {
 		t.Fatal(err)
 	}

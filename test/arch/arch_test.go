@@ -101,6 +101,8 @@ var rules = []never{
 		reason: "they know no evidence: who asks says what was proved"},
 	{from: own("nodeattestor/...", "cmd/..."), to: serverNode, except: append(own("nodeattestor/serverplugin"), serverNode...),
 		reason: "what one server remembers and admits is the server plugin's alone; verify is given it as arguments"},
+	{from: own("nodeattestor/serverconfig"), to: append(own("nodeattestor/serverplugin", "nodeattestor/audit"), serverNode...), deep: true,
+		reason: "a configuration can be read and judged without opening anything that it names but files"},
 	{from: own("boundedfile", "spireplugin/..."), to: own("nodeattestor/...", "workloadattestor/...", "policy-sync/...", "cmd/..."), deep: true,
 		reason: "files are read, replaced and watched the same way everywhere, whatever is in them"},
 	{from: pureNode, to: []string{"os", "net", "net/http", "os/exec", "log", "log/slog"},

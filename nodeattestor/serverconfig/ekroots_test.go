@@ -1,15 +1,13 @@
-package serverplugin
+package serverconfig
 
 import (
-	"bytes"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/go-hclog"
 
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
@@ -28,23 +26,20 @@ func TestRootsOfTPMMakersAreReadAsTheyPublishThem(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c, problems := buildConfig(strings.Replace(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), `ek_mode = "inventory"`, `ek_mode = "both"`, 1), "example.org", time.Now())
+	c, _, problems := Read(strings.Replace(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), `ek_mode = "inventory"`, `ek_mode = "both"`, 1), "example.org", time.Now())
 	if err := problems.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(c.policy.Anchors.Roots); n != 6 {
+	if n := len(c.Policy.Anchors.Roots); n != 6 {
 		t.Errorf("%d roots, want 6", n)
 	}
-	var said bytes.Buffer
-	p := &Plugin{log: hclog.New(&hclog.LoggerOptions{Output: &said})}
-	p.warnOfUnread(c)
-	if got := said.String(); !strings.Contains(got, "st.p7b") || !strings.Contains(got, "README") || strings.Contains(got, ".hidden") || strings.Contains(got, "amd") {
-		t.Errorf("the log says %q", got)
+	if got := fmt.Sprint(c.Warnings()); !strings.Contains(got, "st.p7b") || !strings.Contains(got, "README") || strings.Contains(got, ".hidden") || strings.Contains(got, "amd") {
+		t.Errorf("the warnings are %s", got)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "cut.cer"), der[:len(der)/2], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, problems = buildConfig(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), "example.org", time.Now())
+	_, _, problems = Read(pinsNoKernel(t, "ek_roots = [\""+dir+"\"]"), "example.org", time.Now())
 	if err := problems.Err(); err == nil || !strings.Contains(err.Error(), "cut.cer: no PEM certificate found, and it is not one certificate in DER") {
 		t.Errorf("a file that is cut: %v", err)
 	}

@@ -1,4 +1,4 @@
-package serverplugin
+package serverconfig
 
 import (
 	"crypto"
@@ -23,7 +23,7 @@ import (
 	"github.com/keelson-project/keelson/spireplugin/watchfile"
 )
 
-// hclConfig is the plugin_data block as people write it; README.md explains each key.
+// hclConfig is the plugin_data block as people write it; the plugin's README.md explains each key.
 type hclConfig struct {
 	EKMode          string           `hcl:"ek_mode"`
 	EKRoots         []string         `hcl:"ek_roots"`
@@ -68,24 +68,23 @@ type hclKubernetes struct {
 	ServiceAccounts []string `hcl:"token_service_accounts"`
 }
 
-// config is what the plugin works by: validated, and never changed once made.
-type config struct {
-	watchfile.Sighting          // of the files that the text names, to be watched
-	unread             []string // files in folders of certificates that are not read
-	text               string   // that it was made from
-	trustDomain        spiffeid.TrustDomain
-	policy             *verify.Policy
-	pcrSelectors       []nodeclaim.Selection
-	auditLog           string
-	auditMaxSize       int64
-	auditMaxFiles      int
-	stateDir           string
-	kube               *rest.Config // nil when no verdicts are written
-	token              verdict.TokenPolicy
-	validFor           time.Duration
-	timeout            time.Duration
-	maxParallel        int
-	listen             string // address of metrics and health, "" for none
+// Config is what the plugin works by: validated, and never changed once made.
+type Config struct {
+	Unread        []string // files in folders of certificates that are not read
+	Text          string   // that it was made from
+	TrustDomain   spiffeid.TrustDomain
+	Policy        *verify.Policy
+	PCRSelectors  []nodeclaim.Selection
+	AuditLog      string
+	AuditMaxSize  int64
+	AuditMaxFiles int
+	StateDir      string
+	Kube          *rest.Config // nil when no verdicts are written
+	Token         verdict.TokenPolicy
+	ValidFor      time.Duration
+	Timeout       time.Duration
+	MaxParallel   int
+	Listen        string // address of metrics and health, "" for none
 }
 
 // Defaults of optional keys.
@@ -95,49 +94,52 @@ const (
 	defaultMaxParallel = 64
 )
 
-// buildConfig reads the plugin's configuration and every file that it names. It has no
-// other effect, so Configure and Validate share it; the problems are all of them.
-func buildConfig(text, trustDomain string, now time.Time) (*config, *pluginconf.Problems) {
+// Read reads the plugin's configuration and every file that it names, by their validity at a time. It has no other
+// effect, so Configure and Validate share it. The problems are all of them, and with one there is no Config. The sighting
+// is of what was looked at, problems or not.
+func Read(text, trustDomain string, now time.Time) (*Config, watchfile.Sighting, *pluginconf.Problems) {
 	b := builder{now: now}
-	return b.config(text, trustDomain), b.problems
+	c := b.config(text, trustDomain)
+	return c, b.Sighting, b.problems
 }
 
-// config builds what buildConfig returns; nil when there are problems.
-func (b *builder) config(text, trustDomain string) *config {
+// config builds the Config; nil when there are problems.
+func (b *builder) config(text, trustDomain string) *Config {
 	var raw hclConfig
 	if b.problems = pluginconf.Decode(text, &raw); b.problems.Err() != nil {
 		return nil
 	}
-	c := &config{text: text, policy: &verify.Policy{}, auditLog: raw.AuditLog, auditMaxSize: raw.AuditMaxSize, auditMaxFiles: raw.AuditMaxFiles, stateDir: raw.StateDir}
+	c := &Config{Text: text, Policy: &verify.Policy{}, AuditLog: raw.AuditLog, AuditMaxSize: raw.AuditMaxSize,
+		AuditMaxFiles: raw.AuditMaxFiles, StateDir: raw.StateDir}
 	td, err := spiffeid.TrustDomainFromString(trustDomain)
 	if err != nil {
 		b.problems.Add("trust_domain", "%v", err)
 	}
-	c.trustDomain = td
-	b.anchors(&raw, &c.policy.Anchors)
-	c.policy.Revoked = b.revoked(raw.Revoked)
-	c.policy.References = b.references(&raw)
-	c.policy.Selections = b.selections("pcrs", raw.PCRs)
-	c.policy.OSExtended = raw.OSExtendedPCRs
-	c.pcrSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
-	c.policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
-	b.logLimits(&raw, c.policy)
-	c.policy.IMAOptions.PaddedSHA1 = raw.IMAPaddedSHA1
-	b.tag(raw.Tag, &c.policy.Tag)
-	c.kube = b.kubernetes(raw.Kubernetes)
-	c.policy.RequireNode = raw.Kubernetes != nil
+	c.TrustDomain = td
+	b.anchors(&raw, &c.Policy.Anchors)
+	c.Policy.Revoked = b.revoked(raw.Revoked)
+	c.Policy.References = b.references(&raw)
+	c.Policy.Selections = b.selections("pcrs", raw.PCRs)
+	c.Policy.OSExtended = raw.OSExtendedPCRs
+	c.PCRSelectors = b.selections("pcr_selectors", raw.PCRSelectors)
+	c.Policy.IMA = raw.RequireIMA == nil || *raw.RequireIMA
+	b.logLimits(&raw, c.Policy)
+	c.Policy.IMAOptions.PaddedSHA1 = raw.IMAPaddedSHA1
+	b.tag(raw.Tag, &c.Policy.Tag)
+	c.Kube = b.kubernetes(raw.Kubernetes)
+	c.Policy.RequireNode = raw.Kubernetes != nil
 	b.nodeBinding(raw.Kubernetes, c)
-	c.validFor = b.duration("verdict_valid_for", raw.VerdictValidFor, defaultValidFor)
-	c.timeout = b.duration("attestation_timeout", raw.Timeout, defaultTimeout)
-	c.policy.ChallengeTTL = c.timeout
-	c.maxParallel = raw.MaxParallel
-	c.listen = raw.Metrics.Address(b.problems)
+	c.ValidFor = b.duration("verdict_valid_for", raw.VerdictValidFor, defaultValidFor)
+	c.Timeout = b.duration("attestation_timeout", raw.Timeout, defaultTimeout)
+	c.Policy.ChallengeTTL = c.Timeout
+	c.MaxParallel = raw.MaxParallel
+	c.Listen = raw.Metrics.Address(b.problems)
 	b.rest(&raw, c)
-	c.Sighting, c.unread = b.Sighting, b.unread
+	c.Unread = b.unread
 	if b.problems.Err() != nil {
 		return nil
 	}
-	if err := c.policy.Validate(); err != nil {
+	if err := c.Policy.Validate(); err != nil {
 		b.problems.Add("configuration", "%v", err)
 		return nil
 	}
@@ -151,12 +153,12 @@ type builder struct {
 	now      time.Time
 }
 
-func (b *builder) rest(raw *hclConfig, c *config) {
+func (b *builder) rest(raw *hclConfig, c *Config) {
 	if raw.MaxParallel < 0 {
 		b.problems.Add("max_parallel", "%d is negative", raw.MaxParallel)
 	}
 	if raw.MaxParallel == 0 {
-		c.maxParallel = defaultMaxParallel
+		c.MaxParallel = defaultMaxParallel
 	}
 	if raw.AuditMaxSize < 0 {
 		b.problems.Add("audit_max_bytes", "%d is negative", raw.AuditMaxSize)
@@ -170,13 +172,13 @@ func (b *builder) rest(raw *hclConfig, c *config) {
 	if (raw.Kubernetes != nil || raw.StateDir != "") && !watchfile.IsFolder(raw.StateDir) {
 		b.problems.Add("state_dir", "%q is not a directory; verdicts that wait for Kubernetes are kept there, or without it the tags' serials", raw.StateDir)
 	}
-	if raw.Kubernetes != nil && raw.Inventory == "" && c.policy.Binding != verify.ByToken {
+	if raw.Kubernetes != nil && raw.Inventory == "" && c.Policy.Binding != verify.ByToken {
 		b.problems.Add("inventory", "missing; with kubernetes, the inventory says which node an EK belongs to")
 	}
-	for _, s := range c.pcrSelectors {
-		i := slices.IndexFunc(c.policy.Selections, func(q nodeclaim.Selection) bool { return q.Bank == s.Bank })
+	for _, s := range c.PCRSelectors {
+		i := slices.IndexFunc(c.Policy.Selections, func(q nodeclaim.Selection) bool { return q.Bank == s.Bank })
 		for _, pcr := range s.PCRs {
-			if i < 0 || !slices.Contains(c.policy.Selections[i].PCRs, pcr) {
+			if i < 0 || !slices.Contains(c.Policy.Selections[i].PCRs, pcr) {
 				b.problems.Add("pcr_selectors", "PCR %d of bank %s is not quoted; add it to pcrs", pcr, s.Bank)
 			}
 		}

@@ -1,7 +1,6 @@
-package serverplugin
+package serverconfig
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,8 +8,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/go-hclog"
 )
 
 // pinsNoKernel is a configuration with a set that pins firmware and images only.
@@ -28,27 +25,24 @@ func pinsNoKernel(t *testing.T, more string) string {
 }
 
 func TestPCRsOfTheOperatingSystemAreConfigured(t *testing.T) {
-	c, problems := buildConfig(pinsNoKernel(t, "os_extended_pcrs = [8, 9]"), "example.org", time.Now())
-	if err := problems.Err(); err != nil || !slices.Equal(c.policy.OSExtended, []int{8, 9}) {
+	c, _, problems := Read(pinsNoKernel(t, "os_extended_pcrs = [8, 9]"), "example.org", time.Now())
+	if err := problems.Err(); err != nil || !slices.Equal(c.Policy.OSExtended, []int{8, 9}) {
 		t.Fatalf("%v, %+v", err, c)
 	}
 	for _, pcr := range []int{-1, 0, 4, 7, 10, 16, 24} {
-		_, problems := buildConfig(pinsNoKernel(t, fmt.Sprintf("os_extended_pcrs = [9, %d]", pcr)), "example.org", time.Now())
+		_, _, problems := Read(pinsNoKernel(t, fmt.Sprintf("os_extended_pcrs = [9, %d]", pcr)), "example.org", time.Now())
 		if err := problems.Err(); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("PCR %d cannot be extended by the operating system", pcr)) {
 			t.Errorf("PCR %d: %v", pcr, err)
 		}
 	}
 }
 
-func TestASetThatPinsNoKernelIsNamedInTheLog(t *testing.T) {
-	c, problems := buildConfig(pinsNoKernel(t, ""), "example.org", time.Now())
+func TestASetThatPinsNoKernelIsAWarning(t *testing.T) {
+	c, _, problems := Read(pinsNoKernel(t, ""), "example.org", time.Now())
 	if err := problems.Err(); err != nil {
 		t.Fatal(err)
 	}
-	var said bytes.Buffer
-	p := &Plugin{log: hclog.New(&hclog.LoggerOptions{Output: &said})}
-	p.warnOfKernels(c)
-	if got := said.String(); !strings.Contains(got, "set=loaders") || !strings.Contains(got, "any kernel") {
-		t.Errorf("the log says %q", got)
+	if got := fmt.Sprint(c.Warnings()); !strings.Contains(got, "set loaders") || !strings.Contains(got, "any kernel") {
+		t.Errorf("the warnings are %s", got)
 	}
 }

@@ -1,4 +1,4 @@
-package serverplugin
+package serverconfig
 
 import (
 	"regexp"
@@ -39,7 +39,7 @@ var account = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([
 
 // nodeBinding reads what names the node of an EK. Tokens bind only for listed accounts and
 // one audience: whoever may run a pod could else claim its node.
-func (b *builder) nodeBinding(raw *hclKubernetes, c *config) {
+func (b *builder) nodeBinding(raw *hclKubernetes, c *Config) {
 	if raw == nil {
 		return
 	}
@@ -48,12 +48,12 @@ func (b *builder) nodeBinding(raw *hclKubernetes, c *config) {
 		if err != nil {
 			b.problems.Add("kubernetes.node_binding", "%v", err)
 		}
-		c.policy.Binding = mode
+		c.Policy.Binding = mode
 	}
-	c.token = verdict.TokenPolicy{Audience: raw.TokenAudience, ServiceAccounts: raw.ServiceAccounts}
-	if !c.policy.Binding.UsesToken() {
+	c.Token = verdict.TokenPolicy{Audience: raw.TokenAudience, ServiceAccounts: raw.ServiceAccounts}
+	if !c.Policy.Binding.UsesToken() {
 		if raw.TokenAudience != "" || len(raw.ServiceAccounts) > 0 {
-			b.problems.Add("kubernetes.node_binding", "is %s, which uses no token; say token or both, or remove the token's keys", c.policy.Binding)
+			b.problems.Add("kubernetes.node_binding", "is %s, which uses no token; say token or both, or remove the token's keys", c.Policy.Binding)
 		}
 		return
 	}

@@ -1,4 +1,4 @@
-package serverplugin
+package serverconfig
 
 import (
 	"os"

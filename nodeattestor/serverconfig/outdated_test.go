@@ -1,4 +1,4 @@
-package serverplugin
+package serverconfig
 
 import (
 	"errors"
@@ -32,7 +32,7 @@ func TestAFileThatChangedBeforeItWasWatchedIsSeen(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, problems := buildConfig(fmt.Sprintf("ek_mode = \"inventory\"\ninventory = %q\nreferences = [%q]\naudit_log = \"x\"\npcrs { sha256 = [0, 2, 4] }\nrequire_ima = false\n",
+			_, seen, problems := Read(fmt.Sprintf("ek_mode = \"inventory\"\ninventory = %q\nreferences = [%q]\naudit_log = \"x\"\npcrs { sha256 = [0, 2, 4] }\nrequire_ima = false\n",
 				filepath.Join(dir, "inventory.yaml"), filepath.Join(dir, "references")), "example.org", time.Now())
 			if problems.Err() != nil {
 				t.Fatal(problems.Err())
@@ -40,7 +40,7 @@ func TestAFileThatChangedBeforeItWasWatchedIsSeen(t *testing.T) {
 			if err := change(dir); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := c.Outdated(), name != "nothing"; got != want {
+			if got, want := seen.Outdated(), name != "nothing"; got != want {
 				t.Errorf("outdated: %t", got)
 			}
 		})
