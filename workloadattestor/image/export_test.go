@@ -8,3 +8,9 @@ func ParseProviderResponse(raw []byte) (keep time.Duration, entries int, err err
 	_, keep, list, err := p.parse(raw)
 	return keep, len(list), err
 }
+
+// Certified makes a bundle of annotations, and tells whether there is one.
+func Certified(annotations map[string]string, payload, signature []byte) (bool, error) {
+	b, err := certified(descriptor{Annotations: annotations}, payload, signature)
+	return b != nil, err
+}

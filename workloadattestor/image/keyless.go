@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"regexp"
@@ -119,24 +120,43 @@ func (v *keylessVerifier) Name() string          { return v.name }
 func (v *keylessVerifier) needsSignatures() bool { return true }
 func (v *keylessVerifier) lists(content) bool    { return false }
 
-// vouches wants a bundle whose certificate, witness of time, signature and identity hold. The statement is the verified one.
+// vouches wants a bundle, or a payload with a certificate, whose certificate, witness of time, signature and identity hold. What is
+// read is what was verified.
 func (v *keylessVerifier) vouches(s signed) (vouch, error) {
-	if s.bundle == nil {
+	entity, artifact := s.bundle, verify.WithoutArtifactUnsafe()
+	switch {
+	case s.bundle == nil && s.uncertified != nil:
+		return vouch{}, fmt.Errorf("certificate: %w", s.uncertified)
+	case s.bundle == nil && s.certified == nil:
 		return vouch{}, errOtherSigner
+	case s.bundle == nil:
+		entity = s.certified
 	}
-	content, err := s.bundle.VerificationContent()
+	content, err := entity.VerificationContent()
 	if err != nil || content.Certificate() == nil {
 		return vouch{}, errOtherSigner // by a key
 	}
 	var reasons []error
 	for _, verifier := range v.verifiers {
-		result, err := verifier.Verify(s.bundle, verify.NewPolicy(verify.WithoutArtifactUnsafe(), verify.WithCertificateIdentity(v.identity)))
+		if s.bundle == nil {
+			artifact = verify.WithArtifact(bytes.NewReader(s.payload))
+		}
+		result, err := verifier.Verify(entity, verify.NewPolicy(artifact, verify.WithCertificateIdentity(v.identity)))
 		if err != nil {
 			reasons = append(reasons, err)
 			continue
 		}
-		digests, err := statementSubjects(result.Statement)
+		digests, err := s.subjects(result)
 		return vouch{digests: digests, format: s.format(), signer: result.Signature.Certificate.SubjectAlternativeName}, err
 	}
 	return vouch{}, fmt.Errorf("certificate: %w", errors.Join(reasons...))
+}
+
+// subjects are the digests for which a verified signature vouches.
+func (s signed) subjects(result *verify.VerificationResult) ([]string, error) {
+	if s.bundle != nil {
+		return statementSubjects(result.Statement)
+	}
+	digest, err := parsePayload(s.payload)
+	return []string{digest}, err
 }

@@ -40,6 +40,11 @@ type signed struct {
 	payload   []byte
 	signature []byte
 	bundle    *bundle.Bundle
+
+	// certified is a payload's signature with a certificate and its witnesses; nil for one by a key. uncertified is what is wrong
+	// with those.
+	certified   *bundle.Bundle
+	uncertified error
 }
 
 func (s signed) format() string {
@@ -128,7 +133,10 @@ func readSignature(ctx context.Context, s source, layer descriptor, simple bool)
 		return signed{}, 0, err
 	}
 	if simple {
-		return signed{payload: content, signature: signature}, len(content), nil
+		// A certificate that cannot be read does not spoil a signature by a key.
+		one := signed{payload: content, signature: signature}
+		one.certified, one.uncertified = certified(layer, content, signature)
+		return one, len(content), nil
 	}
 	b, err := parseBundle(content)
 	if err != nil {
