@@ -28,6 +28,8 @@ type Input struct {
 	Sets        reference.Sets      // the operator's
 	Now         time.Time           // against the sets' validity
 	OSExtended  []int               // further PCRs that the operating system extends (eventlog.Log.WithOSExtended)
+	Maker       reference.Maker     // by the EK's verified certificate; zero where none vouches for it
+	Tag         map[string]string   // facts of the verified asset tag; nil without one
 }
 
 // Outcome is what was proven, also when no set accepts it: a refused machine's facts are
@@ -58,7 +60,7 @@ func Logs(in Input) (Outcome, nodeclaim.Refusals) {
 		return out, refusals(err)
 	}
 	out.Boot = boot.ConfirmCommandLine(in.CommandLine)
-	set, refused := in.Sets.Match(reference.Evidence{Boot: out.Boot, PCRs: in.PCRs, IMA: in.IMA, Measured: in.Measured}, in.Now)
+	set, refused := in.Sets.Match(reference.Evidence{Boot: out.Boot, PCRs: in.PCRs, IMA: in.IMA, Measured: in.Measured, Maker: in.Maker, Tag: in.Tag}, in.Now)
 	out.Reference = set.Name()
 	out.Bank = set.Bank()
 	if len(refused) > 0 {

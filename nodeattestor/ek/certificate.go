@@ -93,7 +93,7 @@ func parseOAEPKey(spki []byte) (*rsa.PublicKey, error) {
 }
 
 // verifyCertificate checks the leaf against the TCG EK Credential Profile 2.x and
-// builds its chain, and returns the TPM manufacturer:
+// builds its chain, and returns who made the TPM:
 //
 //  1. X.509 version 3, not a CA (3.2, basicConstraints);
 //  2. the extended key usage, where present, has tcg-kp-EKCertificate (3.2.16): the same
@@ -103,17 +103,17 @@ func parseOAEPKey(spki []byte) (*rsa.PublicKey, error) {
 //     (3.2.9); it is critical when the subject is empty, and Go leaves it unhandled;
 //  5. no other critical extension is left unhandled;
 //  6. a chain to a configured root, valid at time now (RFC 5280, section 6).
-func verifyCertificate(chain []certificate, key crypto.PublicKey, a Anchors, now time.Time) (string, error) {
+func verifyCertificate(chain []certificate, key crypto.PublicKey, a Anchors, now time.Time) (maker, error) {
 	leaf := *chain[0].Certificate // a copy, because 5 changes a field
 	if leaf.Version != 3 || leaf.IsCA {
-		return "", refuse("profile", "the EK certificate is of version %d with CA=%t; an EK certificate is of version 3 and no CA", leaf.Version, leaf.IsCA)
+		return maker{}, refuse("profile", "the EK certificate is of version %d with CA=%t; an EK certificate is of version 3 and no CA", leaf.Version, leaf.IsCA)
 	}
 	if err := checkUsage(&leaf, key); err != nil {
-		return "", err
+		return maker{}, err
 	}
-	manufacturer, err := tpmManufacturer(&leaf)
+	made, err := tpmMaker(&leaf)
 	if err != nil {
-		return "", err
+		return maker{}, err
 	}
 	leaf.UnhandledCriticalExtensions = slices.DeleteFunc(slices.Clone(leaf.UnhandledCriticalExtensions), oidSAN.Equal)
 	opts := x509.VerifyOptions{
@@ -133,9 +133,9 @@ func verifyCertificate(chain []certificate, key crypto.PublicKey, a Anchors, now
 		opts.Intermediates.AddCert(c.Certificate)
 	}
 	if _, err := leaf.Verify(opts); err != nil {
-		return "", refuse("chain", "the EK certificate (issuer %q, serial %x) is not vouched for by a configured root: %v", leaf.Issuer, leaf.SerialNumber, err)
+		return maker{}, refuse("chain", "the EK certificate (issuer %q, serial %x) is not vouched for by a configured root: %v", leaf.Issuer, leaf.SerialNumber, err)
 	}
-	return manufacturer, nil
+	return made, nil
 }
 
 func checkUsage(leaf *x509.Certificate, key crypto.PublicKey) error {
@@ -156,12 +156,15 @@ func checkUsage(leaf *x509.Certificate, key crypto.PublicKey) error {
 // vendorID is how the TCG Vendor ID Registry (section 4) writes a TPM manufacturer.
 var vendorID = regexp.MustCompile(`^id:[0-9A-Fa-f]{8}$`)
 
-// tpmManufacturer reads the TPM attributes out of the directoryName in the subject
+// maker is what the certificate says of the TPM.
+type maker struct{ manufacturer, model, version string }
+
+// tpmMaker reads the TPM attributes out of the directoryName in the subject
 // alternative name. Vendors write them as one or as three relative names.
-func tpmManufacturer(leaf *x509.Certificate) (string, error) {
+func tpmMaker(leaf *x509.Certificate) (maker, error) {
 	names, err := directoryNames(leaf)
 	if err != nil {
-		return "", refuse("san", "the EK certificate's subject alternative name: %v", err)
+		return maker{}, refuse("san", "the EK certificate's subject alternative name: %v", err)
 	}
 	found := map[string][]string{}
 	for _, name := range names {
@@ -180,14 +183,15 @@ func tpmManufacturer(leaf *x509.Certificate) (string, error) {
 		name string
 	}{{oidTPMManufacturer, "TPM manufacturer"}, {oidTPMModel, "TPM model"}, {oidTPMVersion, "TPM version"}} {
 		if n := len(found[want.oid.String()]); n != 1 {
-			return "", refuse("san", "the EK certificate names its %s %d times, wanted once", want.name, n)
+			return maker{}, refuse("san", "the EK certificate names its %s %d times, wanted once", want.name, n)
 		}
 	}
-	manufacturer := found[oidTPMManufacturer.String()][0]
+	one := func(oid asn1.ObjectIdentifier) string { return found[oid.String()][0] }
+	manufacturer := one(oidTPMManufacturer)
 	if !vendorID.MatchString(manufacturer) {
-		return "", refuse("san", "the EK certificate's TPM manufacturer %.40q is not \"id:\" and 8 hex digits", manufacturer)
+		return maker{}, refuse("san", "the EK certificate's TPM manufacturer %.40q is not \"id:\" and 8 hex digits", manufacturer)
 	}
-	return manufacturer, nil
+	return maker{manufacturer, one(oidTPMModel), one(oidTPMVersion)}, nil
 }
 
 // directoryNames lists the [4] directoryName entries of the subject alternative name

@@ -52,6 +52,9 @@ func TestGoodCertificates(t *testing.T) {
 			if id.Manufacturer() != tpmtest.DefaultManufacturer {
 				t.Errorf("manufacturer is %q", id.Manufacturer())
 			}
+			if id.Model() == "" || id.Version() == "" || id.Model() == id.Version() {
+				t.Errorf("model %q, version %q", id.Model(), id.Version())
+			}
 		})
 	}
 	t.Run("the issuer's certificate comes from the agent", func(t *testing.T) {

@@ -79,12 +79,12 @@ type Anchors struct {
 
 // Identity is an EK that the operator trusts. Only Verify makes one.
 type Identity struct {
-	key          crypto.PublicKey
-	hash         nodeclaim.EKHash
-	template     Template
-	manufacturer string
-	node         string
-	certified    bool
+	key       crypto.PublicKey
+	hash      nodeclaim.EKHash
+	template  Template
+	maker     maker
+	node      string
+	certified bool
 }
 
 // IsZero reports whether the identity never came from Verify.
@@ -104,7 +104,14 @@ func (i Identity) Public() tpm2.TPMTPublic { return i.template.WithKey(i.key) }
 
 // Manufacturer is the TPM vendor id of the certificate's subject alternative name
 // ("id:53544D20"), "" unless Certified.
-func (i Identity) Manufacturer() string { return i.manufacturer }
+func (i Identity) Manufacturer() string { return i.maker.manufacturer }
+
+// Model is the TPM model of the certificate's subject alternative name, in the vendor's words; "" unless Certified.
+func (i Identity) Model() string { return i.maker.model }
+
+// Version is the TPM version of the certificate's subject alternative name, mostly "id:" and 8 hex digits; "" unless
+// Certified.
+func (i Identity) Version() string { return i.maker.version }
 
 // Node is the Kubernetes node that the inventory binds the EK to, "" when it has none.
 func (i Identity) Node() string { return i.node }
@@ -148,7 +155,7 @@ func Verify(certs [][]byte, pub []byte, a Anchors, now time.Time) (Identity, err
 		if len(chain) == 0 {
 			return Identity{}, refuse("certificate", "the agent sent no EK certificate and mode %s needs one; use mode inventory for TPMs without; keelson tpm info on the node says what its TPM holds", a.Mode)
 		}
-		if id.manufacturer, err = verifyCertificate(chain, key, a, now); err != nil {
+		if id.maker, err = verifyCertificate(chain, key, a, now); err != nil {
 			return Identity{}, err
 		}
 		id.certified = true

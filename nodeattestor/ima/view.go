@@ -2,9 +2,12 @@ package ima
 
 import (
 	"bytes"
+	"crypto/sha1" //nolint:gosec // kernels write such digests.
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/binary"
 	"encoding/hex"
+	"hash"
 	"strings"
 )
 
@@ -50,6 +53,36 @@ func (v *View) Digest() (alg, sum []byte, verity bool) {
 	head, rest, _ := bytes.Cut(v.key, []byte{0})
 	alg, verity = bytes.CutPrefix(head[:len(head)-1], []byte(verityType))
 	return alg, rest[:len(rest)-fieldLength-len(v.Path)-1], verity
+}
+
+// Buffer reports whether the entry is of a buffer of the kernel, whose content stands in the entry itself (template ima-buf, d-ng|n-ng|buf; Linux
+// process_buffer_measurement): the digest is over that content. The template's name is in no digest and is not looked at; a file that holds
+// its own signature does not exist unless somebody who may write security.ima made it so.
+func (v *View) Buffer() bool {
+	alg, sum, verity := v.Digest()
+	if alg == nil || verity || v.more || len(v.Signature) == 0 {
+		return false
+	}
+	return bytes.Equal(sum, contentHash(string(alg), v.Signature))
+}
+
+// contentHash is a hash by the kernel's name of it, nil for one that nothing here computes.
+func contentHash(alg string, data []byte) []byte {
+	var h hash.Hash
+	switch alg {
+	case "sha1":
+		h = sha1.New() //nolint:gosec // it is compared with what the list says, and proves nothing by itself.
+	case "sha256":
+		h = sha256.New()
+	case "sha384":
+		h = sha512.New384()
+	case "sha512":
+		h = sha512.New()
+	default:
+		return nil
+	}
+	h.Write(data)
+	return h.Sum(nil)
 }
 
 // Entry is a copy of the entry that may be kept.

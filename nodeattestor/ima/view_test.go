@@ -2,7 +2,9 @@ package ima_test
 
 import (
 	"bytes"
+	"crypto/sha1"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
 	"testing"
@@ -185,4 +187,33 @@ func FuzzKey(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestABufferOfTheKernelIsToldByItsContent(t *testing.T) {
+	content := []byte("measure func=BPRM_CHECK\n")
+	sum, wide, old := sha256.Sum256(content), sha512.Sum512(content), sha1.Sum(content)
+	for name, c := range map[string]struct {
+		digest string
+		third  []byte
+		want   bool
+	}{
+		"its digest is of its content": {fmt.Sprintf("sha256:%x", sum), content, true},
+		"with SHA-512":                 {fmt.Sprintf("sha512:%x", wide), content, true},
+		"with SHA-1":                   {fmt.Sprintf("sha1:%x", old), content, true},
+		"a file's signature":           {fmt.Sprintf("sha256:%x", sum), []byte{3, 2, 4}, false},
+		"no third field":               {fmt.Sprintf("sha256:%x", sum), nil, false},
+		"an empty third field":         {"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", []byte{}, false},
+		"fs-verity's":                  {fmt.Sprintf("verity:sha256:%x", sum), content, false},
+		"by another algorithm":         {fmt.Sprintf("sm3-256:%x", sum), content, false},
+		"no digest":                    {"", content, false},
+	} {
+		v := ima.Entry{Path: "ima_policy_loaded", Digest: c.digest, Signature: c.third}.View()
+		if v.Buffer() != c.want {
+			t.Errorf("%s: %t", name, !c.want)
+		}
+	}
+	violation := ima.Entry{Path: "ima_policy_loaded", Violation: true}.View()
+	if violation.Buffer() {
+		t.Error("a violation says what it holds")
+	}
 }

@@ -39,7 +39,7 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 	c.pcrs(ev)
 	c.ima(ev)
 	if ok {
-		c.conditions()
+		c.conditions(ev)
 	}
 	return c.refusals
 }
@@ -48,6 +48,7 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 type checker struct {
 	set       Set
 	facts     eventlog.Facts
+	list      *tally       // what the IMA list says; nil where the set does not look, or none is proven
 	explained map[int]bool // PCRs whose difference a component's refusal explains
 	refusals  nodeclaim.Refusals
 }

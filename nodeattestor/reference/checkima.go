@@ -20,14 +20,7 @@ func (c *checker) ima(ev Evidence) {
 	if c.set.ima == nil {
 		return
 	}
-	var t *tally
-	switch {
-	case ev.IMA == nil:
-	case ev.Measured != nil && ev.IMA.Count > 0:
-		t = ev.Measured.of(c.set, ev.IMA)
-	case len(ev.IMA.Entries) > 0:
-		t = tallyOf(c.set, ev.IMA.Entries)
-	}
+	t := c.set.tally(ev)
 	if t == nil && ev.IMA != nil && ev.IMA.Unproven > 0 {
 		c.refuse("ima.absent", "PCR 10 was never extended although the IMA list has %d bytes: IMA started before the TPM's driver (the kernel's log says TPM-bypass); build the driver into the kernel, for %s wants proven files", ev.IMA.Unproven, c)
 		return
@@ -36,7 +29,20 @@ func (c *checker) ima(ev Evidence) {
 		c.refuse("ima.absent", "no measured file is proven (no IMA list, or an empty one), %s wants one", c)
 		return
 	}
+	c.list = t
 	c.refusals = append(c.refusals, t.judgement()...)
+}
+
+// tally is what the list of the evidence says by the set's rules; nil where the set does not look at one, or none is proven.
+func (s Set) tally(ev Evidence) *tally {
+	switch {
+	case s.ima == nil || ev.IMA == nil:
+	case ev.Measured != nil && ev.IMA.Count > 0:
+		return ev.Measured.of(s, ev.IMA)
+	case len(ev.IMA.Entries) > 0:
+		return tallyOf(s, ev.IMA.Entries)
+	}
+	return nil
 }
 
 // kexec refuses a second boot_aggregate: a kernel that another kernel started wrote it, and no PCR below 10
@@ -70,9 +76,11 @@ func (c *checker) unhashed(e ima.Entry) {
 
 // bareHint says what a name without a directory is.
 func bareHint(e ima.Entry) string {
-	switch {
+	switch v := e.View(); {
 	case !bare(e.Path):
 		return ""
+	case kernelRecord(&v):
+		return " (a record of the kernel: a policy of IMA that was loaded or written, or a kernel made ready for kexec; bareNames does not let it pass, list it under files if it is meant to be)"
 	case e.NamedOnly:
 		return " (PCRs 0 to 9 do not give that digest: it is a file of this name below a path too long for the kernel, which bareNames: allow would let pass, or what a kernel left behind that kexec started with other PCRs)"
 	}

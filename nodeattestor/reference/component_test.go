@@ -142,7 +142,7 @@ func handlesConditions(t *testing.T, c *component, f eventlog.Facts) {
 			t.Errorf("%s is proven by nothing", fact.name)
 		}
 		if fact.name != "uki.sections" {
-			if _, ok := known(f)[fact.name]; !ok {
+			if _, ok := known(proof{boot: f})[fact.name]; !ok {
 				t.Errorf("%s cannot be read", fact.name)
 			}
 		}

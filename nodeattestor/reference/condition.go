@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/ast"
@@ -39,7 +40,17 @@ func (c condition) String() string { return c.expr + " (" + c.message + ")" }
 type fact struct {
 	name string
 	kind *cel.Type
-	of   func(f eventlog.Facts) (any, bool)
+	of   func(p proof) (any, bool)
+	// missing says why there is no value, for a person; "" where the name says enough.
+	missing string
+}
+
+// proof is what a condition may look at: what quoted PCRs, the EK's certificate and the asset tag prove of one machine.
+type proof struct {
+	boot  eventlog.Facts
+	maker Maker
+	tag   map[string]string // nil where no tag was verified
+	list  *watched          // nil where no measured file is proven
 }
 
 // facts are what conditions may read. A fact that the evidence does not prove is absent, which
@@ -47,15 +58,37 @@ type fact struct {
 // refusal: nothing is true for want of proof. There is no has() for the same reason.
 var facts = func() []fact {
 	all := []fact{
-		{"bank", cel.StringType, func(f eventlog.Facts) (any, bool) { return f.Bank, f.Bank != "" }},
+		{name: "bank", kind: cel.StringType, of: func(p proof) (any, bool) { return p.boot.Bank, p.boot.Bank != "" }},
 	}
 	for _, c := range components {
 		for _, f := range c.facts {
-			all = append(all, fact{f.name, f.kind, f.of})
+			all = append(all, fact{name: f.name, kind: f.kind, of: func(p proof) (any, bool) { return f.of(p.boot) }})
 		}
 	}
-	return all
+	return append(all, machineFacts...)
 }()
+
+// machineFacts are those that come from elsewhere than the boot.
+var machineFacts = []fact{
+	{name: "ima.paths", kind: cel.ListType(cel.StringType), of: func(p proof) (any, bool) { return p.list.pathsKnown() },
+		missing: fmt.Sprintf("no measured file is proven, more than %d paths or %d bytes of them are, or one is not UTF-8", maxPaths, maxPathBytes)},
+	{name: "ima.policies", kind: cel.ListType(cel.StringType), of: func(p proof) (any, bool) { return p.list.policiesKnown() },
+		missing: fmt.Sprintf("the kernel recorded no policy, or more than %d", maxPolicies)},
+	{name: "tag", kind: cel.MapType(cel.StringType, cel.StringType), of: func(p proof) (any, bool) { return p.tag, p.tag != nil },
+		missing: "no asset tag was verified"},
+	{name: "tpm.manufacturer", kind: cel.StringType, of: func(p proof) (any, bool) { return word(p.maker.Manufacturer) }, missing: uncertified},
+	{name: "tpm.vendor", kind: cel.StringType, of: func(p proof) (any, bool) { return word(p.maker.vendor()) }, missing: uncertified},
+	{name: "tpm.model", kind: cel.StringType, of: func(p proof) (any, bool) { return word(p.maker.Model) }, missing: uncertified},
+	{name: "tpm.version", kind: cel.StringType, of: func(p proof) (any, bool) { return word(p.maker.Version) }, missing: uncertified},
+}
+
+const uncertified = "no certificate under a trusted root says it of the EK"
+
+// maxWord bounds a word of a certificate, in bytes; TPMs' models and versions have a dozen.
+const maxWord = 256
+
+// word is a text of a certificate, where there is one that CEL can hold.
+func word(s string) (any, bool) { return s, s != "" && len(s) <= maxWord && utf8.ValidString(s) }
 
 // environment is the language of conditions: CEL's standard library without has(), and the facts.
 var environment = sync.OnceValues(func() (*cel.Env, error) {
@@ -90,6 +123,13 @@ func compile(expr, message string) (condition, error) {
 	return c, err
 }
 
+// Reads tells whether a condition of the set reads a fact, or one of those that begin with a name and a dot.
+func (s Set) Reads(name string) bool {
+	return slices.ContainsFunc(s.conditions, func(c condition) bool {
+		return slices.ContainsFunc(c.needs, func(fact string) bool { return fact == name || strings.HasPrefix(fact, name+".") })
+	})
+}
+
 // reads lists the facts in a checked expression.
 func reads(tree *ast.AST) []string {
 	var out []string
@@ -114,7 +154,7 @@ func (c condition) holds(known map[string]any) (bool, string) {
 	var unproven []string
 	for _, name := range c.needs {
 		if _, ok := known[name]; !ok {
-			unproven = append(unproven, name)
+			unproven = append(unproven, missing(name))
 		}
 	}
 	if len(unproven) > 0 {
@@ -123,22 +163,35 @@ func (c condition) holds(known map[string]any) (bool, string) {
 	return false, fmt.Sprintf("cannot be decided (%v)", err)
 }
 
+// missing names a fact that is not proven, and why where its name does not say enough.
+func missing(name string) string {
+	i := slices.IndexFunc(facts, func(f fact) bool { return f.name == name })
+	if i < 0 || facts[i].missing == "" {
+		return name
+	}
+	return name + " (" + facts[i].missing + ")"
+}
+
 // known are the facts that evidence proves, by name.
-func known(f eventlog.Facts) map[string]any {
+func known(p proof) map[string]any {
 	out := map[string]any{}
 	for _, fact := range facts {
-		if v, ok := fact.of(f); ok {
+		if v, ok := fact.of(p); ok {
 			out[fact.name] = v
 		}
 	}
 	return out
 }
 
-func (c *checker) conditions() {
+func (c *checker) conditions(ev Evidence) {
 	if len(c.set.conditions) == 0 {
 		return
 	}
-	have := known(c.facts)
+	p := proof{boot: c.facts, maker: ev.Maker, tag: ev.Tag}
+	if c.list != nil {
+		p.list = c.list.watched
+	}
+	have := known(p)
 	for i, cond := range c.set.conditions {
 		if ok, why := cond.holds(have); !ok {
 			c.refuse("reference.condition", "condition %d of %s %s: %s (%s)", i+1, c, why, cond.message, cond.expr)

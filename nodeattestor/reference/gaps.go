@@ -3,6 +3,9 @@ package reference
 import (
 	"fmt"
 	"slices"
+	"strings"
+
+	"github.com/keelson-project/keelson/nodeattestor/ima"
 )
 
 // closing are the parameters of the kernel's command line that close ways past what IMA measures, and what is open
@@ -38,5 +41,26 @@ func Gaps(ev Evidence) []string {
 		}
 		out = append(out, fmt.Sprintf(commandLineName+": without %[1]s=%[2]s %[3]s; boot with it, and demand it by the condition kernel.params[%[1]q] == [%[2]q]", c.name, c.values[0], c.open))
 	}
-	return out
+	return append(out, policyGap(params, ev)...)
+}
+
+// policyGap says whether a second policy of IMA, which may measure nothing any more, can be loaded without a trace. A kernel
+// that takes signed policies alone (ima_policy=secure_boot; security/integrity/ima/ima_fs.c, ima_write_policy) reads them
+// from files, which it measures. One that records each policy as it becomes effective (critical data, label ima_policy)
+// shows them too.
+func policyGap(params map[string][]string, ev Evidence) []string {
+	signedOnly := slices.ContainsFunc(params["ima_policy"], func(v string) bool { return slices.Contains(policyNames(v), "secure_boot") })
+	recorded := slices.ContainsFunc(ev.IMA.Entries, func(e ima.Entry) bool { v := e.View(); return policyRecord(&v) })
+	if signedOnly || recorded {
+		return nil
+	}
+	return []string{"IMA policy: root can write another one as text, which measures nothing any more and which no list shows, unless the kernel is built without CONFIG_IMA_WRITE_POLICY; " +
+		"boot with ima_policy=secure_boot beside the others (as in ima_policy=\"tcb|secure_boot\"), and demand it " +
+		`by the condition kernel.params["ima_policy"].exists(p, p.matches("(^|[ |])secure_boot([ |]|$)"))` +
+		"; or, where the kernel records each policy (ima_policy_loaded), demand ima.policies.size() == 1"}
+}
+
+// policyNames are the built-in policies that one value of ima_policy= asks for (policy_setup splits it at these bytes).
+func policyNames(value string) []string {
+	return strings.FieldsFunc(value, func(r rune) bool { return r == ' ' || r == '|' || r == '\n' })
 }

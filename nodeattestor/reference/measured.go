@@ -51,6 +51,7 @@ type judgedSet struct {
 	policy  *imaPolicy
 	seen    []bool // of each required path, in the policy's order
 	refused bool
+	watched *watched // what conditions read; nil where none do
 }
 
 // Judged is what was learned so far. It stands for proven entries only if the replay has succeeded.
@@ -58,7 +59,7 @@ func (m *Measured) Judged() Judged {
 	j := Judged{count: m.count}
 	for _, t := range m.tallies {
 		s := judgedSet{name: t.set.name, policy: t.set.ima, refused: t.before || t.more > 0 || len(t.refusals) > 0}
-		s.seen = slices.Clone(t.seen)
+		s.seen, s.watched = slices.Clone(t.seen), t.watched.keep()
 		j.sets = append(j.sets, s)
 	}
 	return j
@@ -69,7 +70,7 @@ func (j Judged) Size() int {
 	const fixed, each = 64, 80 // the structs
 	n := fixed
 	for _, s := range j.sets {
-		n += each + cap(s.seen)
+		n += each + cap(s.seen) + s.watched.size()
 	}
 	return n
 }
@@ -89,6 +90,7 @@ func (s Sets) Resume(j Judged) (*Measured, bool) {
 		}
 		t.before = old.refused
 		copy(t.seen, old.seen)
+		t.watched = old.watched.resume()
 	}
 	return m, true
 }
@@ -122,10 +124,16 @@ type tally struct {
 	more   int             // measurements that are refused besides
 	before bool            // entries of an earlier appraisal in this boot are refused
 	budget int             // signatures that may yet be verified in vain
+	// watched is what the set's conditions read of the list; nil where none do.
+	watched *watched
 }
 
 func newTally(s Set) *tally {
-	return &tally{checker: checker{set: s}, seen: make([]bool, len(s.ima.required)), told: map[string]bool{}, budget: maxBadSignatures}
+	t := &tally{checker: checker{set: s}, seen: make([]bool, len(s.ima.required)), told: map[string]bool{}, budget: maxBadSignatures}
+	if s.Reads("ima") {
+		t.watched = newWatched()
+	}
+	return t
 }
 
 // add checks entries: the path of each must be listed with its digest. What is not listed, is listed with
@@ -136,12 +144,16 @@ func (t *tally) add(views []ima.View) {
 		t.set.ima.index.known(part, &known)
 		for i := range part {
 			if known[i] {
+				t.watched.add(&part[i])
 				continue
 			}
 			at, ok := t.set.ima.index.find(&part[i])
 			if !ok {
 				t.unlisted(&part[i])
-			} else if at != notRequired {
+				continue
+			}
+			t.watched.add(&part[i])
+			if at != notRequired {
 				t.seen[at] = true
 			}
 		}
@@ -170,10 +182,11 @@ func (t *tally) file(v *ima.View) {
 	_, listed := t.set.ima.files[string(v.Path)]
 	var unsigned error
 	if !listed {
-		if t.set.ima.ignores(v.Path) {
+		if t.set.ima.ignores(v.Path) && !kernelRecord(v) {
 			return
 		}
 		if unsigned = t.set.ima.signed(v, &t.budget); unsigned == nil {
+			t.watched.add(v)
 			return
 		}
 	}

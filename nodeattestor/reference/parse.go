@@ -116,6 +116,9 @@ func (p *parser) set(n *yaml.Node) Set {
 	if !hasBoot {
 		p.at(n, "the set has no boot values, so it would accept any machine")
 	}
+	if s.ima == nil && s.Reads("ima") {
+		p.at(n, "a condition reads what IMA measured, but the set has no ima section, so that it looks at no measured file")
+	}
 	if !s.notAfter.IsZero() && !s.notBefore.Before(s.notAfter) {
 		p.at(n, "notAfter is not after notBefore")
 	}

@@ -11,9 +11,11 @@
 package reference
 
 import (
+	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
@@ -106,6 +108,28 @@ type Evidence struct {
 	IMA  *ima.Result // nil: none was proven
 	// Measured is what was learned of the list while it streamed; nil where IMA has the entries.
 	Measured *Measured
+	// Maker is what the EK's certificate says of the TPM; the zero Maker where none vouches for it.
+	Maker Maker
+	// Tag has the facts of the machine's asset tag; nil where none was verified.
+	Tag map[string]string
+}
+
+// Maker is who made a TPM, as the certificate of its EK says (TCG EK Credential Profile 2.x, 3.1.2): Manufacturer is "id:" and
+// 8 hex digits of the TCG Vendor ID Registry.
+type Maker struct{ Manufacturer, Model, Version string }
+
+// vendor is the manufacturer's ID as the four letters that it stands for, without the spaces or NULs at its end; "" where it is
+// no such text.
+func (m Maker) vendor() string {
+	raw, err := hex.DecodeString(strings.TrimPrefix(m.Manufacturer, "id:"))
+	if err != nil {
+		return ""
+	}
+	name := strings.TrimRight(string(raw), " \x00")
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return ""
+	}
+	return name
 }
 
 // namePattern keeps a name usable as a selector and a label value: lower case, as SPIRE's are.

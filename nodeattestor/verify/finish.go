@@ -6,6 +6,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/appraise"
 	"github.com/keelson-project/keelson/nodeattestor/assettag"
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
 // Finish appraises the logs and the tag. It goes on through boot, measured files and tag after a refusal, so that the
@@ -23,19 +24,23 @@ func (c *Complete) appraise(now time.Time) Appraisal {
 	if err != nil {
 		return c.bound.Stop(err)
 	}
-	outcome, refusals := appraise.Logs(appraise.Input{
+	tag, tagErr := c.bound.checkTag(now) // first, since conditions of the sets read it
+	in := appraise.Input{
 		PCRs: p.pcrs, EventLog: c.logs.eventLog, Userspace: c.logs.userspace, IMA: list, Measured: c.logs.measured,
 		CommandLine: p.line, Sets: p.sets, Now: now, OSExtended: p.policy.OSExtended,
-	})
+		Maker: reference.Maker{Manufacturer: p.identity.Manufacturer(), Model: p.identity.Model(), Version: p.identity.Version()},
+	}
+	if !tag.IsZero() {
+		in.Tag = tag.Tags()
+	}
+	outcome, refusals := appraise.Logs(in)
 	notes, counted := p.counters()
-	refusals = append(refusals, counted...)
-	tag, err := c.bound.checkTag(now)
-	refusals = append(refusals, nodeclaim.AsRefusals(err)...)
+	refusals = append(append(refusals, counted...), nodeclaim.AsRefusals(tagErr)...)
 	if len(refusals) > 0 {
 		return c.bound.Stop(refusals)
 	}
-	if err != nil {
-		return c.bound.Stop(err)
+	if tagErr != nil {
+		return c.bound.Stop(tagErr)
 	}
 	a := Appraisal{EK: p.EK(), Node: c.bound.node, EvidenceDigest: p.digest, Bound: true, accepted: true,
 		Claims: c.claims(outcome, notes), Tag: tag, State: c.state()}

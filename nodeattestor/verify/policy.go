@@ -149,6 +149,7 @@ func (p *Policy) Validate() error {
 	}
 	p.validateClasses(fail)
 	p.validateIMA(fail)
+	p.validateFacts(fail)
 	return errors.Join(errs...)
 }
 
@@ -181,6 +182,18 @@ func (p *Policy) validateIMA(fail func(string, ...any)) {
 			fail("the IMA log is demanded, but reference set %q has no ima section to judge it by: add one, or do not demand the log", set.Name())
 		case !p.IMA && set.ChecksIMA():
 			fail("reference set %q has an ima section, but the IMA log is not demanded: every node would be refused", set.Name())
+		}
+	}
+}
+
+// validateFacts refuses sets with conditions over what no node could prove: every node would be refused.
+func (p *Policy) validateFacts(fail func(string, ...any)) {
+	for _, set := range p.References {
+		if set.Reads("tag") && len(p.Tag.Signers) == 0 {
+			fail("reference set %q has a condition over the asset tag, but nobody may sign one", set.Name())
+		}
+		if set.Reads("tpm") && p.Anchors.Mode == ek.Inventory {
+			fail("reference set %q has a condition over the TPM's maker, but mode inventory looks at no EK certificate, which alone says it", set.Name())
 		}
 	}
 }
