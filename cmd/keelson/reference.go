@@ -55,7 +55,7 @@ func addReference(root *cobra.Command) {
 	flags.BoolVar(&f.unpinned, "allow-unpinned-kernel", false, "make a set that pins nothing about the kernel, where nothing measured it: any kernel then passes")
 	osExtendedFlag(capture, &f.osExtended)
 	flags.StringArrayVar(&f.keys, "ima-key", nil, "PEM file with a public key or X.509 certificate whose signed files are allowed; may be repeated")
-	ref.AddCommand(capture, mergeCommand(), diffCommand(), signCommand(), verifySetCommand(), showCommand())
+	ref.AddCommand(capture, predictCommand(), mergeCommand(), diffCommand(), signCommand(), verifySetCommand(), showCommand())
 	root.AddCommand(ref)
 }
 

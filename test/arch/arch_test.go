@@ -83,7 +83,7 @@ type never struct {
 }
 
 var pureNode = own("nodeattestor/nodeclaim", "nodeattestor/evidence", "nodeattestor/ek", "nodeattestor/ak", "nodeattestor/quote",
-	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/imasig", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/appraise", "nodeattestor/verify")
+	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/imasig", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/predict", "nodeattestor/appraise", "nodeattestor/verify")
 
 var purePolicy = own("policy-sync/snapshot", "policy-sync/trustgraph", "policy-sync/desired", "policy-sync/calico", "policy-sync/istio",
 	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard", "policy-sync/flows")
@@ -113,7 +113,7 @@ var rules = []never{
 		reason: "the vocabulary depends on the standard library alone, so that anybody may import it"},
 	{from: own("nodeattestor/..."), to: []string{"github.com/google/go-tpm/tpm2/transport/..."}, except: own("nodeattestor/tpmdev"),
 		reason: "tpmdev is the only door to a TPM"},
-	{from: own("nodeattestor/agentplugin", "nodeattestor/tpmdev", "cmd/keelson-nodeattestor-agent"), to: own("nodeattestor/verify", "nodeattestor/reference", "nodeattestor/appraise", "nodeattestor/verdict"), deep: true,
+	{from: own("nodeattestor/agentplugin", "nodeattestor/tpmdev", "cmd/keelson-nodeattestor-agent"), to: own("nodeattestor/verify", "nodeattestor/reference", "nodeattestor/predict", "nodeattestor/appraise", "nodeattestor/verdict"), deep: true,
 		reason: "a node decides nothing about itself and carries no reference values"},
 	{from: own("nodeattestor/serverplugin", "cmd/keelson-nodeattestor-server"), to: own("nodeattestor/tpmdev", "nodeattestor/agentplugin"), deep: true,
 		reason: "a verifier opens no TPM: it judges what other machines send"},
