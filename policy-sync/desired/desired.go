@@ -149,10 +149,17 @@ type Pod struct {
 // From turns a graph into intents.
 func From(g trustgraph.Graph) Intents {
 	out := Urgent(g)
+	out.Workloads = Workloads(g)
+	return out
+}
+
+// Workloads are the policies in force and what they allow.
+func Workloads(g trustgraph.Graph) []Workload {
+	var out []Workload
 	known := map[*trustgraph.Answer][]keyed{}
 	for _, p := range g.Policies {
 		if p.Accepted && p.Mode != "" {
-			out.Workloads = append(out.Workloads, workload(g, p, known))
+			out = append(out, workload(g, p, known))
 		}
 	}
 	return out
@@ -160,14 +167,19 @@ func From(g trustgraph.Graph) Intents {
 
 // Urgent is From without what policies allow: what closes needs none of it, and it costs no more than the graph has nodes and pods.
 func Urgent(g trustgraph.Graph) Intents {
-	out := Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities, OwnEntries: g.OwnEntries}
+	out := Shared(g)
 	for _, n := range g.Nodes {
-		out.Nodes = append(out.Nodes, node(g, n))
+		out.Nodes = append(out.Nodes, NodeOf(g, n))
 	}
 	for _, p := range g.Pods {
-		out.Pods = append(out.Pods, pod(g, p))
+		out.Pods = append(out.Pods, PodOf(g, p))
 	}
 	return out
+}
+
+// Shared is what is intended of no single policy, node or pod.
+func Shared(g trustgraph.Graph) Intents {
+	return Intents{Config: g.Config, Namespaces: g.Namespaces, Revoked: g.Revoked, Evict: g.Evict, Identities: g.Identities, OwnEntries: g.OwnEntries}
 }
 
 // workload makes the intents of one policy. Known are the flows of lists of answers, which policies for the same accounts share.
@@ -320,7 +332,7 @@ func sortedKeys[V any](m map[string]V) []string {
 	return out
 }
 
-// node: a trusted node bears its verdict, its reference set and its tags and no taint, any other node the taint alone, and an
+// NodeOf is what a Node should bear: a trusted node bears its verdict, its reference set and its tags and no taint, any other node the taint alone, and an
 // untrusted one that verdict too, by which policy-sync and SPIRE's server, who tolerate the taint, are kept away
 // (design/2026-11-26-policy-sync-off-bad-nodes.md).
 //
@@ -330,7 +342,7 @@ func sortedKeys[V any](m map[string]V) []string {
 //
 // A node that was there before Keelson and has never proved itself keeps its pods until an administrator asks for the taint: it
 // has no label, so nothing on it is let in anyway, and a cluster would stand still while its nodes attest for the first time.
-func node(g trustgraph.Graph, n trustgraph.Node) Node {
+func NodeOf(g trustgraph.Graph, n trustgraph.Node) Node {
 	out := Node{Name: n.Name, UID: n.UID, Labels: map[string]string{}, Proved: n.Verdict == v1alpha1.VerdictUntrusted}
 	trusted := n.Verdict == v1alpha1.VerdictTrusted
 	if trusted {
@@ -378,9 +390,9 @@ func putTag(labels map[string]string, prefix, key, value string) {
 	}
 }
 
-// pod: an attested pod bears its own label, one per policy, and its node's tags. A pod
+// PodOf is what a Pod should bear: an attested pod bears its own label, one per policy, and its node's tags. A pod
 // under several policies of which it meets some bears no label at all.
-func pod(g trustgraph.Graph, p *trustgraph.Pod) Pod {
+func PodOf(g trustgraph.Graph, p *trustgraph.Pod) Pod {
 	out := Pod{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Labels: map[string]string{}}
 	if n, ok := g.Node(p.Node); ok {
 		out.Proved, out.KeepOnly = n.Verdict == v1alpha1.VerdictUntrusted, n.Held

@@ -29,14 +29,16 @@ func Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error) { return new(
 
 // Urgent is the function of that name, with what the Renderer renders by.
 func (r *Renderer) Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error) {
-	in := desired.Urgent(g)
-	in.RevokedSets = revokedSets(s)
-	objects, err := r.render(s.Config, in)
+	r.kept.begin(s.Config)
+	in := desired.Shared(g)
+	in.RevokedSets = r.kept.revokedSets(s)
+	objects, err := r.shared(s.Config, in)
 	if err != nil {
 		return Plan{}, fmt.Errorf("plan: %w", err)
 	}
 	d := newDiffer(s, in)
-	if err := errors.Join(d.wanted(objects), d.marks(in)); err != nil {
+	d.k = &r.kept
+	if err := errors.Join(d.keptObjects(objects), d.keptMarks(in, g)); err != nil {
 		return Plan{}, err
 	}
 	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Phase.Closing() })
@@ -46,19 +48,43 @@ func (r *Renderer) Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error)
 // Diff compares the snapshot with what should be. An object appears in at most one
 // operation, so that no operation of a plan invalidates the resourceVersion of another.
 func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry) (Plan, error) {
-	return diff(s, in, objects, entries, nil)
-}
-
-func diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry, missing map[Part]string) (Plan, error) {
+	k := new(kept)
+	k.begin(s.Config)
 	d := newDiffer(s, in)
-	d.p.Missing = missing
-	if err := errors.Join(d.objects(objects), d.marks(in)); err != nil {
+	d.k = k
+	if err := errors.Join(d.keptObjects(objects), d.marks(in)); err != nil {
 		return Plan{}, err
 	}
-	d.entries(in, entries)
+	d.surplusObjects()
+	d.entries(in, entries, registration.Keep(in))
+	return d.finish(), nil
+}
+
+// diff is Diff with what is kept of the plan before.
+func (r *Renderer) diff(s snapshot.Snapshot, g trustgraph.Graph, out Result, groups []*entryGroup, same bool, missing map[Part]string) (Plan, error) {
+	d := newDiffer(s, out.Intents)
+	d.k, d.p.Missing = &r.kept, missing
+	if err := errors.Join(d.keptObjects(out.Objects), d.keptMarks(out.Intents, g)); err != nil {
+		return Plan{}, err
+	}
+	d.surplusObjects()
+	d.keptEntries(out.Intents, groups, same)
+	return d.finish(), nil
+}
+
+// finish holds back what has to wait, and sorts.
+func (d *differ) finish() Plan {
 	d.guardDeletes()
 	d.withoutSPIRE()
-	return d.sorted(), nil
+	return d.sorted()
+}
+
+// keptMarks are marks of a graph, with what is kept of the plan before.
+func (d *differ) keptMarks(in desired.Intents, g trustgraph.Graph) error {
+	for _, e := range in.Evict {
+		d.add(eviction(e))
+	}
+	return errors.Join(d.keptNodes(g), d.keptPods(g))
 }
 
 func newDiffer(s snapshot.Snapshot, in desired.Intents) *differ {
@@ -101,6 +127,8 @@ func (d *differ) sorted() Plan {
 
 type differ struct {
 	s snapshot.Snapshot
+	// k is what is kept of the plan before.
+	k *kept
 	p Plan
 	// rail counts what is ours and what of it would go.
 	rail rail

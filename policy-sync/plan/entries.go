@@ -19,7 +19,7 @@ import (
 // What is not wanted any more goes in one of two ways. Where another entry that is wanted gives an agent the same or more, the old
 // one is only superseded, and goes when the new one stands, so that no identity is taken away in between. Everything else closes,
 // and goes at once.
-func (d *differ) entries(in desired.Intents, want []snapshot.Entry) {
+func (d *differ) entries(in desired.Intents, want, keep []snapshot.Entry) {
 	if d.s.SPIRE == nil {
 		return
 	}
@@ -44,7 +44,7 @@ func (d *differ) entries(in desired.Intents, want []snapshot.Entry) {
 		instead[w.SPIFFEID] = append(instead[w.SPIFFEID], w)
 		d.entry(live, w)
 	}
-	for _, k := range registration.Keep(in) {
+	for _, k := range keep {
 		if _, ok := live[k.ID]; ok {
 			wanted[k.ID] = true
 			instead[k.SPIFFEID] = append(instead[k.SPIFFEID], k)
@@ -92,15 +92,21 @@ type entryReasons struct {
 }
 
 func newEntryReasons(s snapshot.Snapshot, in desired.Intents) entryReasons {
-	out := entryReasons{map[string]string{}, map[string]bool{}}
-	for i := range s.NodeTrusts {
-		if t := &s.NodeTrusts[i]; t.Spec.Verdict == v1alpha1.VerdictUntrusted {
-			out.bad[t.Spec.AgentID] = t.Name
-		}
-	}
+	out := entryReasons{badAgents(s), map[string]bool{}}
 	for _, id := range in.Identities {
 		if id.Problem == "" {
 			out.identities[trustgraph.SPIFFEID(in.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+		}
+	}
+	return out
+}
+
+// badAgents are the nodes that are proved bad, by their agents.
+func badAgents(s snapshot.Snapshot) map[string]string {
+	out := map[string]string{}
+	for i := range s.NodeTrusts {
+		if t := &s.NodeTrusts[i]; t.Spec.Verdict == v1alpha1.VerdictUntrusted {
+			out[t.Spec.AgentID] = t.Name
 		}
 	}
 	return out

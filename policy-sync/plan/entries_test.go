@@ -123,7 +123,7 @@ func TestNothingIsIssuedThatRestsOnUpperAndLowerCase(t *testing.T) {
 			s := snapshottest.Demo()
 			change(&s.NodeTrusts[1].Spec)
 			var parents []string
-			for _, e := range mustMake(t, s).Entries {
+			for _, e := range mustMake(t, s).Entries() {
 				if strings.HasSuffix(e.SPIFFEID, "/ns/payments/sa/api") {
 					parents = append(parents, e.ParentID)
 				}

@@ -257,7 +257,7 @@ func objectsText(t *testing.T, r plan.Result) string {
 
 func entriesText(r plan.Result) string {
 	var b bytes.Buffer
-	for _, e := range r.Entries {
+	for _, e := range r.Entries() {
 		fmt.Fprintf(&b, "%s\n  id      %s\n  parent  %s\n", e.ID, e.SPIFFEID, e.ParentID)
 		for _, s := range e.Selectors {
 			fmt.Fprintf(&b, "  %s\n", s)

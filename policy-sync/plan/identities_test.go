@@ -76,7 +76,7 @@ func TestAnIdentityIsIssuedWhereItRuns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := demo()
 			c.change(w)
-			if got := issuers(mustMake(t, w.Snapshot).Entries, frontendID); !slices.Equal(got, c.want) {
+			if got := issuers(mustMake(t, w.Snapshot).Entries(), frontendID); !slices.Equal(got, c.want) {
 				t.Errorf("issued by the agents of %v, want %v", got, c.want)
 			}
 		})
@@ -90,7 +90,7 @@ func TestAMirrorPodHasNoIdentity(t *testing.T) {
 	p := snapshottest.Pod("shop", "mirror", "", "par-1", "10.2.0.20")
 	p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
 	w.Pods = append(w.Pods, p)
-	if got := issuers(mustMake(t, w.Snapshot).Entries, "spiffe://demo.example/ns/shop/sa/default"); got != nil {
+	if got := issuers(mustMake(t, w.Snapshot).Entries(), "spiffe://demo.example/ns/shop/sa/default"); got != nil {
 		t.Errorf("issued by %v", got)
 	}
 }
@@ -322,8 +322,8 @@ func TestEntriesAreBounded(t *testing.T) {
 			limit(&w.Config)
 			crowd(w, 20)
 			r := mustMake(t, w.Snapshot)
-			if len(r.Entries) != 11 || len(issuers(r.Entries, apiID)) != 1 {
-				t.Errorf("%d entries, want 10 of shop and the one of payments", len(r.Entries))
+			if len(r.Entries()) != 11 || len(issuers(r.Entries(), apiID)) != 1 {
+				t.Errorf("%d entries, want 10 of shop and the one of payments", len(r.Entries()))
 			}
 			refused := 0
 			for _, p := range r.Graph.Policies {

@@ -27,52 +27,20 @@ func target(o *unstructured.Unstructured) Target {
 	}
 }
 
-// objects compares rendered objects with live ones. A live object with the very name of
+// surplusObject deletes an object of ours. Deletes touch only what bears our owner label.
+func (d *differ) surplusObject(o *unstructured.Unstructured) {
+	op := Operation{Phase: Tighten, Action: Delete, Target: target(o), Reason: "nothing asks for it any more"}
+	if closes(o) {
+		op.Phase = Retire
+	}
+	op.Domain = deleteDomain(o, op.Phase)
+	d.rail.delete(o.GetNamespace())
+	d.add(op)
+}
+
+// object brings one object from its live state to the wanted one. A live object with the very name of
 // ours that somebody else made is taken over: under those names stands what closes, and
-// leaving a stranger's object there would leave it open. Deletes touch only what bears
-// our owner label.
-func (d *differ) objects(want []desired.Object) error {
-	wanted := map[string]bool{}
-	for _, w := range want {
-		wanted[key(w.Unstructured)] = true
-	}
-	if err := d.wanted(want); err != nil {
-		return err
-	}
-	for _, o := range d.s.Objects {
-		if !snapshot.Owned(o) {
-			continue
-		}
-		d.rail.owned(o.GetNamespace())
-		if _, unplanned := d.p.Missing[part(Policy, source(o))]; wanted[key(o)] || unplanned {
-			continue // of a policy that could not be rendered, nothing goes
-		}
-		op := Operation{Phase: Tighten, Action: Delete, Target: target(o), Reason: "nothing asks for it any more"}
-		if closes(o) {
-			op.Phase = Retire
-		}
-		op.Domain = deleteDomain(o, op.Phase)
-		d.rail.delete(o.GetNamespace())
-		d.add(op)
-	}
-	return nil
-}
-
-// wanted brings what is wanted into its state, and deletes nothing.
-func (d *differ) wanted(want []desired.Object) error {
-	live := make(map[string]*unstructured.Unstructured, len(d.s.Objects))
-	for _, o := range d.s.Objects {
-		live[key(o)] = o
-	}
-	for _, w := range want {
-		if err := d.object(live[key(w.Unstructured)], w); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// object brings one object from its live state to the wanted one. First it goes to what
+// leaving a stranger's object there would leave it open. First it goes to what
 // both have open (and to all that either closes), in a closing phase; from there to the
 // wanted state, in an opening phase of a later plan.
 func (d *differ) object(live *unstructured.Unstructured, want desired.Object) error {

@@ -24,7 +24,7 @@ func netipOf(s string) netip.Addr { return netip.MustParseAddr(s) }
 func dump(t tb, r plan.Result) string {
 	t.Helper()
 	out := r.Plan.String()
-	for _, v := range []any{r.Graph, r.Objects, r.Entries, r.Plan.Operations} {
+	for _, v := range []any{r.Graph, r.Objects, r.Entries(), r.Plan.Operations} {
 		data, err := json.MarshalIndent(v, "", " ")
 		if err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/calico"
 	"github.com/keelson-project/keelson/policy-sync/desired"
 	"github.com/keelson-project/keelson/policy-sync/istio"
-	"github.com/keelson-project/keelson/policy-sync/registration"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
@@ -45,6 +45,8 @@ type Renderer struct {
 	// Panicked is told of a panic and where it was; nil is fine.
 	Panicked func(policy string, value any, stack []byte)
 
+	kept kept
+
 	mu    sync.Mutex
 	known map[string]rendered // by policy's key
 	late  map[string]string   // keys of policies that are being rendered beside, with their namespace
@@ -53,8 +55,9 @@ type Renderer struct {
 // rendered is what became of one policy.
 type rendered struct {
 	from    [sha256.Size]byte
-	objects []desired.Object
-	why     string // why there are no objects
+	objects []desired.Object // the planes one after the other
+	second  int              // where the second plane's begin
+	why     string           // why there are no objects
 }
 
 // Result is everything that follows from a snapshot.
@@ -62,28 +65,40 @@ type Result struct {
 	Graph   trustgraph.Graph
 	Intents desired.Intents
 	Objects []desired.Object
-	Entries []snapshot.Entry
 	Plan    Plan
 	// Unfinished are policies (namespace/name) for which this round had no time; the next one goes on with them.
 	Unfinished map[string]bool
+
+	groups []*entryGroup
 }
 
 // Decide renders what the graph asks for and compares it with the snapshot that the graph is of. An error means that nothing may
 // be changed.
 func (r *Renderer) Decide(s snapshot.Snapshot, g trustgraph.Graph) (Result, error) {
-	out := Result{Graph: g, Intents: desired.From(g)}
-	out.Intents.RevokedSets = revokedSets(s)
-	shared := out.Intents
-	shared.Workloads = nil
-	objects, err := r.render(s.Config, shared)
+	r.kept.begin(s.Config)
+	out := Result{Graph: g, Intents: desired.Shared(g)}
+	out.Intents.Workloads, out.Intents.RevokedSets = r.kept.workloadsOf(g), r.kept.revokedSets(s)
+	objects, err := r.shared(s.Config, out.Intents)
 	if err != nil {
 		return Result{}, fmt.Errorf("plan: %w", err)
 	}
 	missing := map[Part]string{}
 	out.Objects, out.Unfinished = r.policies(objects, s.Config, out.Intents, missing)
-	out.Entries = registration.Render(out.Intents)
-	out.Plan, err = diff(s, out.Intents, out.Objects, out.Entries, missing)
+	var same bool
+	out.groups, same = r.kept.groupsOf(out.Intents)
+	out.Plan, err = r.diff(s, g, out, out.groups, same, missing)
+	r.kept.sweep()
 	return out, err
+}
+
+// Entries are the SPIRE entries that should exist, sorted by ID.
+func (r Result) Entries() []snapshot.Entry {
+	var out []snapshot.Entry
+	for _, g := range r.groups {
+		out = append(out, g.wants...)
+	}
+	slices.SortFunc(out, func(a, b snapshot.Entry) int { return cmp.Compare(a.ID, b.ID) })
+	return out
 }
 
 func (r *Renderer) render(c snapshot.Config, in desired.Intents) ([]desired.Object, error) {
@@ -115,22 +130,21 @@ func render(c snapshot.Config, in desired.Intents) ([]desired.Object, error) {
 
 // policies appends the objects of all policies to out. What is not known yet is rendered in turns, one policy of each namespace at
 // a time, so that nobody's many policies keep another team's waiting.
-func (r *Renderer) policies(out []desired.Object, c snapshot.Config, in desired.Intents, missing map[Part]string) ([]desired.Object, map[string]bool) {
+func (r *Renderer) policies(shared []desired.Object, c snapshot.Config, in desired.Intents, missing map[Part]string) ([]desired.Object, map[string]bool) {
 	r.mu.Lock()
 	before := r.known
 	r.mu.Unlock()
 	now, units, unfinished, waiting := map[string]rendered{}, map[string]unit{}, map[string]bool{}, map[string]bool{}
 	turns := map[string]int{}
 	var fresh []string
-	for _, w := range in.Workloads {
-		u := newUnit(c, in, w)
+	for _, u := range r.kept.unitsOf(c, in) {
 		units[u.key] = u
 		if have, ok := before[u.key]; ok && have.from == u.from && u.err == nil {
 			now[u.key] = have
 			continue
 		}
-		u.turn = turns[w.Namespace]
-		turns[w.Namespace]++
+		u.turn = turns[u.namespace]
+		turns[u.namespace]++
 		units[u.key] = u
 		fresh = append(fresh, u.key)
 	}
@@ -148,17 +162,22 @@ func (r *Renderer) policies(out []desired.Object, c snapshot.Config, in desired.
 		}
 	}
 	r.keep(now, waiting)
+	// As the data planes' renderers give them: one plane after the other, in each what is shared first.
+	var planes [2][]desired.Object
+	for _, o := range shared {
+		planes[plane(o)] = append(planes[plane(o)], o)
+	}
 	for _, w := range in.Workloads {
 		key := w.Namespace + "/" + w.Policy
-		if got := now[key]; got.why != "" {
+		got := now[key]
+		if got.why != "" {
 			missing[part(Policy, key)] = got.why
-		} else {
-			out = append(out, got.objects...)
+			continue
 		}
+		planes[0] = append(planes[0], got.objects[:got.second]...)
+		planes[1] = append(planes[1], got.objects[got.second:]...)
 	}
-	// As the data planes' renderers give them: one plane after the other, in each what is shared first.
-	slices.SortStableFunc(out, func(a, b desired.Object) int { return plane(a) - plane(b) })
-	return out, unfinished
+	return append(planes[0], planes[1]...), unfinished
 }
 
 // round begins a round and returns what tells whether there still is time in it.
@@ -303,6 +322,10 @@ func (r *Renderer) objects(u unit) (out rendered) {
 	}
 	if err := errors.Join(problems...); err != nil {
 		return rendered{from: u.from, why: err.Error()}
+	}
+	slices.SortStableFunc(out.objects, func(a, b desired.Object) int { return plane(a) - plane(b) })
+	for out.second < len(out.objects) && plane(out.objects[out.second]) == 0 {
+		out.second++
 	}
 	return out
 }

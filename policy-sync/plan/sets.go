@@ -95,12 +95,16 @@ func alike(live, state *unstructured.Unstructured, want desired.Object) (bool, e
 	return same(out, state), nil
 }
 
-// revokedSets says in which set each revoked address stands: Calico's, or without it Istio's.
-func revokedSets(s snapshot.Snapshot) map[string]int {
-	index := map[string]int{}
-	for i, name := range v1alpha1.RevokedSetNames() {
-		index[name] = i
+// revokedSet is in which set of revoked addresses an object of ours is, from 1; 0 for others.
+func revokedSet(o *unstructured.Unstructured) int {
+	if kind := o.GetKind(); kind != "GlobalNetworkSet" && kind != "AuthorizationPolicy" || !snapshot.Owned(o) {
+		return 0
 	}
+	return 1 + slices.Index(v1alpha1.RevokedSetNames(), o.GetName())
+}
+
+// revokedSets says in which set each revoked address stands: Calico's, or without it Istio's.
+func (k *kept) revokedSets(s snapshot.Snapshot) map[string]int {
 	out := map[string]int{}
 	add := func(i int, value any) {
 		if text, ok := value.(string); ok {
@@ -109,16 +113,17 @@ func revokedSets(s snapshot.Snapshot) map[string]int {
 		}
 	}
 	for _, o := range s.Objects {
-		i, ours := index[o.GetName()]
-		if !ours || !snapshot.Owned(o) {
+		f := k.facts(o)
+		if f.revoked == 0 {
 			continue
 		}
+		i := f.revoked - 1
 		switch {
 		case o.GetKind() == "GlobalNetworkSet":
 			for _, v := range elements(o, []string{"spec", "nets"}) {
 				add(i, v)
 			}
-		case o.GetKind() == "AuthorizationPolicy" && !s.Config.Calico && o.GetNamespace() == s.Config.RootNamespace():
+		case !s.Config.Calico && f.namespace == s.Config.RootNamespace():
 			for _, e := range elements(o, []string{"spec", "rules"}) {
 				if _, blocks, _, ok := istio.Split(e); ok {
 					for _, v := range blocks {

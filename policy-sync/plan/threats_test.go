@@ -142,7 +142,7 @@ func TestThreat19_ASharedServiceAccountIsReportedOrRefused(t *testing.T) {
 	if pod, _ := r.Graph.Pod("payments", "api-fra-1"); pod.Attested {
 		t.Error("not refused")
 	}
-	for _, e := range r.Entries {
+	for _, e := range r.Entries() {
 		if strings.HasSuffix(e.SPIFFEID, "/sa/api") {
 			t.Errorf("an SVID is issued all the same: %v", e)
 		}

@@ -27,28 +27,40 @@ import (
 
 // Render makes every SPIRE entry that should exist, sorted by ID.
 func Render(in desired.Intents) []snapshot.Entry {
-	return render(in, func(n trustgraph.IdentityNode) bool { return !n.Held })
+	var out []snapshot.Entry
+	for _, id := range in.Identities {
+		wants, _ := Of(in.Config, id)
+		out = append(out, wants...)
+	}
+	slices.SortFunc(out, func(a, b snapshot.Entry) int { return cmp.Compare(a.ID, b.ID) })
+	return out
 }
 
 // Keep makes the entries that may stay where they exist and are not made otherwise, sorted by ID: those of nodes on hold.
 func Keep(in desired.Intents) []snapshot.Entry {
-	return render(in, func(n trustgraph.IdentityNode) bool { return n.Held })
-}
-
-func render(in desired.Intents, wanted func(trustgraph.IdentityNode) bool) []snapshot.Entry {
 	var out []snapshot.Entry
 	for _, id := range in.Identities {
-		if id.Problem != "" {
-			continue
-		}
-		for _, n := range id.Nodes {
-			if wanted(n) {
-				out = append(out, entries(in.Config, id, n.AgentID)...)
-			}
-		}
+		_, keeps := Of(in.Config, id)
+		out = append(out, keeps...)
 	}
 	slices.SortFunc(out, func(a, b snapshot.Entry) int { return cmp.Compare(a.ID, b.ID) })
 	return out
+}
+
+// Of makes the entries of one identity: those that should exist, and those that may stay where they
+// exist. Neither is sorted.
+func Of(c snapshot.Config, id trustgraph.Identity) (wants, keeps []snapshot.Entry) {
+	if id.Problem != "" {
+		return nil, nil
+	}
+	for _, n := range id.Nodes {
+		if n.Held {
+			keeps = append(keeps, entries(c, id, n.AgentID)...)
+		} else {
+			wants = append(wants, entries(c, id, n.AgentID)...)
+		}
+	}
+	return wants, keeps
 }
 
 // IsClass reports whether the entry stands for a class of nodes and not for a workload. Earlier versions made such entries.

@@ -188,7 +188,8 @@ func (c Config) validateIdentities(add func(format string, args ...any)) {
 }
 
 // Validate reports why no plan may be made from the snapshot: configuration, parts
-// that could not be read, one object read twice.
+// that could not be read, one object read twice. Pods are left to who deals them out to their
+// namespaces, and what a SPIRE server said to SPIRE.Validate.
 func (s Snapshot) Validate() error {
 	problems := []error{s.Config.Validate()}
 	if s.At.IsZero() {
@@ -197,31 +198,44 @@ func (s Snapshot) Validate() error {
 	for _, u := range s.Unread {
 		problems = append(problems, fmt.Errorf("snapshot: not read: %s", u))
 	}
-	seen := map[string]bool{}
-	once := func(kind, key string) {
-		if seen[kind+" "+key] {
-			problems = append(problems, fmt.Errorf("snapshot: %s %s was read twice", kind, key))
+	type identity struct{ api, kind, namespace, name string }
+	seen := make(map[identity]bool, len(s.Nodes)+len(s.NodeTrusts)+len(s.Namespaces)+len(s.Policies)+len(s.Objects))
+	once := func(i identity) {
+		if seen[i] {
+			problems = append(problems, fmt.Errorf("snapshot: %s was read twice", strings.TrimSpace(i.api+" "+i.kind+" "+strings.TrimPrefix(i.namespace+"/"+i.name, "/"))))
 		}
-		seen[kind+" "+key] = true
+		seen[i] = true
 	}
 	for i := range s.Nodes {
-		once("Node", s.Nodes[i].Name)
+		once(identity{kind: "Node", name: s.Nodes[i].Name})
 	}
 	for i := range s.NodeTrusts {
-		once("NodeTrust", s.NodeTrusts[i].Name)
+		once(identity{kind: "NodeTrust", name: s.NodeTrusts[i].Name})
 	}
 	for i := range s.Namespaces {
-		once("Namespace", s.Namespaces[i].Name)
+		once(identity{kind: "Namespace", name: s.Namespaces[i].Name})
 	}
 	for i := range s.Policies {
-		once("TrustPolicy", Key(&s.Policies[i]))
+		once(identity{kind: "TrustPolicy", namespace: s.Policies[i].Namespace, name: s.Policies[i].Name})
 	}
 	for _, o := range s.Objects {
-		once(o.GetAPIVersion()+" "+o.GetKind(), Key(o))
+		once(identity{o.GetAPIVersion(), o.GetKind(), o.GetNamespace(), o.GetName()})
 	}
-	if s.SPIRE != nil {
-		for _, e := range s.SPIRE.Entries {
-			once("SPIRE entry", e.ID)
+	return errors.Join(problems...)
+}
+
+// Validate reports why no plan may be made from what a SPIRE server said: one entry read twice.
+func (s *SPIRE) Validate() error {
+	if s == nil {
+		return nil
+	}
+	var problems []error
+	seen := make(map[string]bool, len(s.Entries))
+	for i := range s.Entries {
+		if id := s.Entries[i].ID; seen[id] {
+			problems = append(problems, fmt.Errorf("snapshot: SPIRE entry %s was read twice", id))
+		} else {
+			seen[id] = true
 		}
 	}
 	return errors.Join(problems...)

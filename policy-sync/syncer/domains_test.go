@@ -328,9 +328,9 @@ func TestStatusesNameWhatWaitsAndForWhom(t *testing.T) {
 // what the graph alone closes is closed where the panic comes later; the next pass without it does all of it.
 func TestAPanicIsThePassFailure(t *testing.T) {
 	for name, tc := range map[string]struct {
-		from   int // the shared rendering that panics first; 0 is none: an object without content breaks the graph or the comparison
+		from   int // 1: what is shared cannot be rendered; 2: nor policies; 0: an object without content breaks the graph or the comparison
 		closes bool
-	}{"a broken object": {}, "the first rendering": {from: 1}, "the second rendering": {from: 2, closes: true}} {
+	}{"a broken object": {}, "the first rendering": {from: 1}, "the rendering of policies": {from: 2, closes: true}} {
 		t.Run(name, func(t *testing.T) {
 			w := newFake(t)
 			w.sync(w.syncer())
@@ -341,9 +341,17 @@ func TestAPanicIsThePassFailure(t *testing.T) {
 			if tc.from == 0 {
 				w.s.Objects = append(w.s.Objects, nil)
 			}
+			if tc.from == 2 {
+				s.renderer.Now = func() time.Time {
+					if tc.from > 0 {
+						panic("index out of range")
+					}
+					return time.Now()
+				}
+			}
 			s.renderer.Render = func(_ snapshot.Config, in desired.Intents) ([]desired.Object, error) {
 				if len(in.Workloads) == 0 {
-					if rendered++; tc.from > 0 && rendered >= tc.from {
+					if rendered++; tc.from == 1 && rendered >= tc.from {
 						panic("index out of range")
 					}
 				}

@@ -34,8 +34,9 @@ type fakeWorld struct {
 	ops []plan.Operation
 	// served are the pods of the last reading: one that has not changed is the same pointer again.
 	served map[string]*corev1.Pod
-	// policies are the policies of the last reading; one that has changed since gets another resourceVersion.
+	// policies and nodes are those of the last reading; one that has changed since gets another resourceVersion.
 	policies map[string]v1alpha1.TrustPolicy
+	nodes    map[string]corev1.Node
 	version  int
 
 	readErr  error
@@ -114,6 +115,7 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 	s.Nodes, s.Pods, s.Objects = slices.Clone(s.Nodes), slices.Clone(s.Pods), slices.Clone(s.Objects)
 	s.NodeTrusts, s.Policies, s.Images = slices.Clone(s.NodeTrusts), slices.Clone(s.Policies), nil
 	k.serve(s.Policies)
+	k.serveNodes(s.Nodes)
 	before := k.served
 	k.served = map[string]*corev1.Pod{}
 	for i, p := range s.Pods {
@@ -141,6 +143,22 @@ func (k fakeKube) serve(policies []v1alpha1.TrustPolicy) {
 		}
 		policies[i] = *p
 		k.fakeWorld.policies[snapshot.Key(p)] = *p.DeepCopy()
+	}
+}
+
+func (k fakeKube) serveNodes(nodes []corev1.Node) {
+	before := k.nodes
+	k.fakeWorld.nodes = map[string]corev1.Node{}
+	for i := range nodes {
+		n := nodes[i].DeepCopy()
+		had, ok := before[n.Name]
+		n.ResourceVersion = had.ResourceVersion
+		if !ok || !reflect.DeepEqual(had, *n) {
+			k.fakeWorld.version++
+			n.ResourceVersion = strconv.Itoa(k.fakeWorld.version)
+		}
+		nodes[i] = *n
+		k.fakeWorld.nodes[n.Name] = *n.DeepCopy()
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 
 	var spireErr error
 	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
-		if g, err = s.engine.Build(snap); err != nil {
+		if g, err = s.engine.Join(snap.SPIRE); err != nil {
 			return time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}
 		p.close(ctx, plan.Evictions(g))

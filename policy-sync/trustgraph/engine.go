@@ -31,6 +31,8 @@ type Engine struct {
 
 	common     *common
 	namespaces map[string]*keptPart
+	parts      map[string]*part
+	spire      spireFacts
 	addresses  addresses
 	ranges     ranges
 	byAffinity *blocks
@@ -77,8 +79,7 @@ func (e *Engine) Build(s snapshot.Snapshot) (Graph, error) {
 	if before != nil && before.istio != c.istio {
 		d.all = true
 	}
-	e.common = c
-	parts := make(map[string]*part, len(sources))
+	e.common, e.parts = c, make(map[string]*part, len(sources))
 	for name, from := range sources {
 		k := e.namespaces[name]
 		if k.part == nil || d.touches(k) || k.stale(c, name, from) {
@@ -86,9 +87,29 @@ func (e *Engine) Build(s snapshot.Snapshot) (Graph, error) {
 			k.labels, k.policyKeys = c.labels(name), policyKeys(from.policies)
 		}
 		k.source = from
-		parts[name] = k.part
+		e.parts[name] = k.part
 	}
-	return join(c, parts), nil
+	return e.join(s.SPIRE)
+}
+
+// Join is the graph of the snapshot of the last Build, with what a SPIRE server has said since.
+func (e *Engine) Join(spire *snapshot.SPIRE) (Graph, error) {
+	if e.common == nil {
+		return Graph{}, errors.New("trustgraph: no graph has been built")
+	}
+	return e.join(spire)
+}
+
+func (e *Engine) join(spire *snapshot.SPIRE) (Graph, error) {
+	if spire != nil && spire != e.spire.read {
+		if err := spire.Validate(); err != nil {
+			return Graph{}, fmt.Errorf("trustgraph: %w", err)
+		}
+		e.spire = spireFacts{read: spire, issuable: newIssuable(spire)}
+	}
+	c := *e.common
+	c.s.SPIRE = spire
+	return join(&c, e.parts, &e.spire), nil
 }
 
 // forget begins anew.

@@ -3,6 +3,7 @@ package trustgraph
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -56,6 +57,19 @@ func shares(wanted map[string]int, each, all int) map[string]int {
 	return out
 }
 
+// spireFacts are what is worked out of one reading of the SPIRE server.
+type spireFacts struct {
+	read     *snapshot.SPIRE
+	issuable issuable
+	// by is what the rest was worked out by.
+	by ownership
+	// own are the IDs of the entries that this cluster's policy-sync made, sorted; foreign the IDs of
+	// all others, by SPIFFE ID; left those of an earlier version that nobody claims.
+	own     []string
+	foreign map[string][]string
+	left    []string
+}
+
 // ownEntries are the IDs of the live SPIRE entries that this cluster's policy-sync made, sorted. The ID of an entry says which
 // cluster's it is. An entry of an earlier version, whose ID says nothing, is this cluster's where it gives an identity of this
 // cluster, or is parented to an agent of it, and a node class where all entries under it are. Others may be another cluster's: they
@@ -64,34 +78,49 @@ func (w *whole) ownEntries() {
 	if w.s.SPIRE == nil {
 		return
 	}
-	o := ownership{cluster: w.s.Config.ClusterName, ids: map[string]bool{}, agents: map[string]bool{}, under: map[string]children{}}
+	o := ownership{cluster: w.s.Config.ClusterName, ids: make(map[string]bool, len(w.g.Identities)), agents: make(map[string]bool, len(w.s.NodeTrusts))}
 	for _, id := range w.g.Identities {
 		o.ids[SPIFFEID(w.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
 	}
 	for i := range w.s.NodeTrusts {
 		o.agents[w.s.NodeTrusts[i].Spec.AgentID] = true
 	}
-	for _, e := range w.s.SPIRE.Entries {
+	f := w.spire
+	if by := f.by; f.foreign == nil || by.cluster != o.cluster || !maps.Equal(by.ids, o.ids) || !maps.Equal(by.agents, o.agents) {
+		f.divide(o)
+	}
+	w.g.OwnEntries = f.own
+	if len(f.left) > 0 {
+		w.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
+			len(f.left), slices.Min(f.left))
+	}
+}
+
+// divide tells this cluster's entries from others.
+func (f *spireFacts) divide(o ownership) {
+	f.by, f.own, f.left, f.foreign = o, nil, nil, map[string][]string{}
+	o.under = map[string]children{}
+	for i := range f.read.Entries {
+		e := &f.read.Entries[i]
 		c := o.under[e.ParentID]
 		c.all++
-		if !nodeAlias(e) && o.made(e) {
+		if !nodeAlias(*e) && o.made(*e) {
 			c.own++
 		}
 		o.under[e.ParentID] = c
 	}
-	var left []string
-	for _, e := range w.s.SPIRE.Entries {
-		if o.made(e) {
-			w.g.OwnEntries = append(w.g.OwnEntries, e.ID)
-		} else if cluster, ok := snapshot.EntryCluster(e); ok && cluster == "" {
-			left = append(left, e.ID)
+	for i := range f.read.Entries {
+		e := &f.read.Entries[i]
+		if o.made(*e) {
+			f.own = append(f.own, e.ID)
+			continue
+		}
+		f.foreign[e.SPIFFEID] = append(f.foreign[e.SPIFFEID], e.ID)
+		if cluster, ok := snapshot.EntryCluster(*e); ok && cluster == "" {
+			f.left = append(f.left, e.ID)
 		}
 	}
-	slices.Sort(w.g.OwnEntries)
-	if len(left) > 0 {
-		w.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
-			len(left), slices.Min(left))
-	}
+	slices.Sort(f.own)
 }
 
 type ownership struct {

@@ -58,16 +58,10 @@ func (w *whole) foreignEntries() {
 		}
 		return
 	}
-	foreign := map[string][]string{}
-	for _, e := range w.s.SPIRE.Entries {
-		if _, own := slices.BinarySearch(w.g.OwnEntries, e.ID); !own {
-			foreign[e.SPIFFEID] = append(foreign[e.SPIFFEID], e.ID)
-		}
-	}
 	for i := range w.g.Policies {
 		p := &w.g.Policies[i]
 		for _, id := range w.reliesOn(p) {
-			entries := sorted(slices.Clone(foreign[id]))
+			entries := sorted(slices.Clone(w.spire.foreign[id]))
 			if len(entries) == 0 {
 				continue
 			}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
@@ -23,7 +25,10 @@ type Graph struct {
 	Nodes      []Node
 	// Pods are those of enrolled namespaces, and any other pod that bears a trust label. A pod of
 	// which nothing has changed is the same pointer in the next graph of one Engine.
-	Pods     []*Pod
+	Pods []*Pod
+	// Parts are the same pods by namespace, in the order of their keys. A part of which nothing has
+	// changed is the same pointer in the next graph of one Engine.
+	Parts    []*Part
 	Policies []Policy
 	// Identities are what SPIRE may issue, one per service account.
 	Identities []Identity
@@ -44,6 +49,14 @@ type Graph struct {
 	AmbientAccounts map[string]bool
 	// Reports are findings that belong to no single policy.
 	Reports []string
+}
+
+// Part is the pods of one namespace.
+type Part struct {
+	Namespace string
+	Pods      []*Pod
+	// Live are the pods as they were read, in the same order.
+	Live []*corev1.Pod `json:"-"`
 }
 
 // Namespace is one that is enrolled.

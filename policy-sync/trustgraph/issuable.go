@@ -99,7 +99,7 @@ func (w *whole) guardOwnID() {
 	if w.s.SPIRE == nil {
 		return
 	}
-	i := newIssuable(w.s.SPIRE)
+	i := w.spire.issuable
 	if own := cmp.Or(w.s.Config.OwnID, w.s.SPIRE.OwnID); own != "" {
 		if others := w.unnamed(i.of(own)); others != "" {
 			w.block("", fmt.Sprintf("%s could be issued %s, which administers the SPIRE server: %s", others, own, w.namesAdmins()))

@@ -18,6 +18,7 @@ import (
 type part struct {
 	policies   []Policy
 	pods       []*Pod
+	public     *Part
 	identities []Identity
 	attested   []snapshot.Attested
 	revoked    []Revoked
@@ -126,7 +127,7 @@ func (b *builder) finish() {
 	for _, p := range b.pods {
 		p.Reports = sorted(p.Reports)
 	}
-	slices.SortFunc(b.pods, func(x, y *Pod) int { return cmp.Compare(x.Name, y.Name) })
+	b.public = &Part{b.namespace, b.pods, b.raw}
 	slices.SortFunc(b.identities, func(x, y Identity) int { return cmp.Compare(x.ServiceAccount, y.ServiceAccount) })
 	slices.SortFunc(b.attested, func(x, y snapshot.Attested) int { return cmp.Compare(x.UID, y.UID) })
 	if slices.EqualFunc(b.attested, b.source.had, snapshot.Attested.Equal) {
@@ -155,6 +156,7 @@ func failedPart(c *common, namespace string, from source, cause any) *part {
 		if mode == "" && !BearsTrust(pod.Labels) {
 			continue
 		}
+		b.raw = append(b.raw, pod)
 		b.pods = append(b.pods, &Pod{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Node: pod.Spec.NodeName,
 			ServiceAccount: snapshot.ServiceAccount(pod), HostNetwork: pod.Spec.HostNetwork, Ended: snapshot.Ended(pod), Mode: mode, Why: []string{why}})
 	}
@@ -162,5 +164,6 @@ func failedPart(c *common, namespace string, from source, cause any) *part {
 		b.policies = append(b.policies, Policy{Namespace: namespace, Name: tp.Name, UID: string(tp.UID), Generation: tp.Generation, Mode: mode,
 			LastAccepted: tp.Status.LastAccepted, Problems: []string{why}})
 	}
+	b.public = &Part{b.namespace, b.pods, b.raw}
 	return &b.part
 }

@@ -113,6 +113,9 @@ func (w *whole) evictions() {
 			bad["spiffe://"+w.s.Config.TrustDomain+nodeclaim.AgentPath(ek)] = t.Name
 		}
 	}
+	if len(bad) == 0 {
+		return
+	}
 	for _, a := range w.s.SPIRE.Agents {
 		if a.Banned || !ownAttestor(w.s.Config.TrustDomain, a.ID) {
 			continue

@@ -21,11 +21,13 @@ type whole struct {
 	policies map[string]*Policy // by namespace/name
 	// crowded counts, for each policy, how often it was said that its callers find no room.
 	crowded map[*Policy]int
+	// spire is what was worked out of the SPIRE server's entries; it is kept for the next graph.
+	spire *spireFacts
 }
 
 // join makes the graph.
-func join(c *common, parts map[string]*part) Graph {
-	w := &whole{common: c, parts: parts, crowded: map[*Policy]int{}, g: &Graph{
+func join(c *common, parts map[string]*part, spire *spireFacts) Graph {
+	w := &whole{common: c, parts: parts, spire: spire, crowded: map[*Policy]int{}, g: &Graph{
 		At: c.s.At, Config: c.s.Config, SPIRERead: c.s.SPIRE != nil, Namespaces: c.enrolled, Nodes: c.nodeList, NodeTrusts: c.states,
 		Attested: snapshot.Memory{}, AmbientAccounts: map[string]bool{}, Reports: slices.Clone(c.reports),
 	}}
@@ -56,6 +58,7 @@ func (w *whole) collect() {
 	for _, name := range inOrder(w.parts) {
 		p := w.parts[name]
 		w.g.Pods = append(w.g.Pods, p.pods...)
+		w.g.Parts = append(w.g.Parts, p.public)
 		w.g.Identities = append(w.g.Identities, p.identities...)
 		w.g.Revoked = append(w.g.Revoked, p.revoked...)
 		w.g.Reports = append(w.g.Reports, p.reports...)
