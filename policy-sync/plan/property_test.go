@@ -6,8 +6,11 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"pgregory.net/rapid"
@@ -16,6 +19,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
+	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
 func netipOf(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -295,6 +299,53 @@ func change(t *rapid.T, w *world) {
 			w.Images[snapshot.ImageKey{Image: c.Image, ImageID: c.ImageID}] = snapshot.Image{Manifests: []string{snapshottest.Digest("u")}}
 		}
 	}
+}
+
+// TestAnIncrementalPlanIsTheWholePlan: through random changes, and while what is planned is carried out operation by operation, an
+// Engine and a Renderer that have seen all of it decide what new ones do.
+func TestAnIncrementalPlanIsTheWholePlan(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := draw(rt)
+		w.Config.MaxDeletePercent = rapid.SampledFrom([]int{0, 50}).Draw(rt, "rail")
+		cache, engine, renderer := snapshottest.Cache{}, trustgraph.Engine{}, plan.Renderer{}
+		for range rapid.IntRange(1, 4).Draw(rt, "rounds") {
+			for range 3 {
+				s := cache.Read(w.Snapshot)
+				want := mustMake(rt, s)
+				if d := cmp.Diff(strings.Split(dump(rt, want), "\n"), strings.Split(incremental(rt, &engine, &renderer, s), "\n")); d != "" {
+					rt.Fatalf("-whole +incremental:\n%s", d)
+				}
+				w.Attested = want.Graph.Attested
+				for _, o := range want.Plan.Operations[:rapid.IntRange(0, len(want.Plan.Operations)).Draw(rt, "carried out")] {
+					_ = w.apply(o) // one that is stale is refused, and planned again
+				}
+			}
+			change(rt, w)
+			w.At = w.At.Add(time.Duration(rapid.IntRange(0, 400).Draw(rt, "seconds")) * time.Second)
+		}
+	})
+}
+
+// incremental is everything that follows from a snapshot for those who have seen others, as a pass goes.
+func incremental(t *rapid.T, e *trustgraph.Engine, r *plan.Renderer, s snapshot.Snapshot) string {
+	spire := s.SPIRE
+	s.SPIRE = nil
+	g, err := e.Build(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Urgent(s, g); err != nil {
+		t.Fatal(err)
+	}
+	s.SPIRE = spire
+	if g, err = e.Join(spire); err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.Decide(s, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dump(t, got)
 }
 
 // allowed lists every call that is possible, at L4 and at L7.

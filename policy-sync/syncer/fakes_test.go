@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -32,12 +29,8 @@ type fakeWorld struct {
 	s   snapshot.Snapshot // SPIRE apart
 	now time.Time
 	ops []plan.Operation
-	// served are the pods of the last reading: one that has not changed is the same pointer again.
-	served map[string]*corev1.Pod
-	// policies and nodes are those of the last reading; one that has changed since gets another resourceVersion.
-	policies map[string]v1alpha1.TrustPolicy
-	nodes    map[string]corev1.Node
-	version  int
+	// cache shows s to the syncer.
+	cache snapshottest.Cache
 
 	readErr  error
 	applyErr func(plan.Operation) error
@@ -114,52 +107,7 @@ func (k fakeKube) Read(context.Context) (snapshot.Snapshot, error) {
 	s := k.s
 	s.Nodes, s.Pods, s.Objects = slices.Clone(s.Nodes), slices.Clone(s.Pods), slices.Clone(s.Objects)
 	s.NodeTrusts, s.Policies, s.Images = slices.Clone(s.NodeTrusts), slices.Clone(s.Policies), nil
-	k.serve(s.Policies)
-	k.serveNodes(s.Nodes)
-	before := k.served
-	k.served = map[string]*corev1.Pod{}
-	for i, p := range s.Pods {
-		if same := before[snapshot.Key(p)]; same != nil && reflect.DeepEqual(same, p) {
-			s.Pods[i] = same
-		} else {
-			s.Pods[i] = p.DeepCopy()
-		}
-		k.served[snapshot.Key(p)] = s.Pods[i]
-	}
-	return s, nil
-}
-
-// serve gives policies that have changed since the last reading another resourceVersion.
-func (k fakeKube) serve(policies []v1alpha1.TrustPolicy) {
-	before := k.policies
-	k.fakeWorld.policies = map[string]v1alpha1.TrustPolicy{}
-	for i := range policies {
-		p := policies[i].DeepCopy()
-		had, ok := before[snapshot.Key(p)]
-		p.ResourceVersion = had.ResourceVersion
-		if !ok || !reflect.DeepEqual(had, *p) {
-			k.fakeWorld.version++
-			p.ResourceVersion = strconv.Itoa(k.fakeWorld.version)
-		}
-		policies[i] = *p
-		k.fakeWorld.policies[snapshot.Key(p)] = *p.DeepCopy()
-	}
-}
-
-func (k fakeKube) serveNodes(nodes []corev1.Node) {
-	before := k.nodes
-	k.fakeWorld.nodes = map[string]corev1.Node{}
-	for i := range nodes {
-		n := nodes[i].DeepCopy()
-		had, ok := before[n.Name]
-		n.ResourceVersion = had.ResourceVersion
-		if !ok || !reflect.DeepEqual(had, *n) {
-			k.fakeWorld.version++
-			n.ResourceVersion = strconv.Itoa(k.fakeWorld.version)
-		}
-		nodes[i] = *n
-		k.fakeWorld.nodes[n.Name] = *n.DeepCopy()
-	}
+	return k.cache.Read(s), nil
 }
 
 func (k fakeKube) Apply(ctx context.Context, o plan.Operation) error {
