@@ -131,6 +131,7 @@ type Facts struct {
 	// loadOptions may be the command line's digest or the initrd's, until a text confirms it.
 	loadOptions Digest
 	scripted    bool
+	untold      bool
 	started     []Digest
 	authorities []Authority
 }
@@ -147,6 +148,11 @@ func (f Facts) ListedAuthorities() []Authority { return slices.Clone(f.authoriti
 // PCR 8 holds is not known. It can start a kernel that PCR 4 does not have, and what it did not measure can be appended later: kernel, initrd and
 // command line are then only as good as the exact values of PCR 8 (its commands) and 9 (the files that it read).
 func (f Facts) Scripted() bool { return f.scripted }
+
+// KernelUntold tells whether the log itself says that a boot loader started the kernel and measured nothing of it: the last
+// image is a loader's by its path, and PCR 8 has no command of one. What PCR 9 holds then is of the kernel's
+// stub, its command line and initrd, and says nothing of the kernel. No digest covers paths, so false proves nothing.
+func (f Facts) KernelUntold() bool { return f.untold }
 
 func (f Facts) clone() Facts {
 	f.Firmware = slices.Clone(f.Firmware)

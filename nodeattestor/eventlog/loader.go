@@ -14,13 +14,14 @@ import (
 type attempt struct {
 	images, others []Digest // see Facts.BootLoader and Facts.OtherImages
 	started        []Digest // see Facts.Started
-	separated      bool     // a separator ends what firmware started before it
-	legacy         bool     // a BIOS, which measures boot sectors
+	paths          []imagePath
+	separated      bool // a separator ends what firmware started before it
+	legacy         bool // a BIOS, which measures boot sectors
 }
 
 // attempt reads PCR 4 by position: what stands before its first separator is the firmware's, and each text with
 // which an attempt begins or ends (TCG PFP 1.06, 3.3.4.5) puts what was started before it among
-// the others. Nothing is taken from an image's data (a device path): it is the log's word only.
+// the others. An image's data (a device path) make no fact: they are the log's word only.
 func (m measured) attempt() attempt {
 	var a attempt
 	for _, e := range m.byPCR[4] {
@@ -40,10 +41,11 @@ func (m measured) attempt() attempt {
 		default:
 			a.images = append(a.images, e.digest)
 			a.started = append(a.started, e.digest)
+			a.paths = append(a.paths, parseImagePath(e.data))
 		}
 		if begins {
 			a.others = append(a.others, a.images...)
-			a.images = nil
+			a.images, a.paths = nil, nil
 		}
 	}
 	return a
@@ -104,7 +106,11 @@ func (m measured) sections() map[string]Digest {
 //   - something measured that a kernel was started: the kernel's EFI stub, into PCR 9, where PCR 8 proves that
 //     GRUB took no command; or GRUB, into PCR 8, a command that starts one;
 //   - the attempt has more images than loaders are proven to have run: GRUB and the loader that started it; shim, which
-//     measures its keys into PCR 14, and the loader that it started; else one.
+//     measures its keys into PCR 14 where it has any, and the loader that it started; else one. What the firmware
+//     started from its own flash counts besides.
+//
+// The log's word on where images are from is believed where it keeps the fact from being claimed: an image
+// from flash, shim, or a last image with a loader's name.
 func (m measured) kernel(f Facts, a attempt) Digest {
 	if d, ok := f.Sections[".linux"]; ok {
 		return d
@@ -121,8 +127,16 @@ func (m measured) kernel(f Facts, a attempt) Digest {
 		loaders = 2
 	case len(m.stubEvents()) == 0:
 		return ""
-	case !m.empty(14):
+	case !m.empty(14), slices.ContainsFunc(a.paths, imagePath.shim):
 		loaders = 2
+	}
+	for _, p := range a.paths {
+		if p.firmware {
+			loaders++
+		}
+	}
+	if a.endsInLoader() {
+		return ""
 	}
 	images := slices.Compact(slices.Clone(a.images)) // shim and the firmware may both measure one
 	if len(images) <= loaders {
@@ -130,6 +144,9 @@ func (m measured) kernel(f Facts, a attempt) Digest {
 	}
 	return images[len(images)-1]
 }
+
+// endsInLoader tells whether the log says that the last image is a boot loader, or the firmware's.
+func (a attempt) endsInLoader() bool { return len(a.paths) > 0 && a.paths[len(a.paths)-1].loader() }
 
 // linuxCommands are GRUB's that load a kernel for it to start.
 var linuxCommands = []string{"linux", "linuxefi", "linux16"}

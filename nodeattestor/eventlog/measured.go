@@ -167,6 +167,7 @@ func (m measured) facts() (Facts, nodeclaim.Refusals) {
 	f.BootLoader, f.OtherImages, f.started = a.images, a.others, a.started
 	f.Sections = m.sections()
 	f.Kernel = m.kernel(f, a)
+	f.untold = f.Kernel == "" && m.empty(8) && a.endsInLoader()
 	f.Initrd = m.initrd(f)
 	f.CommandLine, f.loadOptions = m.commandLine(f)
 	if f.CommandLine.Text == "" {

@@ -58,7 +58,8 @@ func capture(name string, ev Evidence, unpinned bool, keys []imasig.Key) (Set, e
 		return Set{}, fmt.Errorf("reference: capture: the evidence proves no boot")
 	}
 	s := Set{name: name, boot: captureBoot(bank, ev)}
-	s.boot.unpinnedKernel = unpinned && !s.PinsKernel()
+	facts, _ := ev.Boot.Facts(bank)
+	s.boot.unpinnedKernel = unpinned && (facts.KernelUntold() || !s.PinsKernel())
 	if ev.IMA != nil && len(ev.IMA.Entries) > 0 {
 		s.ima = captureIMA(ev.IMA, keys)
 	} else if len(keys) > 0 {
@@ -74,7 +75,7 @@ func capture(name string, ev Evidence, unpinned bool, keys []imasig.Key) (Set, e
 	if refusals := written.Check(ev, time.Unix(0, 0)); len(refusals) > 0 {
 		return Set{}, fmt.Errorf("reference: capture: a set of this machine would refuse it: %w", refusals)
 	}
-	if !unpinned && !written.PinsKernel() {
+	if !unpinned && (facts.KernelUntold() || !written.PinsKernel()) {
 		return Set{}, errUnpinned(Absent(ev))
 	}
 	return written, nil

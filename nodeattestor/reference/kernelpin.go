@@ -18,11 +18,14 @@ const (
 
 // PinsKernel tells whether the set pins anything that is known to cover the kernel: its digest, a condition on it or on
 // the sections of a unified kernel image, or the exact value of a PCR that a kernel, or the loader that
-// reads it, is measured into (9 and 11) with something in it. A PCR 4 may hold a kernel or loaders only,
-// which its value does not tell.
+// reads it, is measured into (9 and 11) with something in it, unless the set itself says that these hold none. A PCR 4 may
+// hold a kernel or loaders only, which its value does not tell.
 func (s Set) PinsKernel() bool {
 	if slices.ContainsFunc(components, func(c component) bool { return c.pinsKernel && s.looksAt(c) }) {
 		return true
+	}
+	if s.boot.unpinnedKernel {
+		return false
 	}
 	for _, byPCR := range s.boot.pcrs {
 		for _, pcr := range []int{9, 11} {

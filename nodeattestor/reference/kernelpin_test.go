@@ -72,6 +72,41 @@ func TestACaptureThatPinsNothingAboutTheKernelIsRefusedUnlessAskedFor(t *testing
 	}
 }
 
+// grubUntold is a machine whose GRUB has no tpm module: PCR 9 has what the kernel's stub measured, and nothing the kernel.
+func grubUntold() *vectors.Log {
+	var path []byte
+	for _, c := range `\EFI\debian\grubx64.efi` {
+		path = append(path, byte(c), 0)
+	}
+	path = append(append([]byte{4, 4, byte(4 + len(path)), 0}, path...), 0x7F, 0xFF, 4, 0)
+	l := vectors.NewLog(nodeclaim.SHA256).Measure(0, 8, []byte("version"))
+	for pcr := range 8 {
+		if pcr == 7 {
+			l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.GlobalGUID, "SecureBoot", []byte{0}))
+		}
+		l.Measure(pcr, vectors.Separator, make([]byte, 4))
+	}
+	l.Event(4, vectors.Image, []byte("refind"), nil).Event(4, vectors.Image, []byte("grub"), append(append(make([]byte, 24), byte(len(path)), 0, 0, 0, 0, 0, 0, 0), path...))
+	return l.Event(9, vectors.IPL, []byte("r\x00o\x00\x00\x00"), nil).Event(9, vectors.IPL, []byte("initrd"), nil)
+}
+
+func TestWhatTheKernelsStubMeasuresPinsNoKernelThatALoaderStarted(t *testing.T) {
+	ev := proven(t, grubUntold())
+	if f, _ := ev.Boot.Facts(nodeclaim.SHA256); f.Kernel != "" || !f.KernelUntold() {
+		t.Fatalf("facts: %+v", f)
+	}
+	if s, err := reference.Capture("untold", ev); err == nil || !strings.Contains(err.Error(), "would pin nothing about the kernel") {
+		t.Errorf("any kernel with this command line and initrd passes: %v\n%s", err, s.Marshal())
+	}
+	s, err := reference.CaptureUnpinned("untold", ev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := s.Check(ev, now); len(r) > 0 || !s.AllowsUnpinnedKernel() || s.PinsKernel() || !strings.Contains(s.KernelWarning(), "as its unpinnedKernel says") {
+		t.Errorf("%v, %q\n%s", r, s.KernelWarning(), s.Marshal())
+	}
+}
+
 // Root can append texts and images to PCR 4, so only its exact value makes images before the boot attempt harmless.
 func TestThreat08_AnAppendedBootAttemptHidesNoImage(t *testing.T) {
 	const called = "Calling EFI Application from Boot Option"
