@@ -31,6 +31,9 @@ type node struct {
 	logs   map[evidence.LogKind]*logReader
 	// unusable says which EK certificates of the TPM cannot be used, and why.
 	unusable []string
+	// line is the kernel's command line, "" where lineErr says why there is none to send.
+	line    string
+	lineErr error
 }
 
 func openNode(ctx context.Context, c *config) (*node, error) {
@@ -112,7 +115,20 @@ func (n *node) payload(ctx context.Context) ([]byte, error) {
 		}
 		p.Token = bytes.TrimSpace(token)
 	}
+	n.line, n.lineErr = readCommandLine(n.config.commandLine)
 	return p.Marshal()
+}
+
+// readCommandLine reads the kernel's command line, which is an offer: measurements prove it. A message holds UTF-8 alone.
+func readCommandLine(path string) (string, error) {
+	line, err := boundedfile.Read(path, evidence.MaxCommandLine)
+	if err == nil && !utf8.Valid(line) {
+		err = fmt.Errorf("%s is not UTF-8", path)
+	}
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(string(line), "\n"), nil
 }
 
 // ekNotes are what a message has room for. Texts in it are UTF-8.
@@ -139,7 +155,7 @@ func (n *node) respond(ctx context.Context, data []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &evidence.Response{}
+	r := &evidence.Response{CommandLine: n.line}
 	if r.Secret, err = n.dev.Activate(ctx, n.ak, c.CredentialBlob, c.EncryptedSecret); err != nil {
 		return nil, err
 	}
@@ -150,9 +166,6 @@ func (n *node) respond(ctx context.Context, data []byte) ([]byte, error) {
 		if r.Tag, err = n.certifyTag(ctx, c); err != nil {
 			return nil, err
 		}
-	}
-	if line, err := boundedfile.Read(n.config.commandLine, evidence.MaxCommandLine); err == nil && utf8.Valid(line) {
-		r.CommandLine = strings.TrimSuffix(string(line), "\n") // optional: it only makes reasons readable
 	}
 	if r.Chunks, err = n.firstChunks(c); err != nil {
 		return nil, err

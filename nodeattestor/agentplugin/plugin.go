@@ -195,6 +195,9 @@ func (p *Plugin) converse(ctx context.Context, stream nodeattestorv1.NodeAttesto
 	for _, why := range n.unusable {
 		p.log.Warn("an EK certificate in the TPM cannot be used", "reason", why)
 	}
+	if n.lineErr != nil {
+		p.log.Warn("the kernel's command line is not sent, so that no reason shows it and no condition on its text can hold", "error", n.lineErr)
+	}
 	err = stream.Send(&nodeattestorv1.PayloadOrChallengeResponse{
 		Data: &nodeattestorv1.PayloadOrChallengeResponse_Payload{Payload: payload}})
 	phase := "answer"

@@ -68,7 +68,7 @@ func (d *Device) Endorsements(ctx context.Context) ([]Endorsement, error) {
 		if len(out) == 0 {
 			return errors.New("tpmdev: the TPM makes no EK of any supported template")
 		}
-		return nil
+		return d.noteOthers()
 	})
 	return out, err
 }
@@ -104,6 +104,9 @@ func (d *Device) endorsementKey() (*Endorsement, *loadedKey, error) {
 	}
 	if fallback == nil {
 		return nil, nil, fmt.Errorf("tpmdev: the TPM makes no EK of any supported template: %w", errors.Join(errs...))
+	}
+	if err := d.noteOthers(); err != nil {
+		return nil, nil, err
 	}
 	e, k, err := d.makeEndorsement(*fallback, false)
 	if err != nil {

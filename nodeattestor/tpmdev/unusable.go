@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -80,6 +81,57 @@ func (d *Device) certificate(t ek.Template) (cert, expected []byte, err error) {
 		return nil, nil, nil
 	}
 	return cert, tpm2.Marshal(t.WithKey(key)), nil
+}
+
+// The indices of EK certificates, nonces and templates, of the low and of the high range (TCG EK Credential Profile 2.x,
+// section 2.2.1.4).
+const (
+	firstEKIndex = 0x01c00002
+	lastEKIndex  = 0x01c0007f
+)
+
+// noteOthers notes the certificates at indices of which no template is known here: of a curve or a size of key that servers do
+// not take (P-521, RSA-4096, SM2). A TPM that has such a certificate alone must not pass for one without.
+func (d *Device) noteOthers() error {
+	handles, err := d.handles(firstEKIndex)
+	if err != nil {
+		return err
+	}
+	var names []string
+	known := map[uint32]bool{}
+	for _, t := range ek.Templates() {
+		names = append(names, t.Name)
+		known[t.NVIndex] = true
+		if nonce, template, ok := t.VendorIndices(); ok {
+			known[nonce], known[template] = true, true
+		}
+	}
+	for _, h := range handles {
+		index := uint32(h)
+		if index > lastEKIndex {
+			break
+		}
+		if known[index] {
+			continue
+		}
+		raw, err := d.nvRead(index)
+		if errors.Is(err, errNoIndex) || errors.Is(err, errUnreadable) { // a policy or a template may be anybody's secret
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		cert, err := cutCertificate(raw)
+		if err != nil {
+			continue // the high range has templates beside its certificates
+		}
+		what := "a certificate that cannot be read"
+		if key, err := ek.CertificateKey(cert); err == nil {
+			what = "a certificate of a " + ek.Describe(key)
+		}
+		d.noteUnusable(index, "holds %s, and belongs to none of the EK templates that are supported: %s", what, strings.Join(names, ", "))
+	}
+	return nil
 }
 
 // blank tells an index that was written with nothing but zeros, or with what an erased memory holds.

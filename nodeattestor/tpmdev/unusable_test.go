@@ -3,6 +3,9 @@ package tpmdev_test
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/binary"
 	"slices"
 	"strings"
@@ -156,6 +159,39 @@ func TestACertificateThatCannotBeUsedIsNamedWithItsIndexAndWhy(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	})
+}
+
+func TestACertificateAtAnIndexOfNoKnownTemplateIsNamed(t *testing.T) {
+	path := tpmtest.Start(t)
+	ca, err := tpmtest.NewCA()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.IssueEK(key.Public(), tpmtest.EKOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store(t, path, 0x01c00018, cert)                        // H-4
+	store(t, path, 0x01c00019, []byte("its template"))      // no certificate, and nothing to tell
+	store(t, path, 0x01c0001e, cert[:60])                   // cut
+	store(t, path, 0x01c0001c, bytes.Repeat([]byte{0}, 60)) // blank
+	store(t, path, 0x01c00080, cert)                        // beyond the range
+	dev := open(t, path, tpmdev.Options{})
+	e, err := dev.Endorsement(t.Context())
+	if err != nil || len(e.Certs) > 0 {
+		t.Fatalf("%d certificates, %v", len(e.Certs), err)
+	}
+	got := dev.Unusable()
+	if len(got) != 1 || !strings.Contains(got[0], "NV index 0x01c00018 holds a certificate of a key on curve P-521, and belongs to none of the EK templates that are supported: L-2") {
+		t.Errorf("got %q", got)
+	}
+	if all, err := dev.Endorsements(t.Context()); err != nil || len(all) < 2 || !slices.Equal(dev.Unusable(), got) {
+		t.Errorf("%d EKs, %v, unusable %q", len(all), err, dev.Unusable())
+	}
 }
 
 func TestTheHeaderOfTPM12IsSkipped(t *testing.T) {
