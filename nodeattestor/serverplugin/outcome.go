@@ -3,6 +3,7 @@ package serverplugin
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,13 +20,28 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
-// believed is an appraisal in the light of the server's clock: where that was set, being out of date proves nothing.
+// believed is an appraisal in the light of what the evidence cannot show: where the server's clock was set, being out of
+// date proves nothing, and a list that is too long is not the work of its machine's owner alone.
 func believed(end verify.Appraisal, now trustclock.Reading) verify.Appraisal {
 	excuse := trustclock.Excuse(end.Refusals, now)
+	if excuse == nil {
+		excuse = tooLong(end.Refusals)
+	}
 	if excuse == nil {
 		return end
 	}
 	return end.Doubt(fmt.Errorf("%w: %s", excuse, end.Err.Error())) // end.Err is not wrapped: it is no refusal any more
+}
+
+// tooLong says why a list beyond the server's limits proves nothing against a machine; nil where more than that was refused. Any
+// process that maps many files makes the kernel add as many entries. Such a list is not judged, so that it does not let
+// anybody in either: the verdict that stands expires.
+func tooLong(refusals nodeclaim.Refusals) error {
+	other := func(r nodeclaim.Refusal) bool { return r.Check != "ima.limit" }
+	if len(refusals) == 0 || slices.ContainsFunc(refusals, other) {
+		return nil
+	}
+	return errors.New("any process can make the IMA list longer than this server reads; raise max_ima_entries and max_ima_log_bytes, or boot the machine anew and see which process measured so much")
 }
 
 // attributesOf are what SPIRE learns of a machine that is trusted.

@@ -55,6 +55,8 @@ func TestThreat22_HowAnAttestationEnds(t *testing.T) {
 		"malformed before the proof":                           {verify.Malformed{Err: errors.New("cut")}, false, 0, verify.Unproved, codes.InvalidArgument},
 		"malformed after the proof":                            {verify.Malformed{Err: errors.New("cut")}, true, 0, verify.Inconclusive, codes.Unavailable},
 		"no answer":                                            {errors.New("the stream ended"), true, 0, verify.Inconclusive, codes.Unavailable},
+		"a list that any process can make too long":            {refuse("ima.limit"), true, 0, verify.Inconclusive, codes.Unavailable},
+		"a list that is too long, and something else":          {refuse("ima.limit", "pcr.value"), true, 0, verify.Untrusted, codes.PermissionDenied},
 		"out of date":                                          {refuse("reference.expired", "tag.expired"), true, 0, verify.Untrusted, codes.PermissionDenied},
 		"out of date by a clock that was set":                  {refuse("reference.expired", "tag.expired"), true, time.Hour, verify.Inconclusive, codes.Unavailable},
 		"out of date by a clock that was set back":             {refuse("reference.notyet"), true, -time.Hour, verify.Inconclusive, codes.Unavailable},
