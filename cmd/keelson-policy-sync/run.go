@@ -111,7 +111,7 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
 		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
-		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c), Panics: caught,
+		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c), History: histories(mgr, c), Panics: caught,
 	})
 	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger, caught); err != nil {
 		return err
@@ -154,6 +154,14 @@ func memory(mgr manager.Manager, c syncconfig.Config) syncer.Memory {
 		return nil
 	}
 	return kube.NewMemory(mgr.GetAPIReader(), mgr.GetClient(), c.LeaderElection.Namespace)
+}
+
+// histories is where it is kept which images workloads ran; one that has no namespace keeps nothing.
+func histories(mgr manager.Manager, c syncconfig.Config) syncer.HistoryStore {
+	if !c.LeaderElection.Enabled {
+		return nil
+	}
+	return kube.NewHistory(mgr.GetAPIReader(), mgr.GetClient(), c.LeaderElection.Namespace)
 }
 
 // whoami asks the API server by which name it knows this program.

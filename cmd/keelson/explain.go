@@ -195,6 +195,8 @@ type explainedPod struct {
 	// Labelled is what the Pod object bears now.
 	Labelled bool     `json:"labelled"`
 	Reports  []string `json:"reports,omitempty"`
+	// Images are those that its node reports, with what policy-sync has noted of them.
+	Images []explainedImage `json:"images,omitempty"`
 	// Callers are who may call the pod, and Callees whom it may call, by policy.
 	Callers []string `json:"callers,omitempty"`
 	Callees []string `json:"callees,omitempty"`
@@ -264,6 +266,11 @@ func flows(p trustgraph.Pod, r plan.Result) (callers, callees []string) {
 
 // see says why the label is not what it should be, which is policy-sync's doing.
 func (e *explainedPod) see(seen observed) string {
+	for _, pod := range seen.snapshot.Pods {
+		if snapshot.Key(pod) == e.Pod {
+			e.Images = imagesOf(pod, seen.snapshot, seen.images)
+		}
+	}
 	if e.NotKnown && !seen.verified {
 		e.Next = nil
 		return "whether pod " + e.Pod + " is attested"
@@ -320,6 +327,9 @@ func (e explainedPod) text(out io.Writer) error {
 		t.add("  policy %s: %s", m.Policy, state)
 		t.list("    because ", m.Why)
 		t.list("    not known yet: ", m.Pending)
+	}
+	for _, i := range e.Images {
+		i.text(t)
 	}
 	t.list("  may be called by ", e.Callers)
 	t.list("  may call ", e.Callees)

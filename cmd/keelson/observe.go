@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/keelson-project/keelson/policy-sync/history"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -57,6 +58,8 @@ type observed struct {
 	notes []string
 	// verified is true when verifiers were asked about images: without any, nothing is known of them.
 	verified bool
+	// images are what policy-sync has noted of the images that workloads ran.
+	images []history.Image
 	// running is nil where policy-sync leaves no trace of whether it runs.
 	running *running
 }
@@ -143,6 +146,10 @@ func (o *observer) observe(ctx context.Context) (out observed, err error) {
 		out.running = readRunning(ctx, api, c.LeaderElection.Namespace, s.At)
 		if fault := out.running.fault(); fault != "" {
 			out.notes = append(out.notes, fault)
+		}
+		images, note := readHistory(ctx, api, c.LeaderElection.Namespace)
+		if out.images = images; note != "" {
+			out.notes = append(out.notes, note)
 		}
 	}
 	// What bears a label was given it by policy-sync, which remembers why.

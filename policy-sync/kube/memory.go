@@ -44,13 +44,13 @@ const HeartbeatName = "keelson-policy-sync-heartbeat"
 
 func memoryName(shard int) string { return fmt.Sprintf("keelson-policy-sync-memory-%d", shard) }
 
-// MemoryNames are the ConfigMaps that policy-sync writes in its own namespace.
+// MemoryNames are the ConfigMaps that policy-sync writes in its own namespace: the memory, the heartbeat and the history.
 func MemoryNames() []string {
 	out := []string{HeartbeatName}
 	for i := range shards {
 		out = append(out, memoryName(i))
 	}
-	return out
+	return append(out, HistoryNames()...)
 }
 
 // Memory keeps, beyond the life of a replica, which addresses and images attested pods had, in ConfigMaps of policy-sync's own
@@ -215,6 +215,17 @@ func (m *Memory) Beat(ctx context.Context, at time.Time) error {
 
 // put makes or updates a ConfigMap.
 func (m *Memory) put(ctx context.Context, name string, fill func(*corev1.ConfigMap)) error {
+	return place{m.reader, m.writer, m.namespace}.put(ctx, name, fill)
+}
+
+// place is where ConfigMaps of policy-sync's own are.
+type place struct {
+	reader    client.Reader
+	writer    client.Writer
+	namespace string
+}
+
+func (m place) put(ctx context.Context, name string, fill func(*corev1.ConfigMap)) error {
 	c := &corev1.ConfigMap{}
 	err := m.reader.Get(ctx, client.ObjectKey{Namespace: m.namespace, Name: name}, c)
 	switch {

@@ -242,6 +242,10 @@ type Image struct {
 	// Indexes are "sha256:<hex>" of indexes that lead to every one of Manifests: who
 	// accepts one of them accepts the image.
 	Indexes []string
+	// Config is "sha256:<hex>" of the image's configuration, empty where more than one image may be what runs.
+	Config string
+	// SignedBy names the verifiers that accept it, with their signers, sorted. It is for people.
+	SignedBy []string
 	// Partial is true when one of Manifests could not be read: what it is is not known.
 	Partial bool
 	// Verifiers hold each asked verifier's answer, by its name.

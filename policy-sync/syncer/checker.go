@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -38,6 +39,13 @@ func Checker(c *image.Checker) CheckImage {
 		for _, i := range result.Indexes {
 			out.Indexes = append(out.Indexes, i.String())
 		}
+		if !result.Config.IsZero() {
+			out.Config = result.Config.String()
+		}
+		for _, s := range result.Signatures {
+			out.SignedBy = append(out.SignedBy, strings.TrimSpace(s.Verifier+" "+s.Subject))
+		}
+		slices.Sort(out.SignedBy)
 		for _, name := range result.SignedBy {
 			out.Verifiers[name] = snapshot.Verification{Accepted: true}
 		}

@@ -107,6 +107,7 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 	}
 	s.tellFailures(p, spireErr)
 	s.keep(ctx)
+	s.chronicle(ctx, snap, d.Graph)
 	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold, unknown))
 }
 
@@ -124,6 +125,7 @@ func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireEr
 		})
 		r.Findings = s.events.findings(d.Graph, unknown)
 	}
+	s.tellMoves(d.Graph, &r)
 	return s.o.Kubernetes.Report(ctx, r)
 }
 

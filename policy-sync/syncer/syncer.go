@@ -67,6 +67,8 @@ type Options struct {
 	Panics *panics.Recorder
 	// Memory keeps what a replica that takes over has to know; nil keeps nothing.
 	Memory Memory
+	// History keeps which images workloads ran; nil notes nothing.
+	History HistoryStore
 }
 
 // Syncer runs the loop. One goroutine runs Start or Sync; Trigger is for all.
@@ -76,6 +78,7 @@ type Syncer struct {
 	reading *reading
 	// readTook is how long the last reading of the SPIRE server took.
 	readTook time.Duration
+	history  chronicle
 	said     map[string]bool // findings that were logged, so that each is said once
 	began    time.Time       // the first pass
 	// attested are the pods that were attested lately. A replica that takes over begins with what Options.Memory has of them.
@@ -141,6 +144,7 @@ const maxStale = 8
 // Start runs passes until ctx ends.
 func (s *Syncer) Start(ctx context.Context) error {
 	defer s.flush(ctx)
+	defer s.flushHistory(ctx)
 	return s.o.Panics.Loop(ctx, "the loop", s.loop)
 }
 
