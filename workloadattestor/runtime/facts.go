@@ -31,6 +31,7 @@ type info struct {
 	Privileged  *bool    `json:"privileged"` // CRI-O
 	Config      *config  `json:"config"`     // containerd: the kubelet's request
 	RuntimeSpec *ociSpec `json:"runtimeSpec"`
+	Snapshotter string   `json:"snapshotter"` // containerd
 }
 
 type config struct {
@@ -144,6 +145,8 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, e
 		ImageID:   s.GetImageId(),
 		ImageRef:  s.GetImageRef(),
 		ImageName: s.GetImage().GetImage(),
+
+		Snapshotter: verbose.Snapshotter,
 	}}
 	for _, m := range s.GetMounts() {
 		switch source := m.GetHostPath(); {

@@ -70,6 +70,9 @@ type Container struct {
 	ImageHints   []string // the image's other tags and repo digests
 	HintsError   error    // why ImageHints may lack some
 
+	// Snapshotter made the root file system (containerd); empty when the runtime does not tell.
+	Snapshotter string
+
 	CgroupsPath string // OCI runtime spec linux.cgroupsPath; empty when the runtime does not tell
 
 	Privileged        workloadclaim.Fact

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +26,8 @@ type attestor struct {
 	pods    *pod.Lookup // nil when no API is configured
 	images  *image.Checker
 	own     ownPaths
+	// snapshotters are trusted with images, beside unpacking.
+	snapshotters []string
 	// credentials are images' for registries; nil when none are configured.
 	credentials *image.CredentialsFile
 	closers     []func() error
@@ -78,7 +81,11 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 	out.claims = claimsOf(a.node, container)
 	out.owner = image.Owner{Namespace: container.Namespace}
 	out.addPod(ctx, a.pods, a.own.foreign(container))
-	out.addImage(ctx, a.images, container)
+	if err := a.unpacked(container); err != nil {
+		out.absent = append(out.absent, "image: "+err.Error())
+	} else {
+		out.addImage(ctx, a.images, container)
+	}
 	if err := process.Recheck(); err != nil {
 		return out, refused(err)
 	}
@@ -148,6 +155,20 @@ func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) 
 	default:
 		o.absent = append(o.absent, "runtime: the container runtime names no mounts, though every kubelet asks for some")
 	}
+}
+
+// unpacking are containerd's snapshotters for which layers are fetched whole and held against the image's configuration before a
+// container is made of them (containerd docs/snapshotters: the core ones, and fuse-overlayfs).
+var unpacking = []string{"overlayfs", "native", "btrfs", "zfs", "devmapper", "blockfile", "erofs", "fuse-overlayfs"}
+
+// unpacked refuses to say anything of an image whose content rests on a snapshotter that loads layers lazily (stargz, nydus, SOCI,
+// overlaybd): no one has compared it with the configuration that the image's digest stands for. CRI-O does not tell.
+func (a *attestor) unpacked(c runtime.Container) error {
+	if c.Snapshotter == "" || slices.Contains(unpacking, c.Snapshotter) || slices.Contains(a.snapshotters, c.Snapshotter) {
+		return nil
+	}
+	return fmt.Errorf("snapshotter %.60q may load layers lazily, without comparing them with the image's configuration: "+
+		"list it in allowed_snapshotters if it is trusted with that", c.Snapshotter)
 }
 
 // maxManifests bounds the selectors image-manifest; more manifests than this with one config are no real image's.

@@ -66,6 +66,8 @@ type Config struct {
 	PullSecrets bool `hcl:"pull_secrets"`
 	// Namespaces say which registries and verifiers count for pods of a namespace, by its name; "*" is for all others.
 	Namespaces map[string]NamespaceConfig `hcl:"namespaces"`
+	// AllowedSnapshotters are containerd's snapshotters that are trusted with images, beside those that unpack layers whole.
+	AllowedSnapshotters []string `hcl:"allowed_snapshotters"`
 	// OCILayouts are directories in OCI image layout that hold images or signatures.
 	OCILayouts []string `hcl:"oci_layouts"`
 	// CacheTTL is how long a proof about an image is served without being made again; default 2h.
@@ -130,6 +132,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	a := &attestor{node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
 	a.proc = procinfo.New(c.procRoot(p))
 	a.own = c.ownPaths(p)
+	a.snapshotters = c.AllowedSnapshotters
 	a.dialRuntime(c, p)
 	api, err := c.api()
 	switch {

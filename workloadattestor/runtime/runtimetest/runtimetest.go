@@ -32,6 +32,7 @@ type Pod struct {
 	HostNetwork          bool
 	HostIPC              bool
 	Capabilities         []string // beyond the default
+	Snapshotter          string
 	HostPaths            []string // mounted besides the pod's own, read-only but for those with "rw " in front
 }
 
@@ -238,8 +239,8 @@ func (p Pod) ContainerInfo() map[string]any {
 		capabilities = append(capabilities, "CAP_SYS_ADMIN")
 	}
 	return map[string]any{
-		"sandboxID": p.SandboxID,
-		"config":    map[string]any{"linux": map[string]any{"security_context": security}},
+		"sandboxID": p.SandboxID, "snapshotter": p.Snapshotter,
+		"config": map[string]any{"linux": map[string]any{"security_context": security}},
 		"runtimeSpec": map[string]any{
 			"process": map[string]any{"capabilities": map[string]any{
 				"bounding": capabilities, "effective": capabilities, "permitted": capabilities,
