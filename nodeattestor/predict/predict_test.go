@@ -413,3 +413,46 @@ func FuzzDBX(f *testing.F) {
 		}
 	})
 }
+
+func recorded(t *testing.T, dir string) predict.Base {
+	t.Helper()
+	log, err := eventlog.Parse(vectors.ReadFile(t, dir, vectors.EventLog))
+	must(t, err)
+	b, err := predict.NewBase(log, bank)
+	must(t, err)
+	return b
+}
+
+// Of recorded updates the files are not there, but the command line is, and a dbx in the log.
+func TestRecordedUpdatesOfGRUB(t *testing.T) {
+	for before, after := range map[string]string{"loader-boots/grub": "loader-boots/grub-update", "loader-boots/grub-secure-boot": "loader-boots/grub-secure-boot-update"} {
+		b := recorded(t, before)
+		p, err := b.Predict(predict.GRUB{Texts: []predict.Substitution{{Old: "ima_hash=sha256", New: "ima_hash=sha256 a=b"}}})
+		must(t, err)
+		differences, err := p.Compare(recorded(t, after))
+		must(t, err)
+		for _, d := range differences {
+			if d.PCR == 8 {
+				t.Errorf("%s: %v", after, d)
+			}
+		}
+		if want := vectors.Expect(t, after).Text; p.CommandLine != want {
+			t.Errorf("%s: command line %q, want %q", after, p.CommandLine, want)
+		}
+	}
+}
+
+func TestUpdateOfARealDBX(t *testing.T) {
+	b := recorded(t, "loader-boots/grub-secure-boot")
+	p, err := b.Predict(predict.DBX{Update: hashList()})
+	must(t, err)
+	if d, err := p.Compare(b); err != nil || len(d) > 0 {
+		t.Errorf("an update without an entry: %v, %v", d, err)
+	}
+	p, err = b.Predict(predict.DBX{Update: hashList("new")})
+	must(t, err)
+	d, err := p.Compare(b)
+	if err != nil || len(d) != 1 || d[0].PCR != 7 || d[0].Event != 5 {
+		t.Errorf("an update: %v, %v", d, err)
+	}
+}

@@ -1,5 +1,5 @@
 // Package vectors holds frozen evidence for tests: real measured boots of a virtual machine
-// (measured-boots/README.md) and logs of other real machines (real-logs/README.md), and makes
+// (measured-boots/README.md, loader-boots/README.md) and logs of other real machines (real-logs/README.md), and makes
 // quoted PCR values for logs that a test invents. Only tests import it.
 package vectors
 
@@ -24,7 +24,7 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
 
-//go:embed measured-boots real-logs/*/expect
+//go:embed measured-boots loader-boots real-logs/*/expect
 var files embed.FS
 
 // Nonce is the nonce of every quote in measured-boots.
@@ -45,6 +45,27 @@ func Boots() []string {
 func Read(t testing.TB, boot, name string) []byte {
 	t.Helper()
 	b, err := files.ReadFile(path.Join("measured-boots", boot, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// LoaderNonce is the nonce of every quote in loader-boots.
+const LoaderNonce = "golden"
+
+// LoaderBoots lists the folders of boots by several loaders.
+func LoaderBoots() []string {
+	return []string{
+		"loader-boots/grub", "loader-boots/grub-secure-boot", "loader-boots/grub-secure-boot-update", "loader-boots/grub-update",
+		"loader-boots/systemd-boot", "loader-boots/systemd-boot-unified", "loader-boots/unified", "loader-boots/unified-sections",
+	}
+}
+
+// ReadFile is a copy of one file of a folder of this package ("loader-boots/grub").
+func ReadFile(t testing.TB, dir, name string) []byte {
+	t.Helper()
+	b, err := files.ReadFile(path.Join(dir, name))
 	if err != nil {
 		t.Fatal(err)
 	}
