@@ -91,7 +91,9 @@ func (raw rawEntry) violation() bool { return [20]byte(raw.sha1) == [20]byte{} }
 // entryReader reads entries into Views, a batch at a time.
 type entryReader struct {
 	views []View
-	keys  []byte // of template "ima", whose list has no bytes like them
+	raws  [batch]rawEntry // of the views
+	sizes [batch]int      // sizes of the entries in the list, in bytes
+	keys  []byte          // of template "ima", whose list has no bytes like them
 }
 
 // batch is how many entries a visitor gets at once. Looking entries up one right after the other lets the
@@ -107,17 +109,24 @@ func (r *entryReader) reset() { r.views, r.keys = r.views[:0], r.keys[:0] }
 // parse reads the entry's fields and checks them against the recorded hash. What it returns is a part of
 // the list, and good until reset.
 func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
-	v := r.blank(i, raw.violation())
+	v, err := r.read(raw, i)
+	if err == nil {
+		err = checkRecorded(&raw, v, i)
+	}
+	return v, err
+}
+
+// read reads the entry's fields. That they are those of the recorded hash is still to be checked, but where they cannot be read.
+func (r *entryReader) read(raw rawEntry, i int) (*View, error) {
 	if raw.pcr != PCR {
 		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, PCR)
 	}
-	if !v.Violation {
-		sum := sha1.Sum(raw.data) //nolint:gosec // as above.
-		if sum != [sha1.Size]byte(raw.sha1) {
-			return nil, refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
-		}
-	}
+	v := r.blank(i, raw.violation())
 	if err := r.fields(v, raw); err != nil {
+		r.views = r.views[:len(r.views)-1]
+		if changed := checkRecorded(&raw, v, i); changed != nil {
+			return nil, changed
+		}
 		return nil, refuse("format", "entry %d: %v", i, err)
 	}
 	if v.Violation || v.Unknown { // nothing covers, or nothing tells, what the file holds
@@ -126,19 +135,37 @@ func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 	return v, nil
 }
 
-// blank is the next View of the batch. Its sum is left as it was: nobody sees it before summed is set.
+// checkRecorded compares the entry's data with the hash that the list has for them. That of a violation covers nothing.
+func checkRecorded(raw *rawEntry, v *View, i int) error {
+	if v.Violation {
+		return nil
+	}
+	var sum [sha1.Size]byte
+	if v.recalled != nil {
+		sum = v.recalled.sha1
+	} else {
+		sum = sha1.Sum(raw.data) //nolint:gosec // as above.
+	}
+	if sum != [sha1.Size]byte(raw.sha1) {
+		return refuse("entry", "entry %d was changed: its data hash to %x, recorded is %x", i, sum, raw.sha1)
+	}
+	return nil
+}
+
+// blank is the next View of the batch.
 func (r *entryReader) blank(i int, violation bool) *View {
 	n := len(r.views)
 	r.views = r.views[:n+1]
 	v := &r.views[n]
 	v.Index, v.Violation, v.Unknown, v.Path, v.Signature, v.key = i, violation, false, nil, nil, nil
-	v.signed, v.more, v.NamedOnly, v.layout, v.summed = false, false, false, 0, false
+	v.signed, v.more, v.NamedOnly, v.legacy, v.layout, v.recalled = false, false, false, false, 0, nil
 	return v
 }
 
 func (r *entryReader) fields(v *View, raw rawEntry) error {
 	if string(raw.template) == legacyTemplate {
 		sum := raw.data[:20]
+		v.legacy = true
 		v.Unknown = !v.Violation && zeros(sum)
 		v.Path, _, _ = bytes.Cut(raw.data[20:], []byte{0})
 		at := len(r.keys)

@@ -25,10 +25,12 @@ type Replayer struct {
 	opt       Options
 	pcrs      quote.PCRs
 	visit     func([]View)
+	recall    func([]View) // looks entries up in books; nil where there are none
 	banks     []*running
 	reader    *entryReader
 	reached   bool
 	err       error
+	held      error                        // what is wrong with the entry after those that were read and not yet extended
 	pending   []byte                       // an entry that has not wholly arrived
 	total     int64                        // bytes of the list written, those before a resumed state included
 	offset    int64                        // where the last entry ended, in bytes of the list
@@ -75,6 +77,13 @@ func NewStream(pcrs quote.PCRs, opt Options, visit func([]View)) *Replayer {
 	return r
 }
 
+// Recall has the replay call look with entries before it hashes them, some at a time and in order, so that it can look them up in
+// books (Book.Find); those beyond the quoted PCR 10 may be among them. It returns the replayer.
+func (r *Replayer) Recall(look func([]View)) *Replayer {
+	r.recall = look
+	return r
+}
+
 func newReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 	if opt.Limits == (Limits{}) {
 		opt.Limits = DefaultLimits()
@@ -106,19 +115,19 @@ func (r *Replayer) Write(p []byte) (int, error) {
 	}
 	rest := r.complete(p)
 	for !r.reached && r.err == nil {
-		n := r.next(rest)
-		if n == 0 {
+		n := r.read(rest)
+		if len(r.reader.views) == 0 && r.held == nil {
 			break
 		}
+		r.extend()
 		rest = rest[n:]
 	}
-	r.lend()
 	if r.err != nil {
 		return 0, r.err
 	}
 	if r.reached {
-		r.result.Unproven += int64(len(rest))
-		rest = nil
+		r.result.Unproven = r.total - r.offset
+		return len(p), nil
 	}
 	r.pending = append(r.pending, rest...)
 	return len(p), nil
@@ -128,7 +137,7 @@ func (r *Replayer) Write(p []byte) (int, error) {
 // rest of p. All others are read where they stand.
 func (r *Replayer) complete(p []byte) []byte {
 	had := len(r.pending)
-	if had == 0 {
+	if had == 0 || r.reached {
 		return p
 	}
 	const step = 512 // most entries are shorter
@@ -136,8 +145,8 @@ func (r *Replayer) complete(p []byte) []byte {
 		n := min(max(step, took), len(p)-took)
 		r.pending = append(r.pending, p[took:took+n]...)
 		took += n
-		if n := r.next(r.pending); n > 0 || r.err != nil {
-			r.lend()
+		if n := r.read(r.pending); n > 0 || r.held != nil {
+			r.extend()
 			r.pending = r.pending[:0]
 			return p[max(n-had, 0):]
 		}
@@ -145,38 +154,64 @@ func (r *Replayer) complete(p []byte) []byte {
 	return nil
 }
 
-// next reads the entry that b begins with, and returns its size; 0 when b does not hold all of it, or
-// when the replay has failed.
-func (r *Replayer) next(b []byte) int {
-	raw, n, err := cut(b, r.opt.Limits.Entry)
-	if err != nil {
-		r.err = refuse("format", "entry %d: %v", r.result.Count, err)
-		return 0
+// read reads as many whole entries of b as a batch has room for, and returns their size. What is wrong with the entry after
+// them is held back: it counts only if these do not reach quoted PCR 10.
+func (r *Replayer) read(b []byte) (size int) {
+	for len(r.reader.views) < batch {
+		at, i := len(r.reader.views), r.result.Count+len(r.reader.views)
+		raw, n, err := cut(b[size:], r.opt.Limits.Entry)
+		switch {
+		case err != nil:
+			r.held = refuse("format", "entry %d: %v", i, err)
+			return size
+		case n == 0:
+			return size
+		case i >= r.opt.Limits.Entries:
+			r.held = refuse("limit", "the list has more than the %d entries allowed", r.opt.Limits.Entries)
+			return size
+		}
+		if _, err := r.reader.read(raw, i); err != nil {
+			r.held = err
+			return size
+		}
+		r.reader.raws[at], r.reader.sizes[at] = raw, n
+		size += n
 	}
-	if n == 0 {
-		return 0
+	return size
+}
+
+// extend checks and extends the entries that were read, up to quoted PCR 10, and shows them to the visitor. Nothing that was
+// read outlives it.
+func (r *Replayer) extend() {
+	views := r.reader.views
+	if r.recall != nil && len(views) > 0 {
+		r.recall(views)
 	}
-	r.offset += int64(n)
-	if r.err = r.entry(raw); r.err != nil {
-		return 0
+	n := 0
+	for n < len(views) && !r.reached && r.err == nil {
+		r.err = r.entry(&views[n], &r.reader.raws[n])
+		r.offset += int64(r.reader.sizes[n])
+		n++
 	}
-	return n
+	if r.err == nil && n > 0 {
+		r.visit(views[:n])
+	}
+	if r.err == nil && !r.reached {
+		r.err = r.held
+	}
+	r.held = nil
+	r.reader.reset()
 }
 
 // Reached tells whether quoted PCR 10 has been reached, so that no more of the list is needed.
 func (r *Replayer) Reached() bool { return r.reached && r.err == nil }
 
 // entry checks and extends one entry.
-func (r *Replayer) entry(raw rawEntry) error {
-	i := r.result.Count
-	if i >= r.opt.Limits.Entries {
-		return refuse("limit", "the list has more than the %d entries allowed", r.opt.Limits.Entries)
-	}
-	v, err := r.reader.parse(raw, i)
-	if err != nil {
+func (r *Replayer) entry(v *View, raw *rawEntry) error {
+	if err := checkRecorded(raw, v, v.Index); err != nil {
 		return err
 	}
-	if i == 0 {
+	if v.Index == 0 {
 		if string(v.Path) != bootAggregate {
 			return errTrimmed(v)
 		}
@@ -187,27 +222,14 @@ func (r *Replayer) entry(raw rawEntry) error {
 		v.NamedOnly = !r.restarted(v)
 	}
 	for _, b := range r.banks {
-		if b.extend(raw, r.opt.PaddedSHA1) && b.alg == nodeclaim.SHA256 && string(raw.template) != legacyTemplate {
-			v.summed = copy(v.sum[:], b.digest()) == len(v.sum)
-		}
+		b.extend(raw, v.recalled, r.opt.PaddedSHA1)
 	}
 	if v.Violation {
 		r.result.Violations++
 	}
 	r.result.Count++
 	r.check()
-	if len(r.reader.views) == batch {
-		r.lend()
-	}
 	return nil
-}
-
-// lend shows the visitor what was read and not yet shown. Nothing that was read outlives it.
-func (r *Replayer) lend() {
-	if r.err == nil && len(r.reader.views) > 0 {
-		r.visit(r.reader.views)
-	}
-	r.reader.reset()
 }
 
 func errTrimmed(v *View) error {
@@ -226,9 +248,8 @@ func (r *Replayer) check() {
 
 // extend adds an entry to a bank (Linux security/integrity/ima: ima_queue.c, ima_crypto.c). A violation extends all
 // ones; else the SHA-1 bank takes the recorded SHA-1, others their own hash of the template
-// data, or before Linux 5.8 the SHA-1 padded with zeros.
-// hashed tells whether the bank's digest is its own hash of the template data.
-func (b *running) extend(raw rawEntry, padded bool) (hashed bool) {
+// data, or before Linux 5.8 the SHA-1 padded with zeros. recalled is that hash where it is known, else nil.
+func (b *running) extend(raw *rawEntry, recalled *sums, padded bool) {
 	digest := b.digest()
 	switch {
 	case raw.violation():
@@ -237,12 +258,12 @@ func (b *running) extend(raw rawEntry, padded bool) (hashed bool) {
 		}
 	case padded || b.alg == nodeclaim.SHA1:
 		clear(digest[copy(digest, raw.sha1):])
+	case recalled != nil && b.alg == nodeclaim.SHA256:
+		copy(digest, recalled.sha256[:])
 	default:
 		b.sum(digest, raw.data)
-		hashed = true
 	}
 	b.sum(b.value(), b.both)
-	return hashed
 }
 
 // sum writes the bank's hash of data to where it may stand itself. SHA-256 is what nearly every list is proven

@@ -22,7 +22,7 @@ func Unverified(list []byte, alg nodeclaim.HashAlg, opt Options) [][]byte {
 			return values
 		}
 		list = list[n:]
-		b.extend(raw, opt.PaddedSHA1)
+		b.extend(&raw, nil, opt.PaddedSHA1)
 		values = append(values, bytes.Clone(b.value()))
 	}
 	return values

@@ -24,20 +24,15 @@ type View struct {
 	key    []byte
 	signed bool // the template has a field after the name
 	more   bool // and others after that
+	legacy bool // template "ima", which has no field lengths
 	layout Layout
-	sum    [sha256.Size]byte // of the template data
-	summed bool
+	// recalled is what the template data hash to, where a Book knows them; nil where not.
+	recalled *sums
 }
 
 // Key stands for path and digest together, so that one look-up tells whether an allow-list has them: it is
 // what [Key] makes of both. nil in a violation, and where the content is unknown.
 func (v *View) Key() []byte { return v.key }
-
-// Sum is SHA-256 over the entry's template data, and how they are laid out: what [Sum] makes of path and digest. It is
-// true only where the replay had to hash them so anyway and there is no signature among them.
-func (v *View) Sum() (sum *[sha256.Size]byte, layout Layout, ok bool) {
-	return &v.sum, v.layout, v.summed && !v.more && len(v.Signature) == 0
-}
 
 // IsBootAggregate is [IsBootAggregate] of the entry.
 func (v *View) IsBootAggregate() bool {
@@ -132,28 +127,6 @@ func Key(path, digest string) (string, bool) {
 		return "", false
 	}
 	return string(appendKey(nil, []byte(path), []byte(alg), sum, verity)), true
-}
-
-// Sum is SHA-256 over the template data of an entry that has this path and digest, and no signature; false where no
-// entry of that layout can have it. Who compares it with [View.Sum] compares path and digest, as the TPM does when it
-// extends no more than that.
-func Sum(path, digest string, layout Layout) (sum [sha256.Size]byte, ok bool) {
-	alg, raw, verity, ok := cutDigest(digest)
-	if !ok || verity && !layout.typed() || layout >= Layouts {
-		return sum, false
-	}
-	key := appendKey(nil, []byte(path), []byte(alg), raw, verity)
-	kind := ""
-	if layout.typed() && !verity {
-		kind = imaType
-	}
-	size := len(kind) + len(key) - fieldLength - len(path) - 1
-	data := binary.LittleEndian.AppendUint32(nil, uint32(size)) //nolint:gosec // names of algorithms and digests are short.
-	data = append(append(data, kind...), key...)
-	if layout.extra() {
-		data = append(data, make([]byte, fieldLength)...)
-	}
-	return sha256.Sum256(data), true
 }
 
 // verityType begins a digest that the kernel took from fs-verity.

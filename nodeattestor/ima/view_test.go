@@ -28,18 +28,18 @@ func every(banks ...nodeclaim.HashAlg) *list {
 		ng("ima-sigv2", "/d", "verity:sha512", long, nil).ng("ima-sigv2", "/d", "verity:sha256", long[:32], []byte("signature"))
 }
 
-// TestKeyAndSumStandForPathAndDigest: what a visitor may look an entry up by is what an allow-list makes of the texts.
-func TestKeyAndSumStandForPathAndDigest(t *testing.T) {
+// TestKeyStandsForPathAndDigest: what a visitor may look an entry up by is what an allow-list makes of the texts.
+func TestKeyStandsForPathAndDigest(t *testing.T) {
 	l := every(nodeclaim.SHA256)
-	seen, summed := 0, 0
+	seen := 0
 	r := ima.NewStream(l.quoted(t), ima.Options{}, func(views []ima.View) {
 		for i := range views {
 			v := &views[i]
 			e := v.Entry()
 			seen++
 			if e.Violation {
-				if _, _, ok := v.Sum(); ok || v.Key() != nil || e.Digest != "" {
-					t.Errorf("a violation has a key or a sum: %+v", e)
+				if v.Key() != nil || e.Digest != "" {
+					t.Errorf("a violation has a key: %+v", e)
 				}
 				continue
 			}
@@ -50,48 +50,13 @@ func TestKeyAndSumStandForPathAndDigest(t *testing.T) {
 			if diff := cmp.Diff(e, again.Entry()); diff != "" || !bytes.Equal(again.Key(), v.Key()) {
 				t.Errorf("an entry's own view differs: %s", diff)
 			}
-			sum, layout, ok := v.Sum()
-			if ok {
-				summed++
-			}
-			if want, can := ima.Sum(e.Path, e.Digest, layout); ok && (!can || want != *sum) {
-				t.Errorf("%s %s, layout %d, has sum %x, Sum makes %x", e.Path, e.Digest, layout, *sum, want)
-			}
-			if ok != (e.Path != "/o" && len(e.Signature) == 0) {
-				t.Errorf("%+v has a sum: %v", e, ok)
-			}
 		}
 	})
 	if _, err := r.Write(l.raw); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Finish(); err != nil || seen != len(l.ends) || summed != 9 {
-		t.Errorf("%d entries seen of %d, %d with a sum: %v", seen, len(l.ends), summed, err)
-	}
-}
-
-func TestOnlyTheSHA256BankGivesSums(t *testing.T) {
-	for name, c := range map[string]struct {
-		list *list
-		opt  ima.Options
-	}{
-		"another bank": {every(nodeclaim.SHA384, nodeclaim.SHA256), ima.Options{}},
-		"padded":       {padded(), ima.Options{PaddedSHA1: true}},
-	} {
-		want := name == "another bank"
-		got := false
-		r := ima.NewStream(c.list.quoted(t), c.opt, func(views []ima.View) {
-			for i := range views {
-				_, _, ok := views[i].Sum()
-				got = got || ok
-			}
-		})
-		if _, err := r.Write(c.list.raw); err != nil {
-			t.Fatal(err)
-		}
-		if got != want {
-			t.Errorf("%s: sums %v, want %v", name, got, want)
-		}
+	if _, err := r.Finish(); err != nil || seen != len(l.ends) {
+		t.Errorf("%d entries seen of %d: %v", seen, len(l.ends), err)
 	}
 }
 
@@ -115,19 +80,10 @@ func TestNoKeyOfWhatIMACannotHaveWritten(t *testing.T) {
 		if key, ok := ima.Key("/a", digest); ok {
 			t.Errorf("digest %q has key %x", digest, key)
 		}
-		if sum, ok := ima.Sum("/a", digest, 0); ok {
-			t.Errorf("digest %q has sum %x", digest, sum)
-		}
 		v := ima.Entry{Path: "/a", Digest: digest}.View()
 		if v.Key() != nil {
 			t.Errorf("an entry of digest %q has key %x", digest, v.Key())
 		}
-	}
-	if sum, ok := ima.Sum("/a", "verity:sha256:"+sum, 0); ok {
-		t.Errorf("a layout without types has a verity digest: %x", sum)
-	}
-	if _, ok := ima.Sum("/a", "sha256:"+sum, ima.Layouts); ok {
-		t.Error("a layout that is none has a sum")
 	}
 }
 
@@ -164,7 +120,7 @@ func TestPiecesOfAnySizeAreTheWholeList(t *testing.T) {
 	}
 }
 
-// FuzzKey: no two pairs of path and digest share a key or a sum.
+// FuzzKey: no two pairs of path and digest share a key, and a book tells them apart.
 func FuzzKey(f *testing.F) {
 	f.Add("/a", []byte("0123456789abcdef0123456789abcdef"), "/b", []byte("0123456789abcdef0123"), false)
 	f.Add("/a", []byte("0123456789abcdef0123456789abcdef"), "/a", []byte("0123456789abcdef0123456789abcdef"), true)
@@ -179,12 +135,11 @@ func FuzzKey(f *testing.F) {
 		if same := path1 == path2 && d1 == d2; ok1 && ok2 && (k1 == k2) != same {
 			t.Errorf("%q %s and %q %s: keys %x and %x", path1, d1, path2, d2, k1, k2)
 		}
-		for l := range ima.Layouts {
-			s1, ok1 := ima.Sum(path1, d1, l)
-			s2, ok2 := ima.Sum(path2, d2, l)
-			if same := path1 == path2 && d1 == d2; ok1 && ok2 && (s1 == s2) != same {
-				t.Errorf("%q %s and %q %s, layout %d: one sum", path1, d1, path2, d2, l)
-			}
+		var found [ima.Lookups]int32
+		book := ima.NewBook(func(yield func(string, string, int32)) { yield(path1, d1, 7) })
+		book.Find([]ima.View{ima.Entry{Path: path2, Digest: d2}.View()}, &found)
+		if want := ok1 && ok2 && k1 == k2; want != (found[0] == 7) || !want && found[0] != ima.Missing {
+			t.Errorf("a book with %q %s has %d for %q %s", path1, d1, found[0], path2, d2)
 		}
 	})
 }

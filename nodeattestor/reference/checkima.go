@@ -89,12 +89,24 @@ func bareHint(e ima.Entry) string {
 
 // clean tells whether an absolute path is as path.Clean leaves it: "/var/../bin/x" is under no ignored directory.
 func clean(file []byte) bool {
-	for part := range bytes.SplitSeq(file[1:], []byte{'/'}) {
-		if len(part) == 0 || string(part) == "." || string(part) == ".." {
+	for i, c := range file {
+		if c == '/' && !beginsClean(file[i+1:]) {
 			return false
 		}
 	}
 	return true
+}
+
+// beginsClean tells whether what follows a slash begins with a name that is not empty, "." or "..".
+func beginsClean(rest []byte) bool {
+	if len(rest) == 0 || rest[0] == '/' {
+		return false
+	}
+	if rest[0] != '.' {
+		return true
+	}
+	name, _, _ := bytes.Cut(rest, []byte{'/'})
+	return string(name) != "." && string(name) != ".."
 }
 
 // unknown refuses a file; unsigned is why no signature key of the set vouches for it.

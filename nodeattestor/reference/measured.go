@@ -27,6 +27,13 @@ func (s Sets) Measure() *Measured {
 	return m
 }
 
+// Recall looks up the list's next entries before they are hashed (ima.Replayer.Recall).
+func (m *Measured) Recall(views []ima.View) {
+	for _, t := range m.tallies {
+		t.lookUp(views)
+	}
+}
+
 // Add takes the list's next entries, and keeps nothing of them.
 func (m *Measured) Add(views []ima.View) {
 	first := m.count == 0
@@ -124,6 +131,10 @@ type tally struct {
 	more   int             // measurements that are refused besides
 	before bool            // entries of an earlier appraisal in this boot are refused
 	budget int             // signatures that may yet be verified in vain
+	// found is what the set's book says of the entries that were looked up last: as many as ahead, from one on.
+	found [ima.Lookups]int32
+	from  int
+	ahead int
 	// watched is what the set's conditions read of the list; nil where none do.
 	watched *watched
 }
@@ -139,25 +150,39 @@ func newTally(s Set) *tally {
 // add checks entries: the path of each must be listed with its digest. What is not listed, is listed with
 // another digest or was violated is refused. One look-up settles nearly every entry of a healthy machine.
 func (t *tally) add(views []ima.View) {
-	for part := range slices.Chunk(views, lookups) {
-		var known [lookups]bool
-		t.set.ima.index.known(part, &known)
+	for part := range slices.Chunk(views, ima.Lookups) {
+		found := t.foundOf(part)
 		for i := range part {
-			if known[i] {
-				t.watched.add(&part[i])
-				continue
-			}
-			at, ok := t.set.ima.index.find(&part[i])
-			if !ok {
+			if found[i] == ima.Missing {
 				t.unlisted(&part[i])
 				continue
 			}
 			t.watched.add(&part[i])
-			if at != notRequired {
-				t.seen[at] = true
+			if found[i] != notRequired {
+				t.seen[found[i]] = true
 			}
 		}
 	}
+}
+
+// lookUp looks up entries that add will be given next, or the first of them.
+func (t *tally) lookUp(views []ima.View) {
+	t.ahead = 0
+	if len(views) > 0 && len(views) <= ima.Lookups {
+		t.set.ima.book.Find(views, &t.found)
+		t.from, t.ahead = views[0].Index, len(views)
+	}
+}
+
+// foundOf is what the set's book says of entries: they were looked up right before, or are now.
+func (t *tally) foundOf(views []ima.View) []int32 {
+	at := views[0].Index - t.from
+	if at < 0 || at+len(views) > t.ahead {
+		t.lookUp(views)
+		at = 0
+	}
+	t.ahead = 0 // what was looked up is of these entries alone
+	return t.found[at : at+len(views)]
 }
 
 // unlisted checks an entry that the files of the set do not have.

@@ -235,7 +235,7 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 			p.at(n, "required %.200q has no digest under files, so anything of that name would do", file)
 		}
 	}
-	out.index, out.vouched = newIMAIndex(out), newVouched()
+	out.book, out.vouched = newBook(out), newVouched()
 	return out
 }
 

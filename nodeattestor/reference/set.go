@@ -97,7 +97,7 @@ type imaPolicy struct {
 	keys            []imasig.Key        // who may have signed a file that is not listed
 	allowViolations bool
 	allowBareNames  bool      // files that the kernel names without a directory, and that are not listed
-	index           *imaIndex // of files and required
+	book            *ima.Book // of files and required
 	vouched         *vouched  // signatures of keys that verified
 }
 

@@ -40,7 +40,7 @@ func newLogs(p *Proved) *logs {
 		return l
 	}
 	l.measured = p.sets.Measure()
-	l.ima = ima.NewStream(p.pcrs, p.policy.IMAOptions, l.measured.Add)
+	l.ima = ima.NewStream(p.pcrs, p.policy.IMAOptions, l.measured.Add).Recall(l.measured.Recall)
 	l.astray = p.earlier.list.Offset() > 0
 	return l
 }

@@ -95,6 +95,6 @@ func (l *logs) resume(p *Proved) bool {
 	if !ok {
 		return false
 	}
-	l.measured, l.ima, l.imaOffset, l.resumed = measured, replayer, p.earlier.list.Offset(), true
+	l.measured, l.ima, l.imaOffset, l.resumed = measured, replayer.Recall(measured.Recall), p.earlier.list.Offset(), true
 	return true
 }

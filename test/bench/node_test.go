@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,6 +199,13 @@ func (m *machine) trust(t testing.TB, sets reference.Sets) {
 	if err := m.policy.Validate(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// ignore lets whatever runs in a directory run.
+func (m *machine) ignore(t testing.TB, dir string) {
+	t.Helper()
+	text := strings.Replace(string(m.policy.References[0].Marshal()), "violations: deny", "ignoreDirectories: ["+dir+"]\n  violations: deny", 1)
+	m.trust(t, must(reference.NewSets(must(reference.ParseSet([]byte(text)))(t)))(t))
 }
 
 func (m *machine) selected() map[int][]byte {
