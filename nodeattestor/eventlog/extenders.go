@@ -75,6 +75,8 @@ var extenders = []extender{
 	{
 		who: "systemd-tpm2-setup's NvPCR records (systemd 259 and later)", pcrs: []int{9}, source: systemdMeasurements,
 		logged: true, prefix: nvpcrInit,
+		// Where the TPM has no room for NvPCRs, systemd goes on without, and measures the separators all the same.
+		starts: [][]string{{nvpcrSeparator, osSeparator}, {osSeparator, nvpcrSeparator}},
 	},
 	{who: "systemd's machine id and volume keys", pcrs: []int{15}, source: systemdMeasurements, logged: true, normal: true},
 	{who: "Bottlerocket's settings and user data", pcrs: []int{8}, source: bottlerocketMeasure},

@@ -106,6 +106,39 @@ func TestPhasesOfTalosAndOfSoftRebootsAreKnown(t *testing.T) {
 	}
 }
 
+func TestSeparatorsOfSystemdAreKnownWithoutItsLog(t *testing.T) {
+	for name, c := range map[string]struct {
+		pcr   int
+		words []string
+		known bool
+	}{
+		"no room for NvPCRs":                  {9, []string{"nvpcr-separator"}, true},
+		"no room for NvPCRs, systemd 261":     {9, []string{"os-separator", "nvpcr-separator"}, true},
+		"the other way round":                 {9, []string{"nvpcr-separator", "os-separator"}, true},
+		"systemd 261":                         {12, []string{"os-separator"}, true},
+		"no NvPCRs are of another PCR":        {12, []string{"nvpcr-separator"}, false},
+		"one separator twice":                 {9, []string{"os-separator", "os-separator"}, false},
+		"something after both":                {9, []string{"os-separator", "nvpcr-separator", "initrd"}, false},
+		"systemd measures no word into PCR 8": {8, []string{"os-separator"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			want := factsJSON(t, replay(t, booted(nodeclaim.SHA256).Unquote(10).Raw(), booted(nodeclaim.SHA256).Unquote(10).Quoted(t)))
+			l := booted(nodeclaim.SHA256).Unquote(10)
+			for _, word := range c.words {
+				l.Extend(c.pcr, []byte(word))
+			}
+			boot, err := eventlog.Replay(l.Raw(), l.Quoted(t))
+			if !c.known {
+				refusedFor(t, err, "eventlog.pcr")
+			} else if err != nil {
+				t.Error(err)
+			} else if diff := cmp.Diff(want, factsJSON(t, boot)); diff != "" {
+				t.Errorf("a separator changes facts (-before +after):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestWhatTheOperatingSystemExtendsIsMatchedByValueOnly(t *testing.T) {
 	bottlerocket := func() *vectors.Log { // its rottweiler
 		return booted(nodeclaim.SHA256).Unquote(10).Extend(8, []byte("settings")).Extend(8, []byte("user data")).Extend(9, []byte("quiet")).Extend(11, []byte("a phase"))
