@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/keelson-project/keelson/policy-sync/cutter"
+	"github.com/keelson-project/keelson/policy-sync/panics"
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 	"github.com/keelson-project/keelson/policy-sync/syncer"
 )
@@ -110,6 +111,9 @@ func (c *collectors) Unregister(prometheus.Collector) bool { return false }
 func TestTheDashboardReadsWhatIsExported(t *testing.T) {
 	var registered collectors
 	if _, err := syncer.NewMetrics(&registered); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := panics.New(nil, nil, &registered); err != nil {
 		t.Fatal(err)
 	}
 	all := len(registered) // of policy-sync's are shown, some of keelson-node's

@@ -55,6 +55,9 @@ func (a arrivals) look() error {
 		found.Istio && !a.config.Snapshot.Istio && a.config.Istio != syncconfig.Off {
 		return errors.New("a data plane was installed: start again to use it")
 	}
+	if a.config.Snapshot.Calico && found.Calico && found.CalicoDefinitions != a.config.Snapshot.CalicoDefinitions {
+		return errors.New("Calico's API server came or went: start again")
+	}
 	for _, kind := range a.config.Snapshot.Absent {
 		if !slices.Contains(found.Absent, kind) && a.config.Snapshot.Istio {
 			return fmt.Errorf("%s is served now: start again to read it", kind)

@@ -15,7 +15,8 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/syncconfig"
 )
 
-// served is a discovery client of an API server that serves the kinds, apart from those left out.
+// served is a discovery client of an API server that serves the kinds, apart from those left out. "calico-apiserver" leaves out the
+// group in which Calico's API server keeps what it serves.
 func served(c snapshot.Config, without ...string) discovery.DiscoveryInterface {
 	lists := map[string]*metav1.APIResourceList{}
 	for _, k := range snapshot.Kinds(c) {
@@ -26,6 +27,9 @@ func served(c snapshot.Config, without ...string) discovery.DiscoveryInterface {
 		if !strings.Contains(strings.Join(without, " "), k.Resource) {
 			lists[gv].APIResources = append(lists[gv].APIResources, metav1.APIResource{Name: k.Resource, Kind: k.Kind})
 		}
+	}
+	if c.Calico && !strings.Contains(strings.Join(without, " "), "calico-apiserver") {
+		lists["behind"] = &metav1.APIResourceList{GroupVersion: "crd.projectcalico.org/v1", APIResources: []metav1.APIResource{{Name: "networkpolicies"}}}
 	}
 	f := &fake.FakeDiscovery{Fake: &clienttesting.Fake{}}
 	for _, l := range lists {
@@ -47,7 +51,9 @@ func TestDataPlanes(t *testing.T) {
 		"if none is there and none required, use none": {served(snapshot.Config{}), syncconfig.Optional, syncconfig.Optional, none, ""},
 		"if one is switched off, do not use it":        {served(both), syncconfig.Off, syncconfig.Optional, snapshot.Config{Istio: true}, ""},
 		"if a required one is missing, refuse":         {served(snapshot.Config{Istio: true}), syncconfig.Required, syncconfig.Required, snapshot.Config{Istio: true}, "calico: required"},
-		"if one is there in part, refuse":              {served(both, "hostendpoints"), syncconfig.Optional, syncconfig.Optional, snapshot.Config{}, "not hostendpoints.projectcalico.org"},
+		"if Calico's definitions are alone, know it": {served(both, "calico-apiserver"), syncconfig.Required, syncconfig.Optional,
+			snapshot.Config{Calico: true, Istio: true, CalicoDefinitions: true}, ""},
+		"if one is there in part, refuse": {served(both, "hostendpoints"), syncconfig.Optional, syncconfig.Optional, snapshot.Config{}, "not hostendpoints.projectcalico.org"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := syncconfig.Config{Calico: tc.calico, Istio: tc.istio}
@@ -77,6 +83,7 @@ func TestAnArrivingDataPlaneEndsTheProgram(t *testing.T) {
 		"if what arrived is off, go on":    {served(both), syncconfig.Config{Calico: syncconfig.Off, Istio: syncconfig.Optional, Snapshot: snapshot.Config{Istio: true}}, false},
 		"if one went away, go on":          {served(snapshot.Config{}), syncconfig.Config{Calico: syncconfig.Optional, Istio: syncconfig.Optional, Snapshot: both}, false},
 		"if it cannot be told, go on":      {served(both, "tiers"), syncconfig.Config{Calico: syncconfig.Optional, Istio: syncconfig.Optional}, false},
+		"if Calico's API server went, end": {served(both, "calico-apiserver"), syncconfig.Config{Calico: syncconfig.Required, Istio: syncconfig.Required, Snapshot: both}, true},
 		"if all is as at the start, go on": {served(both), syncconfig.Config{Calico: syncconfig.Required, Istio: syncconfig.Required, Snapshot: both}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -198,7 +198,7 @@ func dataPlanes(client discovery.DiscoveryInterface, c *syncconfig.Config, log *
 	if err != nil {
 		return err
 	}
-	c.Snapshot.Absent = found.Absent
+	c.Snapshot.Absent, c.Snapshot.CalicoDefinitions = found.Absent, found.CalicoDefinitions
 	var problems []error
 	for _, plane := range []struct {
 		name, protects string

@@ -27,6 +27,15 @@ func calicoNodeGuards(p Params) []check {
 	only := []admissionv1.MatchCondition{users("calico-on-nodes", p.CalicoNodes)}
 	return []check{
 		{
+			name: "calico-node-pools", why: "with Calico's credentials on a node, blocks outside of the cluster's IP pools would bind addresses that are others'",
+			rules: on("ippools"), when: only,
+			validations: []admissionv1.Validation{{
+				Expression: "false",
+				Message:    "Calico's programs on nodes make and change no IP pools, since pools say which addresses a node may have: make them as an administrator, or with Calico's operator",
+				Reason:     ptr(metav1.StatusReasonForbidden),
+			}},
+		},
+		{
 			name: "calico-node-felix", why: "with Calico's credentials on a node, Felix could be told to police nothing, on every node",
 			rules: on(felix), when: only, variables: both,
 			validations: []admissionv1.Validation{{

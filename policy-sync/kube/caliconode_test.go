@@ -56,6 +56,26 @@ func TestANodesCalicoCredentialsSwitchNoEnforcementOff(t *testing.T) {
 		"if it writes its version, let it be":                  {do: patchOf(node, info, `{"spec":{"calicoVersion":"v3.30.1"}}`), allowed: true},
 		"if somebody with the rights sets Felix up, let it be": {do: patchOf(someone, felix, `{"spec":{"interfacePrefix":"cali,tap"}}`), allowed: true},
 	})
+	pool := calicoObject("IPPool", "default-ipv4-ippool", map[string]any{"cidr": "10.0.0.0/8"})
+	wide := calicoObject("IPPool", "wide", map[string]any{"cidr": "0.0.0.0/0"})
+	for _, o := range []*unstructured.Unstructured{pool, wide} {
+		if err := client.IgnoreNotFound(admin(t).Delete(t.Context(), o.DeepCopy())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := someone.Create(t.Context(), pool.DeepCopy()); err != nil {
+		t.Fatal(err)
+	}
+	testAttempts(t, map[string]attempt{
+		"if it makes a pool, refuse": {do: func(ctx context.Context) error {
+			return node.Create(ctx, wide.DeepCopy(), &client.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		}},
+		"if it widens a pool, refuse":                        {do: patchOf(node, pool, `{"spec":{"cidr":"0.0.0.0/0"}}`)},
+		"if somebody with the rights changes one, let it be": {do: patchOf(someone, pool, `{"spec":{"natOutgoing":true}}`), allowed: true},
+		"if somebody with the rights makes another, let it be": {do: func(ctx context.Context) error {
+			return someone.Create(ctx, wide.DeepCopy(), &client.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		}, allowed: true},
+	})
 	testAttempts(t, map[string]attempt{
 		"if somebody with the rights closes the datastore, let it be": {do: patchOf(someone, info, `{"spec":{"datastoreReady":false}}`), allowed: true},
 	})

@@ -16,6 +16,8 @@ import (
 // Found says which optional APIs a cluster serves completely.
 type Found struct {
 	Calico, Istio bool
+	// CalicoDefinitions is true where Calico's API is served without Calico's API server (snapshot.Config.CalicoDefinitions).
+	CalicoDefinitions bool
 	// Absent are the optional kinds that are not served, as "<plural>.<group>" (snapshot.Config.Absent).
 	Absent []string
 }
@@ -26,7 +28,24 @@ func Discover(d discovery.DiscoveryInterface) (Found, error) {
 	calico, calicoErr := complete(d, snapshot.Kinds(snapshot.Config{Calico: true}))
 	istio, istioErr := complete(d, snapshot.Kinds(snapshot.Config{Istio: true}))
 	absent, absentErr := optional(d, snapshot.Kinds(snapshot.Config{Calico: true, Istio: true}))
-	return Found{Calico: calico, Istio: istio, Absent: absent}, errors.Join(calicoErr, istioErr, absentErr)
+	definitions, definitionsErr := false, error(nil)
+	if calico {
+		definitions, definitionsErr = definitionsAlone(d)
+	}
+	return Found{Calico: calico, Istio: istio, CalicoDefinitions: definitions, Absent: absent}, errors.Join(calicoErr, istioErr, absentErr, definitionsErr)
+}
+
+// behindCalico is the group in which Calico's API server keeps what it serves as projectcalico.org/v3.
+const behindCalico = "crd.projectcalico.org/v1"
+
+// definitionsAlone tells whether projectcalico.org/v3 is served with nothing behind it: Calico's API server would keep its policies in
+// a group of their own, which is then served too.
+func definitionsAlone(d discovery.DiscoveryInterface) (bool, error) {
+	list, err := d.ServerResourcesForGroupVersion(behindCalico)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("kube: discover %s: %w", behindCalico, err)
+	}
+	return !served(list, "networkpolicies"), nil
 }
 
 // optional lists the optional kinds that are not served.

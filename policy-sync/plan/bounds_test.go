@@ -187,6 +187,7 @@ func TestAnotherTeamsPoliciesTakeNoRoomOfMine(t *testing.T) {
 			}
 			w.Policies = append(w.Policies, tp)
 		}
+		snapshottest.WithoutHTTP(&w.Snapshot)
 		r := mustMake(t, w.Snapshot)
 		withinLimits(t, r)
 		rules, objects := 0, 0

@@ -254,6 +254,8 @@ func TestThreat28_AForeignEntryForAnEnrolledIDWithholdsProgrammed(t *testing.T) 
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			w := settled(t)
+			snapshottest.WithoutHTTP(&w.Snapshot)
+			w.settle(t, nil)
 			ns, policy, _ := strings.Cut(c.policy, "/")
 			g := mustMake(t, w.Snapshot).Graph
 			p, _ := g.Policy(ns, policy)

@@ -193,6 +193,8 @@ type Config struct {
 	DNSPorts []int32
 	// IstioRootNamespace is the mesh's root namespace (MeshConfig.rootNamespace); empty means Istiod's.
 	IstioRootNamespace string
+	// CalicoDefinitions is true where Calico's API is served from definitions alone, without Calico's API server.
+	CalicoDefinitions bool
 	// WidestPodCIDR4 and WidestPodCIDR6 are the shortest prefixes of Node.spec.podCIDRs, in bits, that bound a node's
 	// addresses; 0 means DefaultWidestPodCIDR4 and DefaultWidestPodCIDR6. A kubelet may set its Node's pod CIDR where the
 	// cluster's controller sets none.

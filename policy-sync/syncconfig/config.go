@@ -101,6 +101,7 @@ func Parse(content []byte) (Config, error) {
 	r := file{
 		X509SVIDTTL: 5 * time.Minute, Taint: true, Resync: 30 * time.Second, Debounce: 10 * time.Millisecond,
 		Calico: Optional, Istio: Optional, TierOrder: snapshot.DefaultTierOrder,
+		WidestPodCIDR:  widestFile{IPv4: snapshot.DefaultWidestPodCIDR4, IPv6: snapshot.DefaultWidestPodCIDR6},
 		SPIRE:          spireFile{Timeout: 5 * time.Second, MaxRead: snapshot.DefaultMaxRead},
 		Listen:         listenFile{Metrics: "127.0.0.1:8080", Health: "127.0.0.1:8081"},
 		LeaderElection: leaderFile{Enabled: true, Namespace: "keelson-system", Name: v1alpha1.LeaseName, LeaseDuration: 15 * time.Second},

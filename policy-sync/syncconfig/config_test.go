@@ -48,6 +48,7 @@ spire:
 calico: required
 istio: off
 maxHold: 90s
+widestPodCIDR: {ipv4: 16}
 images:
   registries: [registry.example.org]
   insecureRegistries: ["127.0.0.1:5000"]
@@ -63,7 +64,7 @@ leaderElection: {enabled: false}
 		t.Fatal(err)
 	}
 	want := snapshot.Config{TrustDomain: "keelson.demo", X509SVIDTTL: 20 * time.Second, MaxHold: 90 * time.Second, Taint: true,
-		TierOrder: snapshot.DefaultTierOrder}
+		TierOrder: snapshot.DefaultTierOrder, WidestPodCIDR4: 16, WidestPodCIDR6: snapshot.DefaultWidestPodCIDR6}
 	if diff := cmp.Diff(want, c.Snapshot); diff != "" {
 		t.Errorf("snapshot's part (-want +got):\n%s", diff)
 	}
@@ -103,8 +104,8 @@ func TestParseReportsEveryProblemWithItsLine(t *testing.T) {
 		"if a SPIRE address has no port, refuse": {
 			"trustDomain: a.b\nspire: {address: h, workloadAPI: 'unix:///a'}\n", []string{"line 2: spire.address: address h: missing port"}},
 		"if durations are out of range, name them all": {
-			good + "x509SVIDTTL: 1s\nmaxHold: 48h\nresync: 1ms\n",
-			[]string{"line 3: x509SVIDTTL: X.509-SVID lifetime 1s", "line 4: maxHold: brake 48h", "line 5: resync: 1ms is outside"}},
+			good + "x509SVIDTTL: 1s\nmaxHold: 48h\nresync: 1ms\nwidestPodCIDR: {ipv4: 4}\n",
+			[]string{"line 3: x509SVIDTTL: X.509-SVID lifetime 1s", "line 4: maxHold: brake 48h", "line 5: resync: 1ms is outside", "line 6: widestPodCIDR: widest pod CIDRs /4"}},
 		"if an allowed host path is relative, the root or unclean, name each": {
 			good + "allowedHostPaths: [run, /, /run/x/, /run/../etc]\n",
 			[]string{`line 3: allowedHostPaths: allowed host path "run"`, `allowed host path "/":`, `allowed host path "/run/x/"`, `allowed host path "/run/../etc"`}},

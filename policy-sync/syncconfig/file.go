@@ -35,6 +35,7 @@ type file struct {
 	TaintExisting               bool           `yaml:"taintExisting"`
 	RefuseSharedServiceAccounts bool           `yaml:"refuseSharedServiceAccounts"`
 	AllowedHostPaths            []string       `yaml:"allowedHostPaths"`
+	WidestPodCIDR               widestFile     `yaml:"widestPodCIDR"`
 	DNS                         serviceFile    `yaml:"dns"`
 	MoreDNS                     []serviceFile  `yaml:"moreDNS"`
 	DNSNets                     []string       `yaml:"dnsNets"`
@@ -59,6 +60,12 @@ type spireFile struct {
 	MaxEntries          int      `yaml:"maxEntries"`
 	MaxNamespaceEntries int      `yaml:"maxNamespaceEntries"`
 	MaxRead             int      `yaml:"maxRead"`
+}
+
+// widestFile is how wide a node's pod CIDR may be, as lengths of prefixes.
+type widestFile struct {
+	IPv4 int `yaml:"ipv4"`
+	IPv6 int `yaml:"ipv6"`
 }
 
 type serviceFile struct {
@@ -142,6 +149,7 @@ func (f file) config(p *problems) Config {
 			DNS: snapshot.Service(f.DNS), Istiod: snapshot.Service(f.Istiod), DNSNets: f.DNSNets, DNSPorts: f.DNSPorts,
 			IstioRootNamespace: f.IstioRootNamespace, MaxDeletePercent: f.MaxDeletePercent,
 			ClusterName: f.ClusterName, OwnID: f.SPIRE.OwnID, AdminNodes: f.SPIRE.AdminNodes,
+			WidestPodCIDR4: f.WidestPodCIDR.IPv4, WidestPodCIDR6: f.WidestPodCIDR.IPv6,
 			MaxEntries: f.SPIRE.MaxEntries, MaxNamespaceEntries: f.SPIRE.MaxNamespaceEntries},
 		SPIRE:  f.spire(p),
 		Images: f.Images.config(p),
@@ -190,7 +198,7 @@ var keys = []struct{ start, key string }{
 	{"largest share", "maxDeletePercent"}, {"service DNS", "dns"}, {"DNS service", "moreDNS"}, {"DNS address", "dnsNets"}, {"DNS block", "dnsNets"}, {"DNS port", "dnsPorts"},
 	{"Istio's root namespace", "istioRootNamespace"}, {"service istiod", "istiod"},
 	{"allowed host path", "allowedHostPaths"}, {"cluster name", "clusterName"}, {"own ID", "spire.ownID"},
-	{"admin node", "spire.adminNodes"}, {"largest number of entries", "spire.maxEntries"},
+	{"widest pod CIDRs", "widestPodCIDR"}, {"admin node", "spire.adminNodes"}, {"largest number of entries", "spire.maxEntries"},
 }
 
 // snapshot reports what the pure part has against its share of the configuration, at the line of the key it means.

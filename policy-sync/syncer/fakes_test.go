@@ -46,6 +46,7 @@ type fakeWorld struct {
 
 func newFake(t *testing.T) *fakeWorld {
 	s := snapshottest.Demo()
+	snapshottest.WithoutHTTP(&s)
 	for i := range s.NodeTrusts {
 		s.NodeTrusts[i].Spec.ValidUntil = metav1.NewMicroTime(s.At.Add(time.Hour))
 	}

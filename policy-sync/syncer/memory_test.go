@@ -16,6 +16,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 )
 
 // paper is a memory that keeps what is written on it.
@@ -138,5 +139,35 @@ func TestAMemoryThatIsAwayDelaysNothing(t *testing.T) {
 				t.Error("written over what was not read")
 			}
 		})
+	}
+}
+
+// TestACleanStopWritesTheMemory: what was attested since the memory was last written is in it when the loop has ended.
+func TestACleanStopWritesTheMemory(t *testing.T) {
+	w := newFake(t)
+	s, memory := w.syncer(), &paper{}
+	s.o.Memory = memory
+	w.realTime(s)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Start(ctx) }()
+	known := func(name string) bool {
+		memory.mu.Lock()
+		defer memory.mu.Unlock()
+		return slices.ContainsFunc(memory.pods, func(a snapshot.Attested) bool { return a.Name == name })
+	}
+	within(t, "the memory is written", func() bool { return known("api-fra-1") })
+	w.mu.Lock()
+	w.s.Pods = append(slices.Clone(w.s.Pods), snapshottest.Pod("shop", "late", "frontend", "par-1", "10.2.0.77"))
+	snapshottest.Verify(&w.s)
+	w.mu.Unlock()
+	s.Trigger()
+	within(t, "the new pod is attested", func() bool { return slices.Contains(w.attestedPods(), "shop/late") })
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if !known("late") {
+		t.Error("what was attested last is not in the memory")
 	}
 }

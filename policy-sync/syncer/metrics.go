@@ -23,6 +23,7 @@ type Metrics struct {
 	pods        *prometheus.GaugeVec
 	policies    *prometheus.GaugeVec
 	withheld    *prometheus.GaugeVec
+	revoked     prometheus.Gauge
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -46,8 +47,10 @@ func NewMetrics(r prometheus.Registerer) (*Metrics, error) {
 			Help: "TrustPolicies by the reason of their condition Programmed: Programmed, Audit, Invalid, NotEnrolled, Defeated, NotApplied."}, []string{"condition"}),
 		withheld: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "keelson_policy_sync_withheld",
 			Help: "Operations that failed or wait for one that did, by the kind of what they belong to: cluster, namespace, policy, labels, identity, machine."}, []string{"scope"}),
+		revoked: prometheus.NewGauge(prometheus.GaugeOpts{Name: "keelson_policy_sync_revoked_addresses",
+			Help: "Revoked addresses. Beyond 160000 the sets of revoked addresses are full, and a finding says so."}),
 	}
-	for _, c := range []prometheus.Collector{m.passes, m.duration, m.lastSuccess, m.verdicts, m.operations, m.applied, m.pods, m.policies, m.withheld} {
+	for _, c := range []prometheus.Collector{m.passes, m.duration, m.lastSuccess, m.verdicts, m.operations, m.applied, m.pods, m.policies, m.withheld, m.revoked} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -131,6 +134,7 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 	for _, f := range withheld {
 		waiting[scopes[parts(f.Operation)[0].Kind]]++
 	}
+	m.revoked.Set(float64(len(g.Revoked)))
 	set(m.pods, pods)
 	m.policies.Reset()
 	set(m.policies, policies)

@@ -220,7 +220,12 @@ func TestMetricsCountPodsPoliciesAndWhatIsWithheld(t *testing.T) {
 			}
 		}
 	}
-	for what, want := range map[string]float64{"pods attested": 3, "policies Programmed": 1, "policies NotApplied": 1, "withheld labels": 1, "withheld cluster": 0} {
+	for _, f := range families {
+		if name := f.GetName(); name == "keelson_policy_sync_revoked_addresses" {
+			got["revoked"] = f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	for what, want := range map[string]float64{"revoked": 2, "pods attested": 3, "policies Programmed": 1, "policies NotApplied": 1, "withheld labels": 1, "withheld cluster": 0} {
 		if got[what] != want {
 			t.Errorf("%s: %v, want %v", what, got[what], want)
 		}

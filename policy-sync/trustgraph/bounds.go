@@ -14,6 +14,9 @@ import (
 // MaxCalicoSelector is how many characters Calico's definitions of projectcalico.org/v3 take as a selector.
 const MaxCalicoSelector = 1024
 
+// MaxRevoked is how many revoked addresses the sets hold.
+const MaxRevoked = v1alpha1.MaxRevokedSets * v1alpha1.MaxRevokedPerSet
+
 // Limits on what one TrustPolicy comes to. They hold what policy-sync writes for it below the limits of the APIs: 512 rules in
 // Istio's AuthorizationPolicy, 1,024 rules and selectors of 1,024 characters in Calico's NetworkPolicy, 1.5 MiB in etcd. What
 // can be dealt out to several objects is; what is left is bounded here, so that time and output follow the input.

@@ -28,8 +28,6 @@ type common struct {
 	causes map[string]string
 	// classes are the reference sets that nodes match (by ""), and the values of each of their tags.
 	classes map[string][]string
-	// istio is true where Istio is seen to run; see unread.
-	istio bool
 	// addresses say whose an address is.
 	addresses *addresses
 	reports   []string

@@ -35,7 +35,8 @@ func (b *builder) buildEnforcement() {
 	}
 }
 
-// enforcedBy withholds "programmed" where a selected pod has nothing that enforces the policy.
+// enforcedBy withholds "programmed" where a selected pod has nothing that enforces the policy. A pod without a proxy has nothing that
+// reads HTTP, whether a mesh is seen in the cluster or not.
 func (b *builder) enforcedBy(p *Policy, ns *corev1.Namespace) {
 	var bare, istiods, waypoints []string
 	if ns != nil && sendsThrough(ns.Labels) != "" {
@@ -60,9 +61,9 @@ func (b *builder) enforcedBy(p *Policy, ns *corev1.Namespace) {
 	}
 	switch {
 	case len(bare) > 0 && !b.s.Config.Calico:
-		b.unread(p, fmt.Sprintf("%s no Istio proxy and Calico is not used, so nothing enforces the policy there: enable injection for the namespace and restart the pods", have(bare)))
+		withhold(p, fmt.Sprintf("%s no Istio proxy and Calico is not used, so nothing enforces the policy there: enable injection for the namespace and restart the pods", have(bare)))
 	case len(bare) > 0 && hasHTTP(p):
-		b.unread(p, fmt.Sprintf("ingress.http: %s no Istio proxy (container %s), so nothing reads HTTP there and every request of the peers on these ports is let in: "+
+		withhold(p, fmt.Sprintf("ingress.http: %s no Istio proxy (container %s), so nothing reads HTTP there and every request of the peers on these ports is let in: "+
 			"enable injection (label namespace %s with istio-injection=enabled or istio.io/rev) and restart the pods", have(bare), proxyContainer, p.Namespace))
 	}
 	if len(istiods) > 0 {
@@ -71,16 +72,6 @@ func (b *builder) enforcedBy(p *Policy, ns *corev1.Namespace) {
 	if len(waypoints) > 0 {
 		p.Notes = append(p.Notes, fmt.Sprintf("%s: traffic goes through a waypoint (label %s), whose identity is then the caller's: no TrustPolicy names it, so what comes through it is denied", few(waypoints), waypointLabel))
 	}
-}
-
-// unread withholds "programmed" for pods without a proxy where Istio is seen to run. Where only its API is served, and neither istiod,
-// nor a proxy, nor a mesh configuration is anywhere in the cluster, the snapshot does not tell who enforces at L7: that is noted.
-func (b *builder) unread(p *Policy, text string) {
-	if b.istio {
-		withhold(p, text)
-		return
-	}
-	p.Notes = append(p.Notes, text)
 }
 
 // withhold keeps an enforcing policy from being called programmed; one in audit mode promises nothing, and is told.

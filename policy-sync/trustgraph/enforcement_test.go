@@ -62,7 +62,11 @@ func TestWhatDefeatsAPromiseIsNamed(t *testing.T) {
 			s.Pods[0].Spec.InitContainers = []corev1.Container{{Name: "istio-proxy"}}
 		}, blocker: "pod api-fra-1 has no Istio proxy"},
 		"no proxy anywhere, under istiod": {change: func(s *snapshot.Snapshot) { s.Objects = append(s.Objects, mesh("trustDomain: demo.example")) }, blocker: "api-par-1 have no Istio proxy"},
-		"no sign of Istio but its API":    {note: "api-par-1 have no Istio proxy"},
+		"no sign of Istio but its API":    {blocker: "api-par-1 have no Istio proxy"},
+		"no sign of Istio, in audit mode": {change: func(s *snapshot.Snapshot) {
+			s.Namespaces[0].Labels[v1alpha1.ModeLabel] = v1alpha1.ModeAudit
+		}, note: "api-par-1 have no Istio proxy"},
+		"no Istio at all": {change: func(s *snapshot.Snapshot) { s.Config.Istio = false }, blocker: "ingress[0].http needs Istio, which is not used"},
 		"a pod without a proxy and a policy without HTTP": {change: func(s *snapshot.Snapshot) {
 			s.Policies[0].Spec.Ingress[0].HTTP = nil
 			s.Objects = append(s.Objects, mesh("trustDomain: demo.example"))

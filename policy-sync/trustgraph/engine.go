@@ -12,7 +12,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -45,9 +44,7 @@ type keptPart struct {
 	policyKeys []policyKey
 	labels     map[string]string // the namespace's own
 	claims     []*claim
-	// istio is true where a pod of the namespace shows that Istio runs.
-	istio bool
-	part  *part
+	part       *part
 	// at is the time of the part.
 	at time.Time
 }
@@ -75,10 +72,6 @@ func (e *Engine) Build(s snapshot.Snapshot) (Graph, error) {
 		e.forget()
 	}
 	d := e.changes(before, c, sources)
-	c.istio = e.istioRuns(c)
-	if before != nil && before.istio != c.istio {
-		d.all = true
-	}
 	e.common, e.parts = c, make(map[string]*part, len(sources))
 	for name, from := range sources {
 		k := e.namespaces[name]
@@ -209,7 +202,6 @@ func (e *Engine) changes(before, c *common, sources map[string]source) dirt {
 		}
 		if !slices.Equal(k.source.pods, from.pods) {
 			e.claim(name, from.pods, &d)
-			k.istio = slices.ContainsFunc(from.pods, c.showsIstio)
 			k.part = nil
 		}
 	}
@@ -432,21 +424,4 @@ func policyKeys(policies []*v1alpha1.TrustPolicy) []policyKey {
 		out = append(out, policyKey{p.Name, string(p.UID), p.ResourceVersion})
 	}
 	return out
-}
-
-// istioRuns reports whether istiod, a proxy or a mesh configuration is anywhere in the cluster.
-func (e *Engine) istioRuns(c *common) bool {
-	for _, k := range e.namespaces {
-		if k.istio {
-			return true
-		}
-	}
-	return slices.ContainsFunc(c.s.Objects, func(o *unstructured.Unstructured) bool {
-		return o.GetKind() == "ConfigMap" && o.GetName() == snapshot.MeshConfig
-	})
-}
-
-func (c *common) showsIstio(pod *corev1.Pod) bool {
-	d := c.s.Config.Istiod
-	return proxyOf(pod) != nil || pod.Namespace == d.Namespace && pod.Labels[d.Label] == d.Value
 }

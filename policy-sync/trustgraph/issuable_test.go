@@ -55,6 +55,7 @@ func TestWhoCouldBeIssuedOurOwnIdentity(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := snapshottest.Demo()
+			snapshottest.WithoutHTTP(&s)
 			s.Config.AdminNodes, s.SPIRE.OwnID, s.SPIRE.Entries = []string{"fra-1"}, ownID, c.entries
 			for i, node := range []string{"fra-1", "par-1", "evil-1"} {
 				s.SPIRE.Agents[i].Selectors = of("keelson_tpm node:"+node, "keelson_tpm ref:prod")

@@ -53,7 +53,7 @@ func (b *builder) notePolicy(p *Policy) {
 	}
 	for i, rule := range p.Spec.Ingress {
 		if len(rule.HTTP) > 0 && !b.s.Config.Istio {
-			note("ingress[%d].http needs Istio, which is not configured: the rule allows every request on its ports", i)
+			withhold(p, fmt.Sprintf("ingress[%d].http needs Istio, which is not used: nothing reads HTTP, and every request of the peers on these ports is let in", i))
 		}
 		b.notePeers(p, fmt.Sprintf("ingress[%d].from", i), rule.From)
 	}

@@ -34,7 +34,9 @@ func statusOf(t *testing.T, s snapshot.Snapshot, namespace, name string, applied
 func TestALongMessageIsCutBetweenCharacters(t *testing.T) {
 	for n := range 8 {
 		text := strings.Repeat("x", n) + strings.Repeat("é€😀", 300) + "\xff"
-		c := meta.FindStatusCondition(statusOf(t, snapshottest.Demo(), "payments", "api", errors.New(text)).Conditions, v1alpha1.ConditionProgrammed)
+		s := snapshottest.Demo()
+		snapshottest.WithoutHTTP(&s)
+		c := meta.FindStatusCondition(statusOf(t, s, "payments", "api", errors.New(text)).Conditions, v1alpha1.ConditionProgrammed)
 		if !utf8.ValidString(c.Message) || strings.ContainsRune(c.Message, utf8.RuneError) || len(c.Message) > 1024 || len(c.Message) < 1016 {
 			t.Errorf("with %d letters before: %d bytes, valid %t", n, len(c.Message), utf8.ValidString(c.Message))
 		}
@@ -44,6 +46,7 @@ func TestALongMessageIsCutBetweenCharacters(t *testing.T) {
 func TestStatusSaysInOneLineWhy(t *testing.T) {
 	good := func() snapshot.Snapshot {
 		s := snapshottest.Demo()
+		snapshottest.WithoutHTTP(&s)
 		s.Pods = slices.DeleteFunc(s.Pods, func(p *corev1.Pod) bool { return p.Spec.NodeName != "fra-1" })
 		return s
 	}

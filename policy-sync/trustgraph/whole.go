@@ -165,6 +165,15 @@ func (w *whole) finish() {
 		return cmp.Or(cmp.Compare(x.Address, y.Address), cmp.Compare(x.Reason, y.Reason), cmp.Compare(x.Node, y.Node))
 	})
 	g.Revoked = slices.CompactFunc(g.Revoked, func(x, y Revoked) bool { return x.Address == y.Address })
+	if len(g.Revoked) > MaxRevoked {
+		w.report("more than %d addresses are revoked, the most that %d sets hold: the last set takes the rest, the API may refuse it, and keelson-node ends the connections of %d: "+
+			"take the machines that are proved bad out of the cluster", MaxRevoked, v1alpha1.MaxRevokedSets, MaxRevoked)
+	}
+	if w.s.Config.Calico && w.s.Config.CalicoDefinitions {
+		w.report("Calico's API (projectcalico.org/v3) is served from its definitions alone, without Calico's API server: nothing of Calico's asks who may write in tier %s, "+
+			"and objects that exceed a limit of the definitions (selectors of %d characters, 1,024 rules) are refused; Keelson's guards have to be installed",
+			v1alpha1.CalicoTier, MaxCalicoSelector)
+	}
 	slices.SortFunc(g.Evict, func(x, y Eviction) int {
 		return cmp.Or(cmp.Compare(x.AgentID, y.AgentID), cmp.Compare(x.Reason, y.Reason))
 	})
