@@ -124,7 +124,7 @@ fuzz: ## run every fuzz target for FUZZTIME (20s)
 .PHONY: bench
 bench: ## measure speed as ratios within one run; the tables are also out/bench.json and out/bench-eventlogs.json
 	@mkdir -p out
-	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/...
+	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/... ./workloadattestor/...
 	KEELSON_BENCH_JSON=$(CURDIR)/out/bench.json go test -run '^$$' -bench . -benchmem -timeout 30m ./test/bench
 	cd test/bench/peers && KEELSON_BENCH_JSON=$(CURDIR)/out/bench-eventlogs.json go test -run '^$$' -bench Replay .
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -25,6 +26,8 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/plugintest"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
 	"github.com/keelson-project/keelson/workloadattestor/runtime/runtimetest"
@@ -58,7 +61,7 @@ func (b *logBuffer) String() string {
 
 // world is everything around the plugin: a proc file system, a runtime, an API and a registry.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	runtime  *runtimetest.Server
 	pod      runtimetest.Pod
@@ -76,7 +79,7 @@ type world struct {
 
 const apiPod = `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":"api-0","uid":"` + podUID + `"},"spec":{"nodeName":"fra-1","serviceAccountName":"api"}}`
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "keelson-plugin-") // t.TempDir is too long for a Unix socket
 	if err != nil {
@@ -193,7 +196,13 @@ func (w *world) process(pid int, cgroup string) {
 // serve runs the plugin behind real gRPC.
 func (w *world) serve() {
 	plugin := workloadplugin.New(time.Now)
-	plugintest.ServeInBackground(w.t, plugintest.Config{
+	t, isTest := w.t.(*testing.T)
+	if !isTest {
+		w.serveBench(plugin)
+		w.t.Cleanup(func() { _ = plugin.Close() })
+		return
+	}
+	plugintest.ServeInBackground(t, plugintest.Config{
 		PluginServer:   workloadattestorv1.WorkloadAttestorPluginServer(plugin),
 		PluginClient:   &w.attestor,
 		ServiceServers: []pluginsdk.ServiceServer{configv1.ConfigServiceServer(plugin)},
@@ -205,6 +214,26 @@ func (w *world) serve() {
 			w.t.Error(err)
 		}
 	})
+}
+
+// serveBench does the same without the plugin SDK's, which is for tests alone.
+func (w *world) serveBench(plugin *workloadplugin.Plugin) {
+	plugin.SetLogger(hclog.NewNullLogger())
+	listener, err := net.Listen("unix", filepath.Join(w.dir, "plugin.sock"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	workloadattestorv1.RegisterWorkloadAttestorServer(server, plugin)
+	configv1.RegisterConfigServer(server, plugin)
+	go func() { _ = server.Serve(listener) }() // ends with the benchmark
+	w.t.Cleanup(server.Stop)
+	conn, err := grpc.NewClient("unix:"+listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = conn.Close() })
+	w.attestor.WorkloadAttestorClient, w.config.ConfigClient = workloadattestorv1.NewWorkloadAttestorClient(conn), configv1.NewConfigClient(conn)
 }
 
 func (w *world) hcl() string {
