@@ -33,6 +33,8 @@ const (
 	maxKept    = 8192
 	fresh      = time.Minute      // for which an answer is used
 	retry      = 10 * time.Second // for which an error is
+	stale      = 2 * time.Hour    // for which the last answer serves while the API gives none
+	timeout    = 5 * time.Second  // of one request
 )
 
 // Source is image.PullSecrets. It is safe for concurrent use.
@@ -51,6 +53,7 @@ type kept struct {
 	keychain authn.Keychain // of a Secret
 	names    []string       // of a service account
 	err      error
+	heard    time.Time // when the API gave this answer; zero where it gave none
 }
 
 // New makes a Source.
@@ -96,19 +99,22 @@ func (s *Source) ofAccount(ctx context.Context, o image.Owner) ([]string, error)
 	if s.now().Before(k.until) {
 		return k.names, k.err
 	}
-	account, err := s.api.ServiceAccount(ctx, o.Namespace, o.Account)
-	k.names, k.err = nil, nil
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		k.err = fmt.Errorf("pullsecret: service account %s/%s: %w", o.Namespace, o.Account, err)
-	default:
+	asking, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	account, err := s.api.ServiceAccount(asking, o.Namespace, o.Account)
+	if s.unheard(ctx, k, err) {
+		if k.err != nil {
+			k.err = fmt.Errorf("pullsecret: service account %s/%s: %w", o.Namespace, o.Account, k.err)
+		}
+		return k.names, k.err
+	}
+	k.names = nil
+	if err == nil {
 		for _, reference := range account.ImagePullSecrets {
 			k.names = append(k.names, reference.Name)
 		}
 	}
-	s.keep(ctx, k)
-	return k.names, k.err
+	return k.names, nil
 }
 
 func (s *Source) secret(ctx context.Context, namespace, name string) (authn.Keychain, error) {
@@ -118,27 +124,34 @@ func (s *Source) secret(ctx context.Context, namespace, name string) (authn.Keyc
 	if s.now().Before(k.until) {
 		return k.keychain, k.err
 	}
-	secret, err := s.api.Secret(ctx, namespace, name)
-	k.keychain, k.err = nil, nil
-	switch {
-	case apierrors.IsNotFound(err):
-	case err != nil:
-		k.err = err
-	default:
+	asking, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	secret, err := s.api.Secret(asking, namespace, name)
+	if s.unheard(ctx, k, err) {
+		return k.keychain, k.err
+	}
+	k.keychain = nil
+	if err == nil {
 		k.keychain, k.err = image.ParsePullSecret(string(secret.Type), secret.Data)
 	}
-	s.keep(ctx, k)
 	return k.keychain, k.err
 }
 
-// keep sets for how long an answer is used. A caller that hung up has no answer.
-func (s *Source) keep(ctx context.Context, k *kept) {
-	switch {
-	case k.err == nil:
-		k.until = s.now().Add(fresh)
-	case ctx.Err() == nil:
-		k.until = s.now().Add(retry)
+// unheard tells whether the API gave no answer. Then the last one serves for a while, and there is an error where none does. "Not
+// found" is an answer; a caller that hung up has none and is not remembered.
+func (s *Source) unheard(ctx context.Context, k *kept, err error) bool {
+	now := s.now()
+	if err == nil || apierrors.IsNotFound(err) {
+		k.err, k.heard, k.until = nil, now, now.Add(fresh)
+		return false
 	}
+	if ctx.Err() == nil {
+		k.until = now.Add(retry)
+	}
+	if k.heard.IsZero() || now.Sub(k.heard) > stale {
+		k.keychain, k.names, k.err = nil, nil, err
+	}
+	return true
 }
 
 func (s *Source) entry(key string) *kept {

@@ -145,11 +145,26 @@ func TestSecretsAreReadAgain(t *testing.T) {
 		t.Errorf("%s, %v", got, err)
 	}
 	now, a.err = now.Add(time.Minute), errors.New("the API is away")
+	before := a.requests
+	for range 3 {
+		if got, err := ask(); got != "second" || err != nil {
+			t.Errorf("the last answer serves: %s, %v", got, err)
+		}
+	}
+	if a.requests != before+1 {
+		t.Errorf("an API that is away was asked %d times at once", a.requests-before)
+	}
+	now = now.Add(3 * time.Hour)
 	if got, err := ask(); got != "" || err == nil {
-		t.Errorf("%s, %v", got, err)
+		t.Errorf("after hours: %s, %v", got, err)
 	}
 	now, a.err = now.Add(10*time.Second), nil
 	if got, err := ask(); got != "second" || err != nil {
 		t.Errorf("after an error: %s, %v", got, err)
+	}
+	now = now.Add(time.Minute)
+	delete(a.secrets, "a/one")
+	if got, err := ask(); got != "" || err != nil {
+		t.Errorf("a secret that was deleted: %s, %v", got, err)
 	}
 }
