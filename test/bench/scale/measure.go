@@ -84,7 +84,7 @@ func (w *world) poll(ctx context.Context, most, every time.Duration, what string
 		case <-w.sync.Done():
 			return fmt.Errorf("policy-sync ended:\n%s", w.sync.Tail(10))
 		case <-ctx.Done():
-			return ctx.Err()
+			return errors.Join(fmt.Errorf("%s: %w", what, ctx.Err()), err)
 		case <-time.After(every):
 		}
 	}
@@ -250,7 +250,7 @@ func (w *world) verdict(ctx context.Context, node int, good bool) error {
 // closing makes one node bad and waits until its pods have no label, it bears the taint, and its pods' addresses are
 // in Calico's sets of revoked addresses and in Istio's policies.
 func (w *world) closing(ctx context.Context, node int) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	pods := &corev1.PodList{}
 	onNode := client.MatchingFields{"spec.nodeName": nodeName(node)}
@@ -292,7 +292,7 @@ func (w *world) closed(ctx context.Context, node int, addresses []string) (bool,
 		return false, err
 	}
 	if !slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == v1alpha1.UntrustedTaint }) {
-		return false, nil
+		return false, fmt.Errorf("%s bears no taint", n.Name)
 	}
 	for _, of := range []struct{ api, kind string }{{"projectcalico.org/v3", "GlobalNetworkSetList"}, {"security.istio.io/v1", "AuthorizationPolicyList"}} {
 		list := &unstructured.UnstructuredList{}
@@ -309,7 +309,7 @@ func (w *world) closed(ctx context.Context, node int, addresses []string) (bool,
 		}
 		for _, a := range addresses {
 			if !strings.Contains(text.String(), a+"/32") {
-				return false, nil
+				return false, fmt.Errorf("%s is in no %s of revoked addresses", a, strings.TrimSuffix(of.kind, "List"))
 			}
 		}
 	}

@@ -178,7 +178,7 @@ images:
   verifiers:
   - name: release
     manifests: ["%s"]
-listen: {metrics: '127.0.0.1:%d', health: ""}
+listen: {metrics: '127.0.0.1:%d', health: "0"}
 leaderElection: {enabled: false}
 `
 
@@ -205,6 +205,12 @@ func (w *world) makeImage(context.Context) error {
 // grow adds what is missing to a size. The first size is there before policy-sync starts.
 func (w *world) grow(ctx context.Context, s size, first bool) error {
 	begun := time.Now()
+	if first { // Istio's root namespace, where policies for the whole mesh stand
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "istio-system"}}
+		if err := w.api.Create(ctx, ns); err != nil {
+			return err
+		}
+	}
 	if err := w.growPolicies(ctx, s.policies); err != nil {
 		return err
 	}
