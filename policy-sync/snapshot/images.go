@@ -61,6 +61,55 @@ func AskAbout(config Config, pods []*corev1.Pod, nodes []corev1.Node, ask func(*
 	return c.questions()
 }
 
+// Asked is the questions about one namespace's pods.
+type Asked struct {
+	Questions []ImageQuestion
+	// ByNode is how many different images the pods bring to each node.
+	ByNode map[string]int
+	// Over is true where a bound was met: then the order of all pods decides, and AskAbout has to be
+	// asked.
+	Over bool
+}
+
+// AskOne is AskAbout for the pods of one namespace, on nodes of the given platforms.
+func AskOne(config Config, pods []*corev1.Pod, platforms map[string]string, ask func(*corev1.Pod) (verifiers []string, ok bool)) Asked {
+	c := newCollector(config, nil)
+	c.platforms = platforms
+	for _, pod := range pods {
+		c.collect(pod, ask)
+	}
+	out := Asked{Questions: c.questions(), ByNode: make(map[string]int, len(c.byNode)), Over: c.over}
+	for node, images := range c.byNode {
+		out.ByNode[node] = len(images)
+	}
+	return out
+}
+
+// JoinAsked joins the questions about several namespaces.
+func JoinAsked(all []Asked) []ImageQuestion {
+	c := newCollector(Config{}, nil)
+	for _, of := range all {
+		for _, q := range of.Questions {
+			have := c.asked[q.ImageKey]
+			if have == nil {
+				q.Verifiers = slices.Clone(q.Verifiers)
+				c.asked[q.ImageKey] = &q
+				continue
+			}
+			have.Namespace = min(have.Namespace, q.Namespace)
+			for _, name := range q.Verifiers {
+				if !slices.Contains(have.Verifiers, name) {
+					have.Verifiers = append(have.Verifiers, name)
+				}
+			}
+		}
+	}
+	return c.questions()
+}
+
+// MaxNodeImages is how many different images of the pods of one node are asked about.
+const MaxNodeImages = maxNodeImages
+
 // first orders pods by whose images are asked about first.
 func first(a, b *corev1.Pod) int {
 	unlabelled := func(p *corev1.Pod) int {

@@ -48,8 +48,11 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	s.events.begin(snap)
 	snap.At, snap.Attested = s.o.Now(), s.attested
 	snap.InheritUntil = s.inheritUntil(snap.At)
-	snap.Images = s.o.Images(trustgraph.ImageQuestions(snap))
+	snap.Images = s.o.Images(s.questions)
 	g, err := s.engine.Build(snap)
+	if err == nil {
+		g, err = s.asked(&snap, g)
+	}
 	if err != nil {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
@@ -78,6 +81,29 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		p.open(ctx, decision.Plan.Opening())
 	}
 	return s.conclude(ctx, p, snap, decision, spireErr)
+}
+
+// asked asks about the images of the graph. Where the answers to new questions are known already, the
+// graph is made again with them.
+func (s *Syncer) asked(snap *snapshot.Snapshot, g trustgraph.Graph) (trustgraph.Graph, error) {
+	questions := s.engine.Questions()
+	if slices.EqualFunc(questions, s.questions, sameQuestion) {
+		return g, nil
+	}
+	s.questions = questions
+	answers := s.o.Images(questions)
+	if len(answers) == len(snap.Images) {
+		known := func(key snapshot.ImageKey) bool { _, ok := snap.Images[key]; return !ok }
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(answers)), known) {
+			return g, nil
+		}
+	}
+	snap.Images = answers
+	return s.engine.Build(*snap)
+}
+
+func sameQuestion(x, y snapshot.ImageQuestion) bool {
+	return x.ImageKey == y.ImageKey && x.Namespace == y.Namespace && slices.Equal(x.Verifiers, y.Verifiers)
 }
 
 // conclude tells what came of a pass and says when the next one is due.

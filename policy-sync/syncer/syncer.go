@@ -85,8 +85,10 @@ type Syncer struct {
 	attested snapshot.Memory
 	fight    fight
 	engine   *trustgraph.Engine
-	renderer *plan.Renderer
-	lanes    *lanes
+	// questions are those about images of the last pass.
+	questions []snapshot.ImageQuestion
+	renderer  *plan.Renderer
+	lanes     *lanes
 	// turns and refused outlive a pass, for namespaces for which its time was not enough.
 	turns   turns
 	refused refusals

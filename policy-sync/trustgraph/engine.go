@@ -32,6 +32,7 @@ type Engine struct {
 	namespaces map[string]*keptPart
 	parts      map[string]*part
 	spire      spireFacts
+	questions  questions
 	addresses  addresses
 	ranges     ranges
 	byAffinity *blocks

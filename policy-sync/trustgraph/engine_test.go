@@ -351,6 +351,9 @@ func TestAnIncrementalGraphIsTheWholeGraph(t *testing.T) {
 			if !reflect.DeepEqual(got, want) {
 				rt.Fatalf("after %q:\n%s", done, firstDifference(want, got))
 			}
+			if got, want := engine.Questions(), trustgraph.ImageQuestions(m.s); !slices.EqualFunc(got, want, func(x, y snapshot.ImageQuestion) bool { return reflect.DeepEqual(x, y) }) {
+				rt.Fatalf("after %q, the questions are:\n%s", done, cmp.Diff(want, got))
+			}
 			m.s.Attested = got.Attested
 		}
 	})

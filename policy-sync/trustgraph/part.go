@@ -31,6 +31,8 @@ type part struct {
 	reports []string
 	// live are the pods that have not ended, by namespace/name.
 	live map[string]*corev1.Pod
+	// asked are the questions about the pods' images.
+	asked snapshot.Asked
 	rests
 }
 
@@ -89,6 +91,7 @@ func newPart(c *common, namespace string, from source) *part {
 	b.noteUnknownBlocks()
 	b.buildEnforcement()
 	b.exclusions()
+	b.asked = b.ask()
 	b.finish()
 	return &b.part
 }

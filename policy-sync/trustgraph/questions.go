@@ -26,21 +26,90 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 		}
 	}
 	return snapshot.AskAbout(s.Config, s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
-		node := c.nodes[pod.Spec.NodeName]
-		if pod.Spec.HostNetwork || node.Verdict != v1alpha1.VerdictTrusted && !node.Held {
-			return nil, false
+		return c.asks(pod, choosers[pod.Namespace])
+	})
+}
+
+// asks says whether a pod's images are asked about, and whom: the verifiers of the policies that
+// choose it.
+func (c *common) asks(pod *corev1.Pod, choosers []chooser) ([]string, bool) {
+	if c.modes[pod.Namespace] == "" || pod.Spec.HostNetwork || !c.believed(pod.Spec.NodeName) {
+		return nil, false
+	}
+	var names []string
+	selected := false
+	for _, one := range choosers {
+		if one.selects(pod) {
+			selected = true
+			names = append(names, one.policy.Spec.Require.Image.Verifiers()...)
 		}
-		var names []string
-		selected := false
-		for _, one := range choosers[pod.Namespace] {
-			if one.selects(pod) {
-				selected = true
-				names = append(names, one.policy.Spec.Require.Image.Verifiers()...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names), selected
+}
+
+// ask collects the questions about the namespace's images.
+func (b *builder) ask() snapshot.Asked {
+	var choosers []chooser
+	for _, p := range b.source.policies {
+		for _, spec := range specsOf(p) {
+			choosers = append(choosers, newChooser(&Policy{Spec: *spec}))
+		}
+	}
+	return snapshot.AskOne(b.s.Config, b.source.pods, b.platforms, func(pod *corev1.Pod) ([]string, bool) { return b.asks(pod, choosers) })
+}
+
+// questions are what an Engine keeps of the questions about images.
+type questions struct {
+	parts  map[string]*part
+	byNode map[string]int
+	list   []snapshot.ImageQuestion
+}
+
+// Questions are the ImageQuestions of the snapshot of the last Build.
+func (e *Engine) Questions() []snapshot.ImageQuestion {
+	q := &e.questions
+	if q.byNode == nil {
+		q.byNode = map[string]int{}
+	}
+	changed := false
+	count := func(p *part, by int) {
+		changed = true
+		for node, n := range p.asked.ByNode {
+			if q.byNode[node] += n * by; q.byNode[node] == 0 {
+				delete(q.byNode, node)
 			}
 		}
-		slices.Sort(names)
-		return slices.Compact(names), selected
-	})
+	}
+	over := false
+	for name, p := range e.parts {
+		over = over || p.asked.Over
+		if had := q.parts[name]; had != p {
+			if count(p, 1); had != nil {
+				count(had, -1)
+			}
+		}
+	}
+	for name, had := range q.parts {
+		if e.parts[name] == nil {
+			count(had, -1)
+		}
+	}
+	q.parts = e.parts
+	for node := range q.byNode {
+		over = over || q.byNode[node] > snapshot.MaxNodeImages
+	}
+	switch {
+	case over:
+		q.list = ImageQuestions(e.common.s)
+	case changed:
+		all := make([]snapshot.Asked, 0, len(e.parts))
+		for _, p := range e.parts {
+			all = append(all, p.asked)
+		}
+		q.list = snapshot.JoinAsked(all)
+	}
+	return q.list
 }
 
 // specsOf are the specs by which a policy may be judged. Which one it is does not matter to who is asked.
