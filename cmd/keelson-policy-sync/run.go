@@ -74,6 +74,10 @@ func run(ctx context.Context, c syncconfig.Config, log *slog.Logger) error {
 	return errors.Join(mgr.Start(ctx), spire.Close())
 }
 
+// spireFresh is for how long a reading of the SPIRE server serves passes; a pass that closes what a
+// verdict closes, and the resync, read it anew.
+const spireFresh = 5 * time.Second
+
 // readTimeout bounds a whole reading of the SPIRE server. A page that takes longer than spire.timeout ends it sooner.
 const readTimeout = 5 * time.Minute
 
@@ -110,7 +114,8 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 	loop = syncer.New(syncer.Options{
 		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
-		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout, Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
+		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout,
+		SPIREFresh: min(c.Resync, spireFresh), Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
 		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c), History: histories(mgr, c), Panics: caught,
 	})
 	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger, caught); err != nil {

@@ -41,7 +41,9 @@ type fakeWorld struct {
 
 	spire    snapshot.SPIRE
 	spireErr error
-	hang     chan struct{} // SPIRE's answers wait until it is closed; nil does not
+	// spireReads counts readings.
+	spireReads int
+	hang       chan struct{} // SPIRE's answers wait until it is closed; nil does not
 }
 
 func newFake(t *testing.T) *fakeWorld {
@@ -195,6 +197,7 @@ var errGone = errors.New("connection refused")
 
 func (f fakeSPIRE) Read(ctx context.Context) (*snapshot.SPIRE, error) {
 	f.mu.Lock()
+	f.fakeWorld.spireReads++
 	hang := f.hang
 	f.mu.Unlock()
 	if hang != nil {

@@ -65,7 +65,9 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 	p.close(ctx, urgent.Operations)
 
 	var spireErr error
-	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
+	// Agents of a machine that turns bad are looked for in what the server holds now.
+	fresh := slices.ContainsFunc(urgent.Operations, func(o plan.Operation) bool { return o.Proved })
+	if snap.SPIRE, spireErr = s.readSPIRE(ctx, fresh); spireErr == nil {
 		if g, err = s.engine.Join(snap.SPIRE); err != nil {
 			return time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}
@@ -441,6 +443,9 @@ func (p *progress) record(operations []plan.Operation, results []error) {
 			continue
 		}
 		p.tried[identify(o)] = true
+		if onSPIRE(o) {
+			p.wrote(o, err)
+		}
 		if err != nil {
 			p.fail(o, err)
 			p.o.Metrics.operation(o, err)

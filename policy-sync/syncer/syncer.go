@@ -57,6 +57,9 @@ type Options struct {
 	Debounce time.Duration
 	// Timeout bounds each batch of writes to it, and each operation on Kubernetes.
 	Timeout time.Duration
+	// SPIREFresh is for how long a reading of the SPIRE server serves passes, with what they write there; 0 has each pass read it
+	// anew. What somebody else changes there goes unseen as long.
+	SPIREFresh time.Duration
 	// ReadTimeout bounds a whole reading of the SPIRE server, which goes on beside the loop; 0 means Timeout.
 	ReadTimeout time.Duration
 	// Patience is how long a pass waits for the SPIRE server; a reading that takes longer serves a later pass.
@@ -76,6 +79,7 @@ type Syncer struct {
 	o       Options
 	trigger chan struct{}
 	reading *reading
+	known   known
 	// readTook is how long the last reading of the SPIRE server took.
 	readTook time.Duration
 	history  chronicle
