@@ -48,12 +48,14 @@ type Store struct {
 	kinds    []snapshot.Kind
 	// looked is when unlabelled looked last, in Unix nanoseconds.
 	looked atomic.Int64
+	// said are statuses that were compared with what is there. Reports come one after the other.
+	said map[client.ObjectKey]said
 }
 
 // New makes a store. It reads from reader (a cache, or the API itself) and writes through writer. A nil recorder writes no
 // events.
 func New(reader client.Reader, writer client.Client, recorder events.EventRecorder, config snapshot.Config) *Store {
-	return &Store{reader: reader, writer: writer, recorder: recorder, config: config, kinds: snapshot.Kinds(config)}
+	return &Store{reader: reader, writer: writer, recorder: recorder, config: config, kinds: snapshot.Kinds(config), said: map[client.ObjectKey]said{}}
 }
 
 // staleError marks an API server's answer that means that the object is not what it was.

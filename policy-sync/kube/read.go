@@ -78,19 +78,11 @@ type indexed interface{ GetIndexer() toolscache.Indexer }
 // reader is no cache. They are shared from one reading to the next: an object that has not changed
 // is the same pointer.
 func held[O any](ctx context.Context, reader client.Reader, of client.Object) ([]O, bool, error) {
-	c, ok := reader.(cache.Informers)
-	if !ok {
-		return nil, false, nil
+	index, err := indexer(ctx, reader, of)
+	if index == nil || err != nil {
+		return nil, false, err
 	}
-	informer, err := c.GetInformer(ctx, of)
-	if err != nil {
-		return nil, true, err
-	}
-	with, ok := informer.(indexed)
-	if !ok {
-		return nil, false, nil
-	}
-	list := with.GetIndexer().List()
+	list := index.List()
 	out := make([]O, 0, len(list))
 	for _, o := range list {
 		one, ok := o.(O)
@@ -102,20 +94,36 @@ func held[O any](ctx context.Context, reader client.Reader, of client.Object) ([
 	return out, true, nil
 }
 
+// indexer is what holds a cache's objects of a type; nil where the reader is no cache.
+func indexer(ctx context.Context, reader client.Reader, of client.Object) (toolscache.Indexer, error) {
+	c, ok := reader.(cache.Informers)
+	if !ok {
+		return nil, nil //nolint:nilnil // there is none, and nothing is wrong
+	}
+	informer, err := c.GetInformer(ctx, of)
+	if err != nil {
+		return nil, err
+	}
+	if with, ok := informer.(indexed); ok {
+		return with.GetIndexer(), nil
+	}
+	return nil, nil //nolint:nilnil // there is none, and nothing is wrong
+}
+
 // pods lists all pods: the cache's own objects where there is a cache, because copies of a hundred
 // thousand pods would be made for nothing in each pass.
 func (s *Store) pods(ctx context.Context) ([]*corev1.Pod, error) {
-	if out, ok, err := held[*corev1.Pod](ctx, s.reader, &corev1.Pod{}); ok || err != nil {
-		if err != nil {
-			return nil, fmt.Errorf("kube: list pods: %w", err)
-		}
+	out, ok, err := held[*corev1.Pod](ctx, s.reader, &corev1.Pod{})
+	if err != nil {
+		return nil, fmt.Errorf("kube: list pods: %w", err)
+	}
+	if ok {
 		return out, nil
 	}
 	var list corev1.PodList
 	if err := s.reader.List(ctx, &list); err != nil {
 		return nil, fmt.Errorf("kube: list pods: %w", err)
 	}
-	out := make([]*corev1.Pod, 0, len(list.Items))
 	for i := range list.Items {
 		out = append(out, &list.Items[i])
 	}
@@ -285,10 +293,12 @@ func (s *Store) list(ctx context.Context, k snapshot.Kind) ([]*unstructured.Unst
 }
 
 func (s *Store) listBy(ctx context.Context, from client.Reader, k snapshot.Kind, by labels.Selector) ([]*unstructured.Unstructured, error) {
-	if all, ok, err := held[*unstructured.Unstructured](ctx, from, object(k)); err != nil {
+	all, ok, err := held[*unstructured.Unstructured](ctx, from, object(k))
+	if err != nil {
 		return nil, fmt.Errorf("kube: list %s.%s: %w", k.Resource, k.Group, err)
-	} else if ok {
-		return named(all, k.GroupVersionKind, by), nil
+	}
+	if ok {
+		return ofKind(all, k.GroupVersionKind), nil // CacheOptions has narrowed the cache by the same label
 	}
 	list := &unstructured.UnstructuredList{}
 	list.SetGroupVersionKind(listKind(k.GroupVersionKind))
@@ -304,21 +314,17 @@ func (s *Store) listBy(ctx context.Context, from client.Reader, k snapshot.Kind,
 	return out, nil
 }
 
-// named are those of the cache's objects that have the labels. Items of an aggregated API's list may
-// lack their kind, and the cache's objects are not changed, so such an item is copied.
-func named(all []*unstructured.Unstructured, kind schema.GroupVersionKind, by labels.Selector) []*unstructured.Unstructured {
-	out := make([]*unstructured.Unstructured, 0, len(all))
-	for _, o := range all {
-		if by != nil && !by.Matches(labels.Set(o.GetLabels())) {
-			continue
+// ofKind gives objects their kind, which items of an aggregated API's list may lack. The cache's objects
+// are not changed, so such an item is copied.
+func ofKind(all []*unstructured.Unstructured, kind schema.GroupVersionKind) []*unstructured.Unstructured {
+	api := kind.GroupVersion().String()
+	for i, o := range all {
+		if o.GetKind() != kind.Kind || o.GetAPIVersion() != api {
+			all[i] = o.DeepCopy()
+			all[i].SetGroupVersionKind(kind)
 		}
-		if o.GroupVersionKind() != kind {
-			o = o.DeepCopy()
-			o.SetGroupVersionKind(kind)
-		}
-		out = append(out, o)
 	}
-	return out
+	return all
 }
 
 func listKind(k schema.GroupVersionKind) schema.GroupVersionKind {

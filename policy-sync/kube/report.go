@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -56,6 +57,9 @@ type NodeTrustStatus struct {
 // to it. It tries all of them.
 func (s *Store) Report(ctx context.Context, r Report) error {
 	var problems []error
+	if len(s.said) > 2*len(r.Policies)+1000 {
+		s.said = map[client.ObjectKey]said{} // of policies that are gone
+	}
 	for _, p := range r.Policies {
 		if err := s.status(ctx, p); err != nil {
 			problems = append(problems, fmt.Errorf("kube: status of TrustPolicy %s/%s: %w", p.Namespace, p.Name, stale(err)))
@@ -86,12 +90,16 @@ func (s *Store) nodeTrust(ctx context.Context, n NodeTrustStatus) error {
 }
 
 func (s *Store) status(ctx context.Context, p PolicyStatus) error {
-	live := &v1alpha1.TrustPolicy{}
-	if err := s.reader.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: p.Name}, live); err != nil {
+	key := client.ObjectKey{Namespace: p.Namespace, Name: p.Name}
+	live, err := s.policy(ctx, key)
+	if err != nil {
 		return client.IgnoreNotFound(err) // deleted since: nobody to tell
 	}
 	if string(live.UID) != p.UID {
 		return nil // another policy of the same name: its own pass comes
+	}
+	if said := s.said[key]; said.live == live && equality.Semantic.DeepEqual(said.status, p.Status) {
+		return nil // compared before
 	}
 	want := live.DeepCopy()
 	conditions := want.Status.Conditions
@@ -102,11 +110,39 @@ func (s *Store) status(ctx context.Context, p PolicyStatus) error {
 	}
 	want.Status.LastSynced = live.Status.LastSynced
 	if equality.Semantic.DeepEqual(live.Status, want.Status) {
+		s.said[key] = said{live, p.Status}
 		return nil
 	}
+	delete(s.said, key)
 	now := metav1.Now().Rfc3339Copy()
 	want.Status.LastSynced = &now
 	return s.writer.Status().Update(ctx, want, client.FieldOwner(v1alpha1.FieldManager))
+}
+
+// said is a status that a policy of the cache has already.
+type said struct {
+	live   *v1alpha1.TrustPolicy
+	status v1alpha1.TrustPolicyStatus
+}
+
+// policy reads a policy: the cache's own object where there is a cache, which nobody may change.
+func (s *Store) policy(ctx context.Context, key client.ObjectKey) (*v1alpha1.TrustPolicy, error) {
+	index, err := indexer(ctx, s.reader, &v1alpha1.TrustPolicy{})
+	if err != nil {
+		return nil, err
+	}
+	if index != nil {
+		o, there, err := index.GetByKey(key.String())
+		if err != nil {
+			return nil, err
+		}
+		if live, ok := o.(*v1alpha1.TrustPolicy); there && ok {
+			return live, nil
+		}
+		return nil, apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource("trustpolicies").GroupResource(), key.String())
+	}
+	live := &v1alpha1.TrustPolicy{}
+	return live, s.reader.Get(ctx, key, live)
 }
 
 // about is what one event is about.
