@@ -17,50 +17,87 @@ const mostAtOnce = 32
 // events remembers which findings were told: one per pod and cause for a pod that a policy selects and that was never attested,
 // one per policy and cause for a policy that is refused. What statuses said when this replica began was told by the one before.
 type events struct {
-	told     map[string]string // UID -> cause
-	attested map[types.UID]bool
+	policies map[string]string    // UID -> cause
+	parts    map[string]*eventsOf // by namespace
 	before   *inheritance
+}
+
+// eventsOf remembers what was told of one namespace's pods.
+type eventsOf struct {
+	part     *trustgraph.Part
+	told     map[string]string // UID -> cause
+	attested map[string]bool   // UID
+	// open is true when there was no room to tell all, or something was not known: the part is looked at again.
+	open bool
 }
 
 // findings are those that are new. Of pods (UID) in unknown nothing is told yet.
 func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Finding {
 	var out []kube.Finding
-	told, attested := map[string]string{}, map[types.UID]bool{}
-	tell := func(uid, cause string, inherited bool, f kube.Finding) {
-		if before, ok := e.told[uid]; ok && before == cause || !ok && inherited {
-			told[uid] = cause
-		} else if len(out) < mostAtOnce {
-			told[uid] = cause
-			out = append(out, f)
-		}
-	}
+	told := map[string]string{}
 	for i := range g.Policies {
 		p := &g.Policies[i]
 		if p.Accepted {
 			continue
 		}
 		cause := strings.Join(p.Problems, "; ")
-		tell(p.UID, cause, e.before.policy(p), kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
-			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}})
+		f := kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
+			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}}
+		tell(e.policies, told, p.UID, cause, e.before.policy(p), f, &out)
 	}
-	for _, p := range g.Pods {
-		uid := types.UID(p.UID)
-		if p.Attested || e.attested[uid] {
-			attested[uid] = true // what is taken from it is told as a change
+	e.policies = told
+	e.before.forget(told)
+	parts := make(map[string]*eventsOf, len(g.Parts))
+	for _, part := range g.Parts {
+		before := e.parts[part.Namespace]
+		if before == nil {
+			before = &eventsOf{}
 		}
-		if cause, ok := e.told[p.UID]; ok && unknown[p.UID] {
-			told[p.UID] = cause // not known for a moment is no other cause
+		if before.part != part || before.open || len(unknown) > 0 {
+			before = e.ofPods(before, part, unknown, &out)
 		}
-		if p.Attested || p.Ended || attested[uid] || len(p.Matches) == 0 || unknown[p.UID] {
+		parts[part.Namespace] = before
+	}
+	e.parts = parts
+	return out
+}
+
+// ofPods tells what is new of one namespace's pods.
+func (e *events) ofPods(before *eventsOf, part *trustgraph.Part, unknown map[string]bool, out *[]kube.Finding) *eventsOf {
+	now := &eventsOf{part: part, told: map[string]string{}, attested: map[string]bool{}, open: len(unknown) > 0}
+	for _, p := range part.Pods {
+		if p.Attested || before.attested[p.UID] {
+			now.attested[p.UID] = true // what is taken from it is told as a change
+		}
+		if cause, ok := before.told[p.UID]; ok && unknown[p.UID] {
+			now.told[p.UID] = cause // not known for a moment is no other cause
+		}
+		if p.Attested || p.Ended || now.attested[p.UID] || len(p.Matches) == 0 || unknown[p.UID] {
 			continue
 		}
 		cause := strings.Join(p.Why, "; ")
-		tell(p.UID, cause, e.before.pod(p), kube.Finding{Reason: "NotAttested", Note: cause,
-			Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: uid}})
+		f := kube.Finding{Reason: "NotAttested", Note: cause,
+			Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}}
+		if !tell(before.told, now.told, p.UID, cause, e.before.pod(p), f, out) {
+			now.open = true
+		}
 	}
-	e.told, e.attested = told, attested
-	e.before.forget(told)
-	return out
+	e.before.forget(now.told)
+	return now
+}
+
+// tell adds a finding that is new, and notes that it was told. It returns false when there is no room for it.
+func tell(before, told map[string]string, uid, cause string, inherited bool, f kube.Finding, out *[]kube.Finding) bool {
+	had, known := before[uid]
+	switch {
+	case known && had == cause || !known && inherited:
+	case len(*out) < mostAtOnce:
+		*out = append(*out, f)
+	default:
+		return false
+	}
+	told[uid] = cause
+	return true
 }
 
 // unsettled are the pods (UID) and policies (namespace/name) of which something is not known yet.

@@ -24,6 +24,8 @@ type Metrics struct {
 	policies    *prometheus.GaugeVec
 	withheld    *prometheus.GaugeVec
 	revoked     prometheus.Gauge
+	// counted are the counts of parts of the last graph.
+	counted map[*trustgraph.Part]podCounts
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -109,18 +111,18 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 	if m == nil {
 		return
 	}
-	pods := map[string]int{"attested": 0, "refused": 0, "unselected": 0}
-	for _, p := range g.Pods {
-		switch {
-		case p.Ended || p.Mode == "":
-		case p.Attested:
-			pods["attested"]++
-		case len(p.Matches) > 0:
-			pods["refused"]++
-		default:
-			pods["unselected"]++
+	counted := make(map[*trustgraph.Part]podCounts, len(g.Parts))
+	var sum podCounts
+	for _, part := range g.Parts {
+		n, ok := m.counted[part]
+		if !ok {
+			n = countPods(part)
 		}
+		counted[part] = n
+		sum.attested, sum.refused, sum.unselected = sum.attested+n.attested, sum.refused+n.refused, sum.unselected+n.unselected
 	}
+	m.counted = counted
+	pods := map[string]int{"attested": sum.attested, "refused": sum.refused, "unselected": sum.unselected}
 	policies := map[string]int{}
 	for _, st := range statuses {
 		if c := meta.FindStatusCondition(st.Status.Conditions, v1alpha1.ConditionProgrammed); c != nil {
@@ -139,6 +141,25 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 	m.policies.Reset()
 	set(m.policies, policies)
 	set(m.withheld, waiting)
+}
+
+// podCounts are running pods of an enrolled namespace, by state.
+type podCounts struct{ attested, refused, unselected int }
+
+func countPods(part *trustgraph.Part) podCounts {
+	var out podCounts
+	for _, p := range part.Pods {
+		switch {
+		case p.Ended || p.Mode == "":
+		case p.Attested:
+			out.attested++
+		case len(p.Matches) > 0:
+			out.refused++
+		default:
+			out.unselected++
+		}
+	}
+	return out
 }
 
 func set(gauge *prometheus.GaugeVec, values map[string]int) {

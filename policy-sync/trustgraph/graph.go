@@ -57,6 +57,8 @@ type Part struct {
 	Pods      []*Pod
 	// Live are the pods as they were read, in the same order.
 	Live []*corev1.Pod `json:"-"`
+
+	pendingEnds time.Time
 }
 
 // Namespace is one that is enrolled.

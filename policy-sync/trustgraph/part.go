@@ -130,7 +130,7 @@ func (b *builder) finish() {
 	for _, p := range b.pods {
 		p.Reports = sorted(p.Reports)
 	}
-	b.public = &Part{b.namespace, b.pods, b.raw}
+	b.public = &Part{b.namespace, b.pods, b.raw, pendingEnds(b.pods, b.s.Config.PendingGrace)}
 	slices.SortFunc(b.identities, func(x, y Identity) int { return cmp.Compare(x.ServiceAccount, y.ServiceAccount) })
 	slices.SortFunc(b.attested, func(x, y snapshot.Attested) int { return cmp.Compare(x.UID, y.UID) })
 	if slices.EqualFunc(b.attested, b.source.had, snapshot.Attested.Equal) {
@@ -167,6 +167,6 @@ func failedPart(c *common, namespace string, from source, cause any) *part {
 		b.policies = append(b.policies, Policy{Namespace: namespace, Name: tp.Name, UID: string(tp.UID), Generation: tp.Generation, Mode: mode,
 			LastAccepted: tp.Status.LastAccepted, Problems: []string{why}})
 	}
-	b.public = &Part{b.namespace, b.pods, b.raw}
+	b.public = &Part{Namespace: b.namespace, Pods: b.pods, Live: b.raw}
 	return &b.part
 }

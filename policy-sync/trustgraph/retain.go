@@ -81,11 +81,22 @@ func (b *builder) givenUp(p *Pod) {
 // PendingEnds returns the first moment at which a pod has been pending for too long; zero when none is pending.
 func (g Graph) PendingEnds() time.Time {
 	var first time.Time
-	for _, p := range g.Pods {
+	for _, part := range g.Parts {
+		if end := part.pendingEnds; !end.IsZero() && (first.IsZero() || end.Before(first)) {
+			first = end
+		}
+	}
+	return first
+}
+
+// pendingEnds is PendingEnds of one namespace.
+func pendingEnds(pods []*Pod, grace time.Duration) time.Time {
+	var first time.Time
+	for _, p := range pods {
 		if p.PendingSince.IsZero() || !onlyPending(p) {
 			continue
 		}
-		if end := p.PendingSince.Add(g.Config.PendingGrace); first.IsZero() || end.Before(first) {
+		if end := p.PendingSince.Add(grace); first.IsZero() || end.Before(first) {
 			first = end
 		}
 	}
