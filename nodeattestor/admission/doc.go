@@ -7,7 +7,8 @@
 //     and whoever opens more connections replaces his own ([Gate]);
 //   - one machine that is bound to two nodes by two attestations at the same moment, each of which finds it bound to
 //     none ([EKLock]);
-//   - a disk that attempts which prove nothing fill with audit lines ([Allowance]).
+//   - a disk that attempts which prove nothing fill with audit lines ([Allowance]), or one machine that attests in a loop
+//     ([Pace]).
 //
 // It knows no evidence and writes nothing: who asks says what was proved.
 package admission

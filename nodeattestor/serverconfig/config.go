@@ -153,6 +153,10 @@ type builder struct {
 	now      time.Time
 }
 
+// DefaultAuditFiles is how many rotated files of the audit log are kept where the configuration says nothing: 2 GiB of files of the
+// default size. A log that is never cut fills the disk, and then nobody is let in.
+const DefaultAuditFiles = 32
+
 func (b *builder) rest(raw *hclConfig, c *Config) {
 	if raw.MaxParallel < 0 {
 		b.problems.Add("max_parallel", "%d is negative", raw.MaxParallel)
@@ -162,6 +166,9 @@ func (b *builder) rest(raw *hclConfig, c *Config) {
 	}
 	if raw.AuditMaxSize < 0 {
 		b.problems.Add("audit_max_bytes", "%d is negative", raw.AuditMaxSize)
+	}
+	if c.AuditMaxFiles == 0 {
+		c.AuditMaxFiles = DefaultAuditFiles
 	}
 	if raw.AuditMaxFiles < 0 {
 		b.problems.Add("audit_max_files", "%d is negative", raw.AuditMaxFiles)

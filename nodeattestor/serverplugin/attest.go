@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keelson-project/keelson/nodeattestor/admission"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 	"github.com/keelson-project/keelson/nodeattestor/trustclock"
@@ -30,6 +31,7 @@ type attempt struct {
 	rand  io.Reader
 
 	received trustclock.Receipt // when the payload arrived, and when a verdict becomes stale
+	owed     bool               // the machine proved an EK and is owed an audit line of its own
 	release  func()             // gives back what known claimed; nil while nothing is
 }
 
@@ -41,11 +43,15 @@ func (a *attempt) attest(ctx context.Context) error {
 		}
 	}()
 	end := believed(a.appraise(ctx), a.clock.Now())
+	a.owed = end.Proved() && a.sinks.pace.Take(end.EK, a.clock.Now().Elapsed)
 	if end.Outcome() != verify.Trusted {
 		return a.refuse(end)
 	}
 	if !a.redate() {
 		return a.refuse(end.Doubt(fmt.Errorf("the server's clock was set meanwhile, or is wrong (it is %s ahead of the Kubernetes API's), so that its verdict would carry a wrong date; set it right", a.clock.Now().Offset)))
+	}
+	if !a.owed {
+		return a.refuse(end.Doubt(admission.ErrOften))
 	}
 	attributes, err := attributesOf(end, a.TrustDomain, a.PCRSelectors)
 	if err != nil {
@@ -224,7 +230,7 @@ func (a *attempt) logs(ctx context.Context, bound *verify.Bound, first []evidenc
 // accept writes the audit line and queues the verdict before it lets the node in: what
 // is not on record does not happen.
 func (a *attempt) accept(end verify.Appraisal, attributes *nodeattestorv1.AgentAttributes) error {
-	if err := a.sinks.record(a.entry(end), end.Proved()); err != nil {
+	if err := a.sinks.record(a.entry(end), a.owed); err != nil {
 		a.log.Error("attestation refused: no audit line", "error", err)
 		a.watch.end(string(audit.Inconclusive))
 		return status.Error(codes.Unavailable, "keelson_tpm: the server cannot write its audit log")
@@ -266,7 +272,7 @@ func (a *attempt) refuse(end verify.Appraisal) error {
 
 // note records an end that lets nobody in; the log is what is left when that fails too.
 func (a *attempt) note(end verify.Appraisal) {
-	if err := a.sinks.record(a.entry(end), end.Proved()); err != nil {
+	if err := a.sinks.record(a.entry(end), a.owed); err != nil {
 		a.log.Error("audit line lost", "error", err)
 	}
 }

@@ -100,7 +100,7 @@ func statusOf(end verify.Appraisal) error {
 // told is what the agent may know of an error that is no refusal: what is wrong with its own message,
 // and that it should try again; not which addresses and files the server has.
 func told(err error) error {
-	for _, plain := range []error{admission.ErrFull, admission.ErrNewer, admission.ErrClaimed} {
+	for _, plain := range []error{admission.ErrFull, admission.ErrNewer, admission.ErrClaimed, admission.ErrOften} {
 		if errors.Is(err, plain) {
 			return plain
 		}

@@ -24,6 +24,7 @@ func TestTheAgentLearnsNoAddressesOfTheServer(t *testing.T) {
 		"an internal error":   {errors.New("dial tcp 10.0.0.1:6443: connection refused"), "the attestation could not be finished, try again; the server's audit log has the reason"},
 		"its own message":     {verify.Malformed{Err: errors.New("evidence: read response: field secret: missing")}, "evidence: read response: field secret: missing"},
 		"a claimed machine":   {admission.ErrClaimed, admission.ErrClaimed.Error()},
+		"a hasty machine":     {admission.ErrOften, admission.ErrOften.Error()},
 		"a full server":       {admission.ErrFull, admission.ErrFull.Error()},
 		"a newer attestation": {errors.Join(errors.New("receive"), admission.ErrNewer), admission.ErrNewer.Error()},
 	} {

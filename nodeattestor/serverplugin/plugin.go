@@ -44,6 +44,7 @@ type Plugin struct {
 	metrics  *metrics
 	ekLock   admission.EKLock
 	unproved admission.Allowance
+	pace     admission.Pace
 
 	configuring sync.Mutex // one configuration at a time
 	mu          sync.RWMutex
