@@ -31,7 +31,7 @@ race: setup ## run all unit and integration tests with the race detector, in ran
 
 .PHONY: check
 check: ## everything that CI runs, with the time that each part took
-	@for part in fmt-check vet lint generate-check tidy-check race resolution charts e2e; do \
+	@for part in fmt-check vet lint generate-check tidy-check race resolution issuable charts e2e; do \
 	  begun=$$SECONDS; $(MAKE) --no-print-directory $$part; echo "== $$part: $$((SECONDS - begun)) s"; \
 	done
 
@@ -86,6 +86,7 @@ tidy-check: ## fail where go.mod or go.sum is not tidy
 	go mod tidy -diff
 	cd test/charts && go mod tidy -diff
 	cd test/parts/containerd/resolution && go mod tidy -diff
+	cd test/parts/spire/issuable && go mod tidy -diff
 
 .PHONY: charts
 charts: setup ## lint the Helm charts, compare what they render, and install them into a real Kubernetes API
@@ -94,6 +95,10 @@ charts: setup ## lint the Helm charts, compare what they render, and install the
 .PHONY: resolution
 resolution: ## compare what containerd and CRI-O would start from random indexes with what is judged
 	cd test/parts/containerd/resolution && go vet ./... && go test -count=1 ./...
+
+.PHONY: issuable
+issuable: ## compare which agents SPIRE's own server lets issue an identity, in random worlds, with what policy-sync reports
+	cd test/parts/spire/issuable && go vet ./... && go test -count=1 ./...
 
 .PHONY: e2e
 e2e: setup ## run the end-to-end suites: every scenario on a whole cluster (root on Linux), and the light demo

@@ -64,7 +64,10 @@ func Of(c snapshot.Config, id trustgraph.Identity) (wants, keeps []snapshot.Entr
 }
 
 // IsClass reports whether the entry stands for a class of nodes and not for a workload. Earlier versions made such entries.
-func IsClass(e snapshot.Entry) bool { return strings.HasSuffix(e.ParentID, "/spire/server") }
+func IsClass(e snapshot.Entry) bool {
+	_, path, _ := strings.Cut(strings.TrimPrefix(e.ParentID, "spiffe://"), "/")
+	return path == "spire/server"
+}
 
 func digest(parts ...string) string {
 	var b strings.Builder

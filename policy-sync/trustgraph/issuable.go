@@ -13,7 +13,23 @@ import (
 
 // nodeAlias reports whether an entry stands for nodes: SPIRE takes an entry under the server's own ID for one
 // (pkg/server/authorizedentries, isNodeAlias, v1.15.3).
-func nodeAlias(e snapshot.Entry) bool { return strings.HasSuffix(e.ParentID, "/spire/server") }
+func nodeAlias(e snapshot.Entry) bool { return pathOf(e.ParentID) == "spire/server" }
+
+// pathOf is the path of a SPIFFE ID, without the slash at its beginning.
+func pathOf(id string) string {
+	_, path, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
+	return path
+}
+
+// Issuers returns the IDs of the agents that SPIRE lets issue an identity (a whole SPIFFE ID), sorted. An agent that has not attested and
+// is the parent of an entry is one of them.
+func Issuers(s *snapshot.SPIRE, id string) []string {
+	var out []string
+	for _, i := range newIssuable(s).of(id) {
+		out = append(out, i.agent.ID)
+	}
+	return out
+}
 
 // issuable works out which agents SPIRE lets issue a SPIFFE ID, as the server does (pkg/server/authorizedentries, v1.15.3): an
 // agent may issue what is parented to itself, to a node alias all of whose selectors the agent has, and to whatever it may issue.
@@ -64,7 +80,7 @@ func (i issuable) of(id string) []issuer {
 		parent := entry.ParentID
 		if a, ok := known[parent]; ok {
 			add(a, entry.ID, true)
-		} else if strings.Contains(parent, "/spire/agent/") {
+		} else if strings.HasPrefix(pathOf(parent), "spire/agent/") {
 			add(snapshot.Agent{ID: parent}, entry.ID, false)
 		}
 		if seen[parent] {

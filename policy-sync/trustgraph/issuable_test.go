@@ -41,7 +41,11 @@ func TestWhoCouldBeIssuedOurOwnIdentity(t *testing.T) {
 		"an alias of the named machine alone": {[]snapshot.Entry{alias("cp", class, fra, prod), own(class)}, ""},
 		"the agent of the named machine":      {[]snapshot.Entry{own(snapshottest.AgentID("fra-1"))}, ""},
 		"nobody":                              {nil, ""},
-		"every machine of a reference set":    {[]snapshot.Entry{alias("cp", class, prod), own(class)}, "the agent of node par-1 (by entry cp)"},
+		"an ID that ends like the server's is no alias": {[]snapshot.Entry{
+			own("spiffe://demo.example/x/spire/server"),
+			{ID: "x", SPIFFEID: "spiffe://demo.example/x/spire/server", ParentID: snapshottest.AgentID("par-1")}}, "the agent of node par-1 (by entry x)"},
+		"an ID that ends like an agent's is no agent": {[]snapshot.Entry{own("spiffe://demo.example/x/spire/agent/y")}, ""},
+		"every machine of a reference set":            {[]snapshot.Entry{alias("cp", class, prod), own(class)}, "the agent of node par-1 (by entry cp)"},
 		"two aliases of one ID": {[]snapshot.Entry{alias("cp", class, fra, prod), alias("wide", class, prod), own(class)},
 			"the agent of node par-1 (by entry wide)"},
 		"a second entry of the ID":         {[]snapshot.Entry{alias("cp", class, fra), own(class), {ID: "two", SPIFFEID: ownID, ParentID: snapshottest.AgentID("par-1")}}, "the agent of node par-1 (by entry two)"},
