@@ -58,7 +58,8 @@ type predictFlags struct {
 func predictCommand() *cobra.Command {
 	var f predictFlags
 	c := &cobra.Command{
-		Use: "predict --dir DIR --name NAME -o FILE [--uki FILE | --kernel FILE ... | --replace OLD=NEW ...]", Long: predictHelp, Args: cobra.NoArgs,
+		Use:  "predict --dir DIR --name NAME -o FILE [--uki FILE | --kernel FILE ... | --replace OLD=NEW ...]",
+		Long: predictHelp, Args: cobra.NoArgs,
 		Short: "Make a reference set of what machines will measure after an update, before they reboot",
 		RunE: func(c *cobra.Command, _ []string) error {
 			return predictReference(c.OutOrStdout(), c.ErrOrStderr(), f)
@@ -66,26 +67,39 @@ func predictCommand() *cobra.Command {
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.dir, "dir", "", "folder with a golden node's evidence, of its boot before the update (required)")
-	flags.StringVar(&f.set, "set", "", "captured set of that boot which the new one is made from (default one is captured)")
+	flags.StringVar(&f.set, "set", "",
+		"captured set of that boot which the new one is made from (default one is captured)")
 	flags.StringVar(&f.name, "name", "", "name of the new set (required with -o)")
 	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required without --check)")
-	flags.StringVar(&f.check, "check", "", "folder with the evidence of a boot of the given files, which is compared with the prediction")
-	flags.StringVar(&f.log, "event-log", "", "file for the event log that is predicted, to look at with \"keelson eventlog show\"")
+	flags.StringVar(&f.check, "check", "",
+		"folder with the evidence of a boot of the given files, which is compared with the prediction")
+	flags.StringVar(&f.log, "event-log", "",
+		"file for the event log that is predicted, to look at with \"keelson eventlog show\"")
 	flags.StringVar(&f.uki, "uki", "", "unified kernel image")
-	flags.IntVar(&f.profile, "profile", 0, "number of the profile that is booted, in a unified kernel image with several")
-	flags.StringVar(&f.loadOptions, "load-options", "", "command line that loader or boot entry pass to the unified kernel image")
-	flags.StringVar(&f.extraDir, "extra-dir", "", "folder NAME.efi.extra.d beside the unified kernel image: add-ons, credentials, extensions")
-	flags.StringVar(&f.loaderDir, "loader-dir", "", "folder loader of the boot partition, with addons, credentials and extensions")
-	flags.StringArrayVar(&f.loaders, "loader", nil, "image that runs before the kernel or unified kernel image; repeat in the order in which they start")
+	flags.IntVar(&f.profile, "profile", 0,
+		"number of the profile that is booted, in a unified kernel image with several")
+	flags.StringVar(&f.loadOptions, "load-options", "",
+		"command line that loader or boot entry pass to the unified kernel image")
+	flags.StringVar(&f.extraDir, "extra-dir", "",
+		"folder NAME.efi.extra.d beside the unified kernel image: add-ons, credentials, extensions")
+	flags.StringVar(&f.loaderDir, "loader-dir", "",
+		"folder loader of the boot partition, with addons, credentials and extensions")
+	flags.StringArrayVar(&f.loaders, "loader", nil,
+		"image that runs before the kernel or unified kernel image; repeat in the order in which they start")
 	flags.StringVar(&f.kernel, "kernel", "", "kernel")
 	flags.StringArrayVar(&f.initrds, "initrd", nil, "initrd; repeat in the order of the entry")
-	flags.StringVar(&f.commandLine, "command-line", "", "whole kernel command line, with \"initrd=\" as systemd-boot puts it there")
+	flags.StringVar(&f.commandLine, "command-line", "",
+		"whole kernel command line, with \"initrd=\" as systemd-boot puts it there")
 	flags.StringArrayVar(&f.replace, "replace", nil, "OLD=NEW: files; with GRUB, may be repeated")
-	flags.StringArrayVar(&f.grubText, "grub-text", nil, "OLD=NEW: texts in GRUB's commands and the command line, may be repeated")
-	flags.StringVar(&f.dbx, "dbx", "", "file with the whole dbx variable after the update, as in /sys/firmware/efi/efivars")
+	flags.StringArrayVar(&f.grubText, "grub-text", nil,
+		"OLD=NEW: texts in GRUB's commands and the command line, may be repeated")
+	flags.StringVar(&f.dbx, "dbx", "",
+		"file with the whole dbx variable after the update, as in /sys/firmware/efi/efivars")
 	flags.StringVar(&f.dbxUpdate, "dbx-update", "", "file with an update that is appended to dbx (DBXUpdate.bin)")
-	flags.StringArrayVar(&f.allows, "file", nil, "PATH=FILE: a file that will be measured by IMA under PATH is allowed besides, may be repeated")
-	flags.BoolVar(&f.padded, "ima-padded-sha1", false, "the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
+	flags.StringArrayVar(&f.allows, "file", nil,
+		"PATH=FILE: a file that will be measured by IMA under PATH is allowed besides, may be repeated")
+	flags.BoolVar(&f.padded, "ima-padded-sha1", false,
+		"the kernel is older than 5.8 and extends every bank with SHA-1 (weak)")
 	flags.StringArrayVar(&f.keys, "ima-key", nil, "as for \"keelson reference capture\", where a set is captured")
 	osExtendedFlag(c, &f.osExtended)
 	return c
@@ -253,7 +267,8 @@ func (f predictFlags) changes() ([]predict.Change, error) {
 			Own: r.own(f.extraDir), Global: r.global(f.loaderDir),
 		})
 	case f.kernel != "":
-		out = append(out, predict.Linux{Loaders: r.images(f.loaders), Kernel: r.image(f.kernel), Initrds: r.images(f.initrds), CommandLine: f.commandLine})
+		out = append(out, predict.Linux{Loaders: r.images(f.loaders), Kernel: r.image(f.kernel),
+			Initrds: r.images(f.initrds), CommandLine: f.commandLine})
 	case len(f.replace)+len(f.grubText) > 0:
 		g := predict.GRUB{}
 		for _, pair := range f.replace {
@@ -320,7 +335,8 @@ func (r *fileReader) pair(flag, text string) (before, after string, ok bool) {
 	}
 	before, after, ok = strings.Cut(text, sep)
 	if !ok || before == "" {
-		r.errs = append(r.errs, fmt.Errorf("%s %.80q: give OLD=NEW, or OLD==>NEW where OLD has an equals sign", flag, text))
+		r.errs = append(r.errs, fmt.Errorf("%s %.80q: give OLD=NEW, or OLD==>NEW where OLD has an equals sign", flag,
+			text))
 		return "", "", false
 	}
 	return before, after, true
@@ -334,7 +350,8 @@ func (r *fileReader) own(dir string) predict.Extras {
 	return r.extras(r.entries(dir, false), r.entries(dir, false), r.entries(dir, false))
 }
 
-// global reads what lies in the folder loader of the boot partition; each of its folders may be absent.
+// global reads what lies in the folder loader of the boot partition; each of its folders may be
+// absent.
 func (r *fileReader) global(dir string) predict.Extras {
 	if dir == "" {
 		return predict.Extras{}
@@ -369,7 +386,8 @@ func (r *fileReader) entries(dir string, optional bool) []string {
 	return out
 }
 
-// chosen reads the files whose names end in a suffix, in any case of letters, and do not begin with a dot, as systemd-stub does.
+// chosen reads the files whose names end in a suffix, in any case of letters, and do not begin with
+// a dot, as systemd-stub does.
 func (r *fileReader) chosen(paths []string, suffix, but string) map[string][]byte {
 	out := map[string][]byte{}
 	for _, path := range paths {

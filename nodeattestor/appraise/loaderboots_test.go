@@ -45,14 +45,17 @@ func TestFactsOfBootsAreThoseOfTheirFiles(t *testing.T) {
 			}
 			f := out.Facts()
 			fact := func(what string, got eventlog.Digest, want []string) {
-				if words := []string{string(got)}; got == "" && !slices.Equal(want, []string{"absent"}) || got != "" && !slices.Equal(words, want) {
+				if words := []string{string(got)}; got == "" && !slices.Equal(want, []string{"absent"}) ||
+					got != "" && !slices.Equal(words, want) {
 					t.Errorf("%s is %q, its file is %v", what, got, want)
 				}
 			}
 			fact("kernel", f.Kernel, want.Kernel)
 			fact("initrd", f.Initrd, want.Initrd)
-			if f.CommandLine.Text != want.Text || string(f.SecureBoot.State) != want.SecureBoot || len(f.BootLoader) != want.Images {
-				t.Errorf("command line %q, secure boot %s, %d images; want %q, %s, %d", f.CommandLine.Text, f.SecureBoot.State, len(f.BootLoader), want.Text, want.SecureBoot, want.Images)
+			if f.CommandLine.Text != want.Text || string(f.SecureBoot.State) != want.SecureBoot ||
+				len(f.BootLoader) != want.Images {
+				t.Errorf("command line %q, secure boot %s, %d images; want %q, %s, %d", f.CommandLine.Text,
+					f.SecureBoot.State, len(f.BootLoader), want.Text, want.SecureBoot, want.Images)
 			}
 		})
 	}

@@ -15,8 +15,8 @@ type Measurement struct {
 	Data   []byte    // what the log keeps with it, which is what was measured for some types only
 }
 
-// Measurements are the extended events of one bank in log order, as copies. Nothing proves them but a quote over the PCRs that
-// they lead to; Claimed says what they would mean.
+// Measurements are the extended events of one bank in log order, as copies. Nothing proves them but
+// a quote over the PCRs that they lead to; Claimed says what they would mean.
 func (l Log) Measurements(alg nodeclaim.HashAlg) ([]Measurement, error) {
 	if _, err := l.Unverified(alg); err != nil {
 		return nil, err
@@ -31,8 +31,9 @@ func (l Log) Measurements(alg nodeclaim.HashAlg) ([]Measurement, error) {
 	return out, nil
 }
 
-// Text is the string that was measured, where the digest confirms that: the data as they stand, without final NULs, or without
-// the label that GRUB puts before it, which is in no digest. before and after are what the data have around the measured bytes.
+// Text is the string that was measured, where the digest confirms that: the data as they stand,
+// without final NULs, or without the label that GRUB puts before it, which is in no digest. before
+// and after are what the data have around the measured bytes.
 func (m Measurement) Text(alg nodeclaim.HashAlg) (before, text, after string, ok bool) {
 	trimmed := bytes.TrimRight(m.Data, "\x00")
 	candidates := [][2]int{{0, len(m.Data)}, {0, len(trimmed)}}

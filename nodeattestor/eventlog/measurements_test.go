@@ -8,7 +8,8 @@ import (
 	"github.com/keelson-project/keelson/test/vectors"
 )
 
-// The events of a log lead to its PCRs, and a caller that writes into them does not write into the log.
+// The events of a log lead to its PCRs, and a caller that writes into them does not write into the
+// log.
 func TestMeasurementsAreTheExtendedEvents(t *testing.T) {
 	log, err := eventlog.Parse(vectors.Read(t, "good", vectors.EventLog))
 	if err != nil {

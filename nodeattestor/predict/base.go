@@ -11,8 +11,8 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
-// Base is a boot that took place: what its event log says of one bank. Whoever predicts from it must know that the log is true,
-// as a capture does by the machine's quote.
+// Base is a boot that took place: what its event log says of one bank. Whoever predicts from it
+// must know that the log is true, as a capture does by the machine's quote.
 type Base struct {
 	alg    nodeclaim.HashAlg
 	byPCR  map[int][]event
@@ -28,7 +28,8 @@ type event struct {
 	what   string // for people
 }
 
-// Types of events (TCG PFP 1.06, table 27), for the log that a prediction writes. No digest covers them.
+// Types of events (TCG PFP 1.06, table 27), for the log that a prediction writes. No digest covers
+// them.
 const (
 	typeEventTag    eventlog.EventType = 0x6
 	typeIPL         eventlog.EventType = 0xD
@@ -51,7 +52,8 @@ func NewBase(log eventlog.Log, alg nodeclaim.HashAlg) (Base, error) {
 	}
 	b := Base{alg: alg, byPCR: map[int][]event{}, facts: claimed.Facts}
 	for _, m := range all {
-		b.byPCR[m.PCR] = append(b.byPCR[m.PCR], event{typ: m.Type, digest: m.Digest, data: m.Data, what: "as in the boot before"})
+		b.byPCR[m.PCR] = append(b.byPCR[m.PCR], event{typ: m.Type, digest: m.Digest, data: m.Data,
+			what: "as in the boot before"})
 	}
 	images := len(b.facts.BootLoader)
 	b.begins = len(b.byPCR[4]) - images
@@ -97,7 +99,8 @@ func (b Base) measure(typ eventlog.EventType, data []byte, what string) event {
 // maxLogged bounds what the written log keeps of an event's data, in bytes.
 const maxLogged = 64 << 10
 
-// texts are events of a command line as EFI programs measure it: UTF-16LE with a final NUL; none for an empty one.
+// texts are events of a command line as EFI programs measure it: UTF-16LE with a final NUL; none
+// for an empty one.
 func (b Base) texts(typ eventlog.EventType, text, what string) []event {
 	if text == "" {
 		return nil
@@ -121,7 +124,8 @@ type draft struct {
 }
 
 func newDraft(b Base) *draft {
-	return &draft{base: b, byPCR: maps.Clone(b.byPCR), changed: map[int]bool{}, unknown: map[int]string{}, images: map[string]string{}}
+	return &draft{base: b, byPCR: maps.Clone(b.byPCR), changed: map[int]bool{}, unknown: map[int]string{},
+		images: map[string]string{}}
 }
 
 func (d *draft) note(format string, args ...any) {
@@ -158,8 +162,8 @@ func (d *draft) image(f File) (event, error) {
 	return event{typ: typeApplication, digest: digest, data: []byte(f.Name), what: "image " + f.Name}, nil
 }
 
-// start puts images behind the begin of the boot attempt in PCR 4. The base tells how often each place is measured: shim and the
-// firmware may both measure an image.
+// start puts images behind the begin of the boot attempt in PCR 4. The base tells how often each
+// place is measured: shim and the firmware may both measure an image.
 func (d *draft) start(images []event) {
 	runs := d.base.runs()
 	out := slices.Clone(d.base.byPCR[4][:d.base.begins])
@@ -173,7 +177,8 @@ func (d *draft) start(images []event) {
 		}
 	}
 	if len(runs) != len(images) {
-		d.note("PCR 4: the boot before started %d images, this one will start %d: each is taken to be measured once", len(runs), len(images))
+		d.note("PCR 4: the boot before started %d images, this one will start %d: each is taken to be measured once",
+			len(runs), len(images))
 	}
 	d.set(4, out)
 }
@@ -191,13 +196,15 @@ func (b Base) runs() []int {
 	return out
 }
 
-// secureBoot tells whether the base's boot enforced secure boot; known is false where PCR 7 does not say.
+// secureBoot tells whether the base's boot enforced secure boot; known is false where PCR 7 does
+// not say.
 func (b Base) secureBoot() (enabled, known bool) {
 	state := b.facts.SecureBoot.State.Tristate()
 	return state == nodeclaim.True, state != nodeclaim.Unknown
 }
 
-// log writes the events as a crypto-agile event log of one bank (TCG PFP 1.06, 10.2.2 and 10.4.5.1).
+// log writes the events as a crypto-agile event log of one bank (TCG PFP 1.06, 10.2.2 and
+// 10.4.5.1).
 func (d *draft) log() []byte {
 	le := binary.LittleEndian
 	header := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2)

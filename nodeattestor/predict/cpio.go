@@ -7,20 +7,22 @@ import (
 	"slices"
 )
 
-// target is a folder of the initrd into which systemd-stub puts files, with the modes that it gives (systemd src/boot/cpio.c).
+// target is a folder of the initrd into which systemd-stub puts files, with the modes that it gives
+// (systemd src/boot/cpio.c).
 type target struct {
 	dir               string
 	dirMode, fileMode uint32
 }
 
-// archive is a cpio archive ("newc") as systemd-stub writes it: the folder and those above it, the files in order of their names, a
-// trailer; no owner, no times, inodes from 1.
+// archive is a cpio archive ("newc") as systemd-stub writes it: the folder and those above it, the
+// files in order of their names, a trailer; no owner, no times, inodes from 1.
 func (t target) archive(files map[string][]byte) []byte {
 	const folder, regular = 0o040000, 0o100000
 	var b bytes.Buffer
 	inode := uint32(1)
 	entry := func(name string, mode uint32, content []byte) {
-		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name)+1, 0)
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x", inode, mode, 0, 0, 1, 0,
+			len(content), 0, 0, 0, 0, len(name)+1, 0)
 		inode++
 		b.WriteString(name + "\x00")
 		pad(&b)
@@ -44,8 +46,8 @@ func (t target) archive(files map[string][]byte) []byte {
 
 func pad(b *bytes.Buffer) { b.Write(make([]byte, -b.Len()&3)) }
 
-// combined is what the kernel is given of several initrds: one after the other, each filled up with zeros to a multiple of 4. A
-// single one is handed on as it is.
+// combined is what the kernel is given of several initrds: one after the other, each filled up with
+// zeros to a multiple of 4. A single one is handed on as it is.
 func combined(parts [][]byte) []byte {
 	parts = slices.DeleteFunc(slices.Clone(parts), func(p []byte) bool { return len(p) == 0 })
 	if len(parts) == 0 {

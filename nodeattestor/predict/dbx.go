@@ -10,11 +10,11 @@ import (
 
 // DBX changes the signatures that secure boot forbids.
 type DBX struct {
-	// Content is the variable's whole content after the update, as signature lists; with the four bytes of
-	// attributes before it, as Linux's efivarfs has it, too.
+	// Content is the variable's whole content after the update, as signature lists; with the four
+	// bytes of attributes before it, as Linux's efivarfs has it, too.
 	Content []byte
-	// Update is an authenticated update that is appended (uefi.org's DBXUpdate.bin, with or without its time-based
-	// authentication header). One of both is given.
+	// Update is an authenticated update that is appended (uefi.org's DBXUpdate.bin, with or without
+	// its time-based authentication header). One of both is given.
 	Update []byte
 }
 
@@ -23,9 +23,12 @@ const MaxDBX = 1 << 20
 
 // Signature lists (UEFI 2.11, 32.4.1).
 var (
-	databaseGUID = []byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f}
-	sha256GUID   = []byte{0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28}
-	pkcs7GUID    = []byte{0x9d, 0xd2, 0xaf, 0x4a, 0xdf, 0x68, 0xee, 0x49, 0x8a, 0xa9, 0x34, 0x7d, 0x37, 0x56, 0x65, 0xa7}
+	databaseGUID = []byte{0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65,
+		0x6f}
+	sha256GUID = []byte{0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43,
+		0x28}
+	pkcs7GUID = []byte{0x9d, 0xd2, 0xaf, 0x4a, 0xdf, 0x68, 0xee, 0x49, 0x8a, 0xa9, 0x34, 0x7d, 0x37, 0x56, 0x65,
+		0xa7}
 )
 
 const (
@@ -65,8 +68,9 @@ func parseLists(data []byte) ([]signatureList, error) {
 	return out, nil
 }
 
-// appended is what EDK II makes of a variable and an appended update: new lists follow the old ones, without entries that one of
-// the old ones of that type and size has (SecurityPkg/Library/AuthVariableLib/AuthService.c: FilterSignatureList).
+// appended is what EDK II makes of a variable and an appended update: new lists follow the old
+// ones, without entries that one of the old ones of that type and size has
+// (SecurityPkg/Library/AuthVariableLib/AuthService.c: FilterSignatureList).
 func appended(old, update []byte) ([]byte, error) {
 	have, err := parseLists(old)
 	if err != nil {
@@ -81,7 +85,8 @@ func appended(old, update []byte) ([]byte, error) {
 		var fresh []byte
 		for _, e := range l.entries {
 			known := slices.ContainsFunc(have, func(h signatureList) bool {
-				return bytes.Equal(h.kind, l.kind) && slices.ContainsFunc(h.entries, func(x []byte) bool { return bytes.Equal(x, e) })
+				return bytes.Equal(h.kind, l.kind) && slices.ContainsFunc(h.entries,
+					func(x []byte) bool { return bytes.Equal(x, e) })
 			})
 			if !known {
 				fresh = append(fresh, e...)
@@ -97,8 +102,8 @@ func appended(old, update []byte) ([]byte, error) {
 	return out, nil
 }
 
-// withoutAuthentication drops an EFI_VARIABLE_AUTHENTICATION_2 (UEFI 2.11, 8.2.2): a time of 16 bytes and a WIN_CERTIFICATE_UEFI_GUID
-// whose length it says.
+// withoutAuthentication drops an EFI_VARIABLE_AUTHENTICATION_2 (UEFI 2.11, 8.2.2): a time of 16
+// bytes and a WIN_CERTIFICATE_UEFI_GUID whose length it says.
 func withoutAuthentication(update []byte) ([]byte, error) {
 	const timeSize, certificateHead = 16, 8 + guidSize
 	if len(update) < timeSize+certificateHead || !bytes.Equal(update[timeSize+8:timeSize+certificateHead], pkcs7GUID) {
@@ -106,12 +111,14 @@ func withoutAuthentication(update []byte) ([]byte, error) {
 	}
 	size := int64(binary.LittleEndian.Uint32(update[timeSize:]))
 	if size < certificateHead || timeSize+size > int64(len(update)) {
-		return nil, fmt.Errorf("predict: the update says that its signature has %d bytes, but has %d in all", size, len(update))
+		return nil, fmt.Errorf("predict: the update says that its signature has %d bytes, but has %d in all", size,
+			len(update))
 	}
 	return update[timeSize+size:], nil
 }
 
-// apply predicts PCR 7 (TCG PFP 1.06, 3.3.4.8): the event of variable dbx before the separator becomes that of its new content.
+// apply predicts PCR 7 (TCG PFP 1.06, 3.3.4.8): the event of variable dbx before the separator
+// becomes that of its new content.
 func (x DBX) apply(d *draft) error {
 	if (x.Content == nil) == (x.Update == nil) {
 		return fmt.Errorf("predict: give either the content of dbx after the update, or an update")
@@ -141,7 +148,8 @@ func (x DBX) apply(d *draft) error {
 	for _, l := range lists {
 		for _, e := range l.entries {
 			if name, ok := d.images[string(e[ownerLen:])]; ok && bytes.Equal(l.kind, sha256GUID) {
-				return fmt.Errorf("%s: the new dbx forbids this image: a machine with secure boot will not start it", name)
+				return fmt.Errorf("%s: the new dbx forbids this image: a machine with secure boot will not start it",
+					name)
 			}
 		}
 	}
@@ -185,7 +193,8 @@ func dbxVariable(content []byte) []byte {
 func dbxContent(data []byte) ([]byte, bool) {
 	head := dbxVariable(nil)
 	const sizeAt, sizeEnd = guidSize + 8, guidSize + 16
-	if len(data) < len(head) || !bytes.Equal(data[:sizeAt], head[:sizeAt]) || !bytes.Equal(data[sizeEnd:len(head)], head[sizeEnd:]) {
+	if len(data) < len(head) || !bytes.Equal(data[:sizeAt], head[:sizeAt]) || !bytes.Equal(data[sizeEnd:len(head)],
+		head[sizeEnd:]) {
 		return nil, false
 	}
 	return data[len(head):], binary.LittleEndian.Uint64(data[sizeAt:]) == uint64(len(data)-len(head))

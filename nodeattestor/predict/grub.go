@@ -10,13 +10,15 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 )
 
-// GRUB is the boot before with other files and other texts. What GRUB does depends on its configuration, its environment and the
-// machine, so it is not computed: all that it measured before is taken over, but what is named here.
+// GRUB is the boot before with other files and other texts. What GRUB does depends on its
+// configuration, its environment and the machine, so it is not computed: all that it measured
+// before is taken over, but what is named here.
 type GRUB struct {
-	// Files replace files that the boot before read (PCR 9) or started (PCR 4): shim, GRUB, its configuration, kernel, initrd.
+	// Files replace files that the boot before read (PCR 9) or started (PCR 4): shim, GRUB, its
+	// configuration, kernel, initrd.
 	Files []Replacement
-	// Texts replace texts in what GRUB was told (PCR 8): a version in paths, words of the command line. They are replaced in
-	// the order given, everywhere.
+	// Texts replace texts in what GRUB was told (PCR 8): a version in paths, words of the command
+	// line. They are replaced in the order given, everywhere.
 	Texts []Substitution
 }
 
@@ -47,8 +49,8 @@ func (g GRUB) apply(d *draft) error {
 	return nil
 }
 
-// files replaces digests in PCRs 4 and 9. Every old file must be there. lines are the command line's old and new form as the
-// kernel's stub measures it, by their digests.
+// files replaces digests in PCRs 4 and 9. Every old file must be there. lines are the command
+// line's old and new form as the kernel's stub measures it, by their digests.
 func (g GRUB) files(d *draft, lines map[string]event) error {
 	read, started := lines, map[string]event{}
 	found := map[string]bool{}
@@ -92,23 +94,26 @@ func (g GRUB) files(d *draft, lines map[string]event) error {
 	return nil
 }
 
-// initrdTag is how Linux's stub marks its event of the initrd (drivers/firmware/efi/libstub/efistub.h: INITRD_EVENT_TAG_ID).
+// initrdTag is how Linux's stub marks its event of the initrd
+// (drivers/firmware/efi/libstub/efistub.h: INITRD_EVENT_TAG_ID).
 const initrdTag = 0x8F3B22EC
 
-// together looks for an initrd that the kernel's stub measured as a whole: of several files, GRUB makes one, which no
-// single file's digest gives.
+// together looks for an initrd that the kernel's stub measured as a whole: of several files, GRUB
+// makes one, which no single file's digest gives.
 func (g GRUB) together(d *draft) {
 	if len(g.Files) == 0 {
 		return
 	}
 	for i, e := range d.base.byPCR[9] {
-		if e.typ == typeEventTag && len(e.data) >= 4 && binary.LittleEndian.Uint32(e.data) == initrdTag && bytes.Equal(d.byPCR[9][i].digest, e.digest) {
+		if e.typ == typeEventTag && len(e.data) >= 4 && binary.LittleEndian.Uint32(e.data) == initrdTag &&
+			bytes.Equal(d.byPCR[9][i].digest, e.digest) {
 			d.unknown[9] = "the kernel's stub measured an initrd that none of the replaced files is: GRUB made it of several"
 		}
 	}
 }
 
-// commands replaces texts in PCR 8, and returns by what the stub's events of the command line are replaced.
+// commands replaces texts in PCR 8, and returns by what the stub's events of the command line are
+// replaced.
 func (g GRUB) commands(d *draft) (map[string]event, error) {
 	lines := map[string]event{}
 	used := make([]bool, len(g.Texts))
@@ -128,8 +133,10 @@ func (g GRUB) commands(d *draft) (map[string]event, error) {
 		}
 		events[i] = event{e.typ, hash(d.base.alg, []byte(to)), []byte(before + to + after), "command " + to}
 		old, line := strings.TrimRight(text, "\x00"), strings.TrimRight(to, "\x00")
-		for _, prefix := range []string{"", "BOOT_IMAGE="} { // which GRUB 2.12 puts before it for the kernel, and not for PCR 8
-			lines[string(hash(d.base.alg, wide(prefix+old)))] = d.base.measure(typeEventTag, wide(prefix+line), "command line, by the kernel's stub")
+		for _, prefix := range []string{"",
+			"BOOT_IMAGE="} { // which GRUB 2.12 puts before it for the kernel, and not for PCR 8
+			lines[string(hash(d.base.alg, wide(prefix+old)))] = d.base.measure(typeEventTag, wide(prefix+line),
+				"command line, by the kernel's stub")
 		}
 	}
 	for i, s := range g.Texts {
@@ -149,7 +156,8 @@ func (g GRUB) replaced(text string, used []bool) string {
 	return text
 }
 
-// configuration refuses to know PCR 8 where a configuration changes in other ways than by the texts.
+// configuration refuses to know PCR 8 where a configuration changes in other ways than by the
+// texts.
 func (g GRUB) configuration(d *draft) {
 	for _, r := range g.Files {
 		if !strings.HasSuffix(r.New.Name, ".cfg") {

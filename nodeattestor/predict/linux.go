@@ -4,21 +4,23 @@ import (
 	"fmt"
 )
 
-// Linux is a kernel with an EFI stub that systemd-boot or the firmware starts, not in a unified image.
+// Linux is a kernel with an EFI stub that systemd-boot or the firmware starts, not in a unified
+// image.
 type Linux struct {
-	// Loaders are the images that run before it, in the order in which they are started: shim, systemd-boot. None where the
-	// firmware starts it.
+	// Loaders are the images that run before it, in the order in which they are started: shim,
+	// systemd-boot. None where the firmware starts it.
 	Loaders []File
 	Kernel  File
 	// Initrds are loaded one after the other, as the loader's entry names them.
 	Initrds []File
-	// CommandLine is all of it, as /proc/cmdline will show it. For an entry of systemd-boot it begins with "initrd=\PATH" for
-	// each initrd.
+	// CommandLine is all of it, as /proc/cmdline will show it. For an entry of systemd-boot it
+	// begins with "initrd=\PATH" for each initrd.
 	CommandLine string
 }
 
-// apply predicts PCRs 4, 8, 9, 11, 12 and 13. systemd-boot measures the command line into PCR 12 and hands the initrds, one
-// after the other with nothing between, to the kernel's stub (systemd src/boot/efi/boot.c: initrd_prepare, image_start).
+// apply predicts PCRs 4, 8, 9, 11, 12 and 13. systemd-boot measures the command line into PCR 12
+// and hands the initrds, one after the other with nothing between, to the kernel's stub (systemd
+// src/boot/efi/boot.c: initrd_prepare, image_start).
 func (k Linux) apply(d *draft) error {
 	var images []event
 	loader := 0
@@ -60,9 +62,10 @@ func (k Linux) apply(d *draft) error {
 	return nil
 }
 
-// stub predicts PCR 9, into which the kernel's EFI stub measures the command line and then the initrd that the loader hands over
-// (Linux drivers/firmware/efi/libstub/efi-stub-helper.c: efi_convert_cmdline and efi_load_initrd). Initrds are measured since Linux 5.18, command
-// lines since 6.1.
+// stub predicts PCR 9, into which the kernel's EFI stub measures the command line and then the
+// initrd that the loader hands over (Linux drivers/firmware/efi/libstub/efi-stub-helper.c:
+// efi_convert_cmdline and efi_load_initrd). Initrds are measured since Linux 5.18, command lines
+// since 6.1.
 func (d *draft) stub(kernel []byte, cmdline string, initrd []byte) {
 	d.set(9, nil)
 	withLine, withInitrd := true, true

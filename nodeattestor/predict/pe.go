@@ -64,14 +64,17 @@ func ParseImage(data []byte) (Image, error) {
 	count := int(binary.LittleEndian.Uint16(data[at+sectionCountAt:]))
 	optional := at + coffSize
 	table := optional + int(binary.LittleEndian.Uint16(data[at+optionalSizeAt:]))
-	img := Image{data: data, checksum: optional + checksumAt, headers: int(binary.LittleEndian.Uint32(data[optional+headersSizeAt:]))}
+	img := Image{data: data, checksum: optional + checksumAt,
+		headers: int(binary.LittleEndian.Uint32(data[optional+headersSizeAt:]))}
 	switch {
 	case count > maxSections:
 		return Image{}, fmt.Errorf("predict: image has %d sections, more than the %d allowed", count, maxSections)
 	case table < optional+checksumAt+4 || table+count*sectionSize > len(data):
-		return Image{}, fmt.Errorf("predict: image has its section table at offset %d, outside of its %d bytes", table, len(data))
+		return Image{}, fmt.Errorf("predict: image has its section table at offset %d, outside of its %d bytes",
+			table, len(data))
 	case img.headers < table+count*sectionSize || img.headers > len(data):
-		return Image{}, fmt.Errorf("predict: image says that its headers have %d bytes, but they end at %d of %d", img.headers, table+count*sectionSize, len(data))
+		return Image{}, fmt.Errorf("predict: image says that its headers have %d bytes, but they end at %d of %d",
+			img.headers, table+count*sectionSize, len(data))
 	}
 	if err := img.findDirectory(optional, table); err != nil {
 		return Image{}, err
@@ -115,17 +118,19 @@ func (img *Image) readSections(table, count int) error {
 			return fmt.Errorf("predict: image has section %.8q at %d with %d bytes, outside of its %d bytes: it was cut", s.name, s.pointer, s.size, len(img.data))
 		}
 		if s.virtualSize > MaxImage {
-			return fmt.Errorf("predict: image has section %.8q of %d bytes in memory, more than the %d allowed", s.name, s.virtualSize, MaxImage)
+			return fmt.Errorf("predict: image has section %.8q of %d bytes in memory, more than the %d allowed",
+				s.name, s.virtualSize, MaxImage)
 		}
 		img.sections = append(img.sections, s)
 	}
 	return nil
 }
 
-// Authenticode is the digest that firmware measures into PCR 4 (TCG PFP 1.06, 3.3.4.5; Microsoft, Windows Authenticode Portable
-// Executable Signature Format, "Calculating the PE Image Hash"): all of the file but the checksum, the certificate table's
-// directory entry and the certificates, with the sections in the order in which they lie in the file. As EDK II does, and
-// signing tools do not, it adds no zeros to a length that is no multiple of 8.
+// Authenticode is the digest that firmware measures into PCR 4 (TCG PFP 1.06, 3.3.4.5; Microsoft,
+// Windows Authenticode Portable Executable Signature Format, "Calculating the PE Image Hash"): all
+// of the file but the checksum, the certificate table's directory entry and the certificates, with
+// the sections in the order in which they lie in the file. As EDK II does, and signing tools do
+// not, it adds no zeros to a length that is no multiple of 8.
 func (img Image) Authenticode(alg nodeclaim.HashAlg) ([]byte, error) {
 	h := alg.New()
 	h.Write(img.data[:img.checksum])
@@ -165,7 +170,8 @@ func (img Image) content(s section) []byte {
 // magicText is how systemd's EFI programs say what they are, in section .sdmagic.
 var magicText = regexp.MustCompile(`^#### LoaderInfo: (systemd-boot|systemd-stub) (([0-9]+)[^ ]*) ####`)
 
-// Systemd is what program of systemd's an image says that it is, "systemd-boot" or "systemd-stub", and its version; "" for others.
+// Systemd is what program of systemd's an image says that it is, "systemd-boot" or "systemd-stub",
+// and its version; "" for others.
 func (img Image) Systemd() (program, version string, number int) {
 	for _, s := range img.sections {
 		if s.name != ".sdmagic" || s.virtualSize > 4096 {
@@ -181,7 +187,8 @@ func (img Image) Systemd() (program, version string, number int) {
 	return "", "", 0
 }
 
-// bootMagic and versionAt are of x86 Linux's boot protocol (Linux Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
+// bootMagic and versionAt are of x86 Linux's boot protocol (Linux Documentation/arch/x86/boot.rst,
+// "The Real-Mode Kernel Header").
 const (
 	bootMagicAt = 0x202
 	versionAt   = 0x20E
@@ -189,7 +196,8 @@ const (
 
 var release = regexp.MustCompile(`^([0-9]{1,4})\.([0-9]{1,4})[.\- ]`)
 
-// kernelVersion reads major and minor version of an x86 kernel; ok is false where the image does not say.
+// kernelVersion reads major and minor version of an x86 kernel; ok is false where the image does
+// not say.
 func kernelVersion(image []byte) (major, minor int, ok bool) {
 	if len(image) < versionAt+2 || !bytes.Equal(image[bootMagicAt:bootMagicAt+4], []byte("HdrS")) {
 		return 0, 0, false

@@ -97,7 +97,8 @@ func TestAuthenticodeIsOfAllButChecksumAndCertificates(t *testing.T) {
 }
 
 func TestEveryByteOfAnImageCounts(t *testing.T) {
-	img := signed(image(part{name: ".text", content: []byte("code")}, part{name: ".data", content: bytes.Repeat([]byte("data"), 200)}), "certificates!!!!")
+	img := signed(image(part{name: ".text", content: []byte("code")}, part{name: ".data",
+		content: bytes.Repeat([]byte("data"), 200)}), "certificates!!!!")
 	want := authenticode(t, img)
 	end := len(img) - len("certificates!!!!")
 	for i := range img {
@@ -156,7 +157,8 @@ func TestImagesThatFirmwareWouldNotStart(t *testing.T) {
 
 func FuzzImage(f *testing.F) {
 	f.Add(image(part{name: ".text", content: []byte("code")}))
-	f.Add(signed(image(part{name: ".linux", content: []byte("kernel")}, part{name: ".sdmagic", content: []byte("#### LoaderInfo: systemd-stub 252 ####")}), "certificate"))
+	f.Add(signed(image(part{name: ".linux", content: []byte("kernel")}, part{name: ".sdmagic",
+		content: []byte("#### LoaderInfo: systemd-stub 252 ####")}), "certificate"))
 	f.Fuzz(func(_ *testing.T, data []byte) {
 		img, err := predict.ParseImage(data)
 		if err != nil {

@@ -31,8 +31,8 @@ type Prediction struct {
 	Facts eventlog.Facts
 	// CommandLine is the kernel's whole command line, "" where it is not known.
 	CommandLine string
-	// Log is the event log that leads to PCRs, for people and for `keelson eventlog show`. PCR 0 in it may lack the
-	// locality from which it starts.
+	// Log is the event log that leads to PCRs, for people and for `keelson eventlog show`. PCR 0 in
+	// it may lack the locality from which it starts.
 	Log []byte
 	// Notes say what a person must know or see to.
 	Notes []string
@@ -103,7 +103,8 @@ func (d Difference) String() string {
 	return fmt.Sprintf("PCR %d: event %d: %s", d.PCR, d.Event, d.What)
 }
 
-// Compare holds the prediction against a boot of the same files, PCR by PCR; PCRs that are not predicted are left out.
+// Compare holds the prediction against a boot of the same files, PCR by PCR; PCRs that are not
+// predicted are left out.
 func (p Prediction) Compare(boot Base) ([]Difference, error) {
 	if boot.alg != p.Bank {
 		return nil, fmt.Errorf("predict: the boot is of bank %s, the prediction of %s", boot.alg, p.Bank)
@@ -114,11 +115,15 @@ func (p Prediction) Compare(boot Base) ([]Difference, error) {
 		for i := range max(len(want), len(have)) {
 			switch {
 			case i >= len(have):
-				out = append(out, Difference{pcr, i + 1, fmt.Sprintf("predicted %s (%s), but the boot measured only %d events", p.digest(want[i]), want[i].what, len(have))})
+				out = append(out, Difference{pcr, i + 1,
+					fmt.Sprintf("predicted %s (%s), but the boot measured only %d events", p.digest(want[i]),
+						want[i].what, len(have))})
 			case i >= len(want):
-				out = append(out, Difference{pcr, i + 1, fmt.Sprintf("the boot measured %s, which was not predicted", p.digest(have[i]))})
+				out = append(out, Difference{pcr, i + 1, fmt.Sprintf("the boot measured %s, which was not predicted",
+					p.digest(have[i]))})
 			case !bytes.Equal(want[i].digest, have[i].digest):
-				out = append(out, Difference{pcr, i + 1, fmt.Sprintf("predicted %s (%s), the boot measured %s", p.digest(want[i]), want[i].what, p.digest(have[i]))})
+				out = append(out, Difference{pcr, i + 1, fmt.Sprintf("predicted %s (%s), the boot measured %s",
+					p.digest(want[i]), want[i].what, p.digest(have[i]))})
 			default:
 				continue
 			}

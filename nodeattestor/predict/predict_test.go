@@ -21,8 +21,9 @@ const bank = nodeclaim.SHA256
 var (
 	stub252 = part{name: ".sdmagic", content: []byte("#### LoaderInfo: systemd-stub 252.39-1 ####")}
 	shim    = predict.File{Name: "shim", Data: image(part{name: ".text", content: []byte("shim")})}
-	menu    = predict.File{Name: "systemd-boot", Data: image(part{name: ".sdmagic", content: []byte("#### LoaderInfo: systemd-boot 255.4 ####")})}
-	kernel  = predict.File{Name: "vmlinuz", Data: image(part{name: ".text", content: []byte("kernel")})}
+	menu    = predict.File{Name: "systemd-boot", Data: image(part{name: ".sdmagic",
+		content: []byte("#### LoaderInfo: systemd-boot 255.4 ####")})}
+	kernel = predict.File{Name: "vmlinuz", Data: image(part{name: ".text", content: []byte("kernel")})}
 )
 
 // machine has what a machine with secure boot off measures before any image.
@@ -41,7 +42,8 @@ func machine() *vectors.Log {
 func started(t *testing.T, l *vectors.Log, images ...[]byte) {
 	t.Helper()
 	for _, data := range images {
-		// The log takes what was measured; a digest is no preimage, so the image is measured by what Authenticode covers.
+		// The log takes what was measured; a digest is no preimage, so the image is measured by
+		// what Authenticode covers.
 		l.Event(4, vectors.Image, covered(data), []byte("path"))
 	}
 }
@@ -53,16 +55,20 @@ func covered(data []byte) []byte {
 
 // unified makes a unified kernel image.
 func unified(name string, magic part, more ...part) predict.File {
-	parts := append([]part{magic, {name: ".linux", content: kernel.Data}, {name: ".osrel", content: []byte("ID=x\n")}, {name: ".cmdline", content: []byte("quiet " + name + "\n")}, {name: ".initrd", content: []byte("initrd of " + name)}}, more...)
+	parts := append([]part{magic, {name: ".linux", content: kernel.Data}, {name: ".osrel", content: []byte("ID=x\n")},
+		{name: ".cmdline", content: []byte("quiet " + name + "\n")}, {name: ".initrd",
+			content: []byte("initrd of " + name)}}, more...)
 	return predict.File{Name: name, Data: image(parts...)}
 }
 
-// bootUnified measures what firmware, systemd-stub 252 and the kernel do with a unified kernel image.
+// bootUnified measures what firmware, systemd-stub 252 and the kernel do with a unified kernel
+// image.
 func bootUnified(t *testing.T, l *vectors.Log, loaders [][]byte, name string) {
 	t.Helper()
 	u := unified(name, stub252)
 	started(t, l, append(slices.Clone(loaders), u.Data, kernel.Data)...)
-	for _, s := range [][2]string{{".linux", string(kernel.Data)}, {".osrel", "ID=x\n"}, {".cmdline", "quiet " + name + "\n"}, {".initrd", "initrd of " + name}} {
+	for _, s := range [][2]string{{".linux", string(kernel.Data)}, {".osrel", "ID=x\n"}, {".cmdline",
+		"quiet " + name + "\n"}, {".initrd", "initrd of " + name}} {
 		l.Measure(11, vectors.IPL, []byte(s[0]+"\x00")).Measure(11, vectors.IPL, []byte(s[1]))
 	}
 	l.Measure(9, 6, append(vectors.UTF16("quiet "+name), 0, 0)).Measure(9, 6, []byte("initrd of "+name))
@@ -109,9 +115,10 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// accepted demands that the set made of a prediction accepts the boot that really takes place, and that a capture of that
-// boot would have been the same set.
-func accepted(t *testing.T, before, after *vectors.Log, lineBefore, lineAfter string, changes ...predict.Change) predict.Prediction {
+// accepted demands that the set made of a prediction accepts the boot that really takes place, and
+// that a capture of that boot would have been the same set.
+func accepted(t *testing.T, before, after *vectors.Log, lineBefore, lineAfter string,
+	changes ...predict.Change) predict.Prediction {
 	t.Helper()
 	captured, err := reference.Capture("old", evidence(t, before, lineBefore))
 	must(t, err)
@@ -147,7 +154,8 @@ func TestUnifiedKernelImageIsPredicted(t *testing.T) {
 			before, after := machine(), machine()
 			bootUnified(t, before, data, "one")
 			bootUnified(t, after, data, "two")
-			accepted(t, before, after, "quiet one", "quiet two", predict.UKI{Loaders: loaders, Image: unified("two", stub252)})
+			accepted(t, before, after, "quiet one", "quiet two", predict.UKI{Loaders: loaders, Image: unified("two",
+				stub252)})
 		})
 	}
 }
@@ -162,11 +170,13 @@ func TestSystemdBootIsPredicted(t *testing.T) {
 	boot(before, "initrd=\\a quiet", "A")
 	boot(after, "initrd=\\b initrd=\\c", "BC")
 	accepted(t, before, after, "initrd=\\a quiet", "initrd=\\b initrd=\\c", predict.Linux{
-		Loaders: []predict.File{menu}, Kernel: kernel, CommandLine: "initrd=\\b initrd=\\c", Initrds: []predict.File{{Name: "b", Data: []byte("B")}, {Name: "c", Data: []byte("C")}},
+		Loaders: []predict.File{menu}, Kernel: kernel, CommandLine: "initrd=\\b initrd=\\c",
+		Initrds: []predict.File{{Name: "b", Data: []byte("B")}, {Name: "c", Data: []byte("C")}},
 	})
 }
 
-// grub is a boot by shim and GRUB, which starts the kernel by the firmware and has its stub measure.
+// grub is a boot by shim and GRUB, which starts the kernel by the firmware and has its stub
+// measure.
 func grub(t *testing.T, version, line string) *vectors.Log {
 	l := machine()
 	grub := image(part{name: ".text", content: []byte("grub")})
@@ -174,13 +184,15 @@ func grub(t *testing.T, version, line string) *vectors.Log {
 	text := "/vmlinuz-" + version + " " + line
 	l.Event(8, vectors.IPL, []byte("linux "+text), []byte("grub_cmd: linux "+text+"\x00"))
 	l.Event(8, vectors.IPL, []byte(text), []byte("kernel_cmdline: "+text+"\x00"))
-	l.Measure(9, vectors.IPL, config(version, line).Data).Measure(9, vectors.IPL, linux(version).Data).Measure(9, vectors.IPL, []byte("initrd"+version))
+	l.Measure(9, vectors.IPL, config(version, line).Data).Measure(9, vectors.IPL, linux(version).Data).Measure(9,
+		vectors.IPL, []byte("initrd"+version))
 	l.Measure(9, 6, append(vectors.UTF16("BOOT_IMAGE="+text), 0, 0))
 	return l
 }
 
 func linux(version string) predict.File {
-	return predict.File{Name: "vmlinuz-" + version, Data: image(part{name: ".text", content: []byte("kernel " + version)})}
+	return predict.File{Name: "vmlinuz-" + version, Data: image(part{name: ".text",
+		content: []byte("kernel " + version)})}
 }
 
 func config(version, line string) predict.File {
@@ -191,7 +203,8 @@ func grubChange() predict.GRUB {
 	return predict.GRUB{
 		Files: []predict.Replacement{
 			{Old: linux("6.1"), New: linux("6.2")}, {Old: config("6.1", "quiet"), New: config("6.2", "quiet splash")},
-			{Old: predict.File{Name: "initrd-6.1", Data: []byte("initrd6.1")}, New: predict.File{Name: "initrd-6.2", Data: []byte("initrd6.2")}},
+			{Old: predict.File{Name: "initrd-6.1", Data: []byte("initrd6.1")}, New: predict.File{Name: "initrd-6.2",
+				Data: []byte("initrd6.2")}},
 		},
 		Texts: []predict.Substitution{{Old: "6.1", New: "6.2"}, {Old: "quiet", New: "quiet splash"}},
 	}
@@ -208,8 +221,10 @@ func TestGRUBIsPredictedByWhatChanges(t *testing.T) {
 func TestDBXUpdateIsPredicted(t *testing.T) {
 	forbid := func(dbx []byte) *vectors.Log {
 		l := vectors.NewLog(bank)
-		l.Measure(0, 8, []byte("firmware")).Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.GlobalGUID, "SecureBoot", []byte{0}))
-		l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.DatabaseGUID, "dbx", dbx)).Measure(4, vectors.Action, []byte("Calling EFI Application from Boot Option"))
+		l.Measure(0, 8, []byte("firmware")).Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.GlobalGUID,
+			"SecureBoot", []byte{0}))
+		l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.DatabaseGUID, "dbx", dbx)).Measure(4,
+			vectors.Action, []byte("Calling EFI Application from Boot Option"))
 		for pcr := range 8 {
 			l.Measure(pcr, vectors.Separator, []byte{0, 0, 0, 0})
 		}
@@ -218,7 +233,8 @@ func TestDBXUpdateIsPredicted(t *testing.T) {
 	}
 	before := forbid(hashList("old"))
 	after := forbid(append(hashList("old"), hashList("new")...))
-	header := append(make([]byte, 16), 24+8, 0, 0, 0, 0, 2, 0xF1, 0x0E, 0x9d, 0xd2, 0xaf, 0x4a, 0xdf, 0x68, 0xee, 0x49, 0x8a, 0xa9, 0x34, 0x7d, 0x37, 0x56, 0x65, 0xa7)
+	header := append(make([]byte, 16), 24+8, 0, 0, 0, 0, 2, 0xF1, 0x0E, 0x9d, 0xd2, 0xaf, 0x4a, 0xdf, 0x68, 0xee,
+		0x49, 0x8a, 0xa9, 0x34, 0x7d, 0x37, 0x56, 0x65, 0xa7)
 	header = append(header, "PKCS #7!"...)
 	for name, x := range map[string]predict.DBX{
 		"content":              {Content: append(hashList("old"), hashList("new")...)},
@@ -248,10 +264,14 @@ func TestWhatCannotBePredictedIsNamed(t *testing.T) {
 		pcr    int
 		says   string
 	}{
-		"a device tree that hardware chooses": {uki, predict.UKI{Image: unified("two", part{name: ".sdmagic", content: []byte("#### LoaderInfo: systemd-stub 257 ####")}, part{name: ".dtbauto", content: []byte("tree")})}, 11, "fits the machine's hardware"},
-		"secure boot unknown":                 {empty, predict.UKI{Image: unified("two", stub252)}, 4, "does not say whether secure boot is on"},
-		"another GRUB configuration":          {grub(t, "6.1", "quiet"), other, 8, "differs from 6.1/grub.cfg by more than the texts"},
-		"an initrd that GRUB made":            {several, grubChange(), 9, "GRUB made it of several"},
+		"a device tree that hardware chooses": {uki, predict.UKI{Image: unified("two", part{name: ".sdmagic",
+			content: []byte("#### LoaderInfo: systemd-stub 257 ####")}, part{name: ".dtbauto",
+			content: []byte("tree")})}, 11, "fits the machine's hardware"},
+		"secure boot unknown": {empty, predict.UKI{Image: unified("two", stub252)}, 4,
+			"does not say whether secure boot is on"},
+		"another GRUB configuration": {grub(t, "6.1", "quiet"), other, 8,
+			"differs from 6.1/grub.cfg by more than the texts"},
+		"an initrd that GRUB made": {several, grubChange(), 9, "GRUB made it of several"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := base(t, c.before).Predict(c.change)
@@ -277,7 +297,8 @@ func TestUnknownPCRsAreInNoSet(t *testing.T) {
 	set, notes, err := p.Set(captured, "new", nil)
 	must(t, err)
 	text := string(set.Marshal())
-	if strings.Contains(text, "\"8\":") || strings.Contains(text, "commandLine:") || strings.Contains(text, " kernel:") {
+	if strings.Contains(text, "\"8\":") || strings.Contains(text, "commandLine:") || strings.Contains(text,
+		" kernel:") {
 		t.Errorf("the set pins what is not known:\n%s", text)
 	}
 	if len(notes) < 2 || !strings.HasPrefix(notes[0], "PCR 8 is not pinned: ") {
@@ -300,25 +321,37 @@ func TestRefusedPredictions(t *testing.T) {
 		changes []predict.Change
 		says    string
 	}{
-		"nothing":                  {uki, nil, "nothing changes"},
-		"no image":                 {uki, []predict.Change{predict.UKI{Image: predict.File{Name: "x", Data: []byte("text")}}}, "x: predict: not an EFI image"},
-		"no kernel":                {uki, []predict.Change{predict.UKI{Image: shim}}, "no section .linux"},
-		"no such profile":          {uki, []predict.Change{predict.UKI{Image: one, Profile: 2}}, "no profile 2"},
-		"stub of unknown version":  {uki, []predict.Change{predict.UKI{Image: unified("x", part{name: ".text", content: []byte("y")})}}, "does not say what version"},
-		"newer stub":               {uki, []predict.Change{predict.UKI{Image: unified("x", magic("#### LoaderInfo: systemd-stub 300 ####"))}}, "systemd-stub 300 is not among those"},
-		"older stub":               {uki, []predict.Change{predict.UKI{Image: unified("x", magic("#### LoaderInfo: systemd-stub 249 ####"))}}, "systemd-stub 249 is not among those"},
-		"loader that is no image":  {uki, []predict.Change{predict.UKI{Loaders: []predict.File{{Name: "l"}}, Image: one}}, "l: predict: not an EFI image"},
-		"loaders of unknown kind":  {uki, []predict.Change{predict.Linux{Loaders: []predict.File{shim, shim}, Kernel: kernel}}, "none of the loaders says"},
-		"GRUB did not run":         {uki, []predict.Change{grubChange()}, "GRUB measured no command"},
-		"file that was not read":   {grub(t, "6.1", "quiet"), []predict.Change{unread}, "neither read this file"},
-		"text that was not told":   {grub(t, "6.1", "quiet"), []predict.Change{untold}, "was not told \"never\""},
-		"empty text":               {grub(t, "6.1", "quiet"), []predict.Change{predict.GRUB{Texts: []predict.Substitution{{}}}}, "is empty"},
-		"dbx twice":                {uki, []predict.Change{predict.DBX{Content: []byte{}, Update: []byte{}}}, "give either"},
-		"dbx not at all":           {uki, []predict.Change{predict.DBX{}}, "give either"},
-		"dbx of other bytes":       {uki, []predict.Change{predict.DBX{Content: []byte("these are no lists at all")}}, "is cut"},
-		"dbx update of other ones": {uki, []predict.Change{predict.DBX{Update: hashList("a")[:40]}}, "the update: predict: signature list"},
-		"dbx too large":            {uki, []predict.Change{predict.DBX{Update: make([]byte, predict.MaxDBX+1)}}, "more than the"},
-		"image that dbx forbids":   {uki, []predict.Change{predict.UKI{Image: unified("two", stub252)}, predict.DBX{Update: hashList(string(forbidden))}}, "two: the new dbx forbids this image"},
+		"nothing": {uki, nil, "nothing changes"},
+		"no image": {uki, []predict.Change{predict.UKI{Image: predict.File{Name: "x",
+			Data: []byte("text")}}}, "x: predict: not an EFI image"},
+		"no kernel":       {uki, []predict.Change{predict.UKI{Image: shim}}, "no section .linux"},
+		"no such profile": {uki, []predict.Change{predict.UKI{Image: one, Profile: 2}}, "no profile 2"},
+		"stub of unknown version": {uki, []predict.Change{predict.UKI{Image: unified("x", part{name: ".text",
+			content: []byte("y")})}}, "does not say what version"},
+		"newer stub": {uki, []predict.Change{predict.UKI{Image: unified("x",
+			magic("#### LoaderInfo: systemd-stub 300 ####"))}}, "systemd-stub 300 is not among those"},
+		"older stub": {uki, []predict.Change{predict.UKI{Image: unified("x",
+			magic("#### LoaderInfo: systemd-stub 249 ####"))}}, "systemd-stub 249 is not among those"},
+		"loader that is no image": {uki, []predict.Change{predict.UKI{Loaders: []predict.File{{Name: "l"}},
+			Image: one}}, "l: predict: not an EFI image"},
+		"loaders of unknown kind": {uki, []predict.Change{predict.Linux{Loaders: []predict.File{shim, shim},
+			Kernel: kernel}}, "none of the loaders says"},
+		"GRUB did not run":       {uki, []predict.Change{grubChange()}, "GRUB measured no command"},
+		"file that was not read": {grub(t, "6.1", "quiet"), []predict.Change{unread}, "neither read this file"},
+		"text that was not told": {grub(t, "6.1", "quiet"), []predict.Change{untold}, "was not told \"never\""},
+		"empty text": {grub(t, "6.1", "quiet"),
+			[]predict.Change{predict.GRUB{Texts: []predict.Substitution{{}}}}, "is empty"},
+		"dbx twice": {uki, []predict.Change{predict.DBX{Content: []byte{}, Update: []byte{}}},
+			"give either"},
+		"dbx not at all": {uki, []predict.Change{predict.DBX{}}, "give either"},
+		"dbx of other bytes": {uki, []predict.Change{predict.DBX{Content: []byte("these are no lists at all")}},
+			"is cut"},
+		"dbx update of other ones": {uki, []predict.Change{predict.DBX{Update: hashList("a")[:40]}},
+			"the update: predict: signature list"},
+		"dbx too large": {uki, []predict.Change{predict.DBX{Update: make([]byte, predict.MaxDBX+1)}},
+			"more than the"},
+		"image that dbx forbids": {uki, []predict.Change{predict.UKI{Image: unified("two", stub252)},
+			predict.DBX{Update: hashList(string(forbidden))}}, "two: the new dbx forbids this image"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := base(t, c.before).Predict(c.changes...); err == nil || !strings.Contains(err.Error(), c.says) {
@@ -336,7 +369,8 @@ func TestSetOfAnotherBootIsRefused(t *testing.T) {
 	must(t, err)
 	p, err := base(t, one).Predict(predict.UKI{Image: unified("three", stub252)})
 	must(t, err)
-	if _, _, err := p.Set(captured, "three", nil); err == nil || !strings.Contains(err.Error(), "the set is of another boot") {
+	if _, _, err := p.Set(captured, "three", nil); err == nil || !strings.Contains(err.Error(),
+		"the set is of another boot") {
 		t.Errorf("%v", err)
 	}
 }
@@ -355,12 +389,14 @@ func TestCompareNamesTheFirstDifference(t *testing.T) {
 	if want := []int{4, 9, 11}; !slices.Equal(pcrs, want) {
 		t.Errorf("PCRs %v differ, want %v: %v", pcrs, want, differences)
 	}
-	if s := differences[1].String(); !strings.Contains(s, "PCR 9: event 1: predicted sha256:") || !strings.Contains(s, "command line, by the kernel's stub") {
+	if s := differences[1].String(); !strings.Contains(s, "PCR 9: event 1: predicted sha256:") || !strings.Contains(s,
+		"command line, by the kernel's stub") {
 		t.Errorf("%q", s)
 	}
 }
 
-// The measured boots' files are not there, but their command lines are, and what else is known of them.
+// The measured boots' files are not there, but their command lines are, and what else is known of
+// them.
 func TestCommandLinesOfMeasuredBoots(t *testing.T) {
 	for _, name := range vectors.Boots() {
 		log, err := eventlog.Parse(vectors.Read(t, name, vectors.EventLog))
@@ -385,13 +421,15 @@ func TestCommandLinesOfMeasuredBoots(t *testing.T) {
 }
 
 func imageWith(line string) []byte {
-	return image(stub252, part{name: ".linux", content: kernel.Data}, part{name: ".cmdline", content: []byte(line)}, part{name: ".initrd", content: []byte("x")})
+	return image(stub252, part{name: ".linux", content: kernel.Data}, part{name: ".cmdline", content: []byte(line)},
+		part{name: ".initrd", content: []byte("x")})
 }
 
 func FuzzDBX(f *testing.F) {
 	l := vectors.NewLog(bank)
 	l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.GlobalGUID, "SecureBoot", []byte{0}))
-	l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.DatabaseGUID, "dbx", hashList("old"))).Measure(7, vectors.Separator, []byte{0, 0, 0, 0})
+	l.Measure(7, vectors.Variable, vectors.UEFIVariable(vectors.DatabaseGUID, "dbx", hashList("old"))).Measure(7,
+		vectors.Separator, []byte{0, 0, 0, 0})
 	log, err := eventlog.Parse(l.Raw())
 	if err != nil {
 		f.Fatal(err)
@@ -425,9 +463,11 @@ func recorded(t *testing.T, dir string) predict.Base {
 
 // Of recorded updates the files are not there, but the command line is, and a dbx in the log.
 func TestRecordedUpdatesOfGRUB(t *testing.T) {
-	for before, after := range map[string]string{"loader-boots/grub": "loader-boots/grub-update", "loader-boots/grub-secure-boot": "loader-boots/grub-secure-boot-update"} {
+	for before, after := range map[string]string{"loader-boots/grub": "loader-boots/grub-update",
+		"loader-boots/grub-secure-boot": "loader-boots/grub-secure-boot-update"} {
 		b := recorded(t, before)
-		p, err := b.Predict(predict.GRUB{Texts: []predict.Substitution{{Old: "ima_hash=sha256", New: "ima_hash=sha256 a=b"}}})
+		p, err := b.Predict(predict.GRUB{Texts: []predict.Substitution{{Old: "ima_hash=sha256",
+			New: "ima_hash=sha256 a=b"}}})
 		must(t, err)
 		differences, err := p.Compare(recorded(t, after))
 		must(t, err)

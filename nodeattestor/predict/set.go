@@ -14,18 +14,21 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// Set is a captured set with what the prediction changes: boot loader, kernel, initrd, command line, dbx and the exact values of
-// PCRs. Firmware, other PCRs, conditions, validity and measured files stay. files are digests of measured files ("sha256:hex") that are
-// allowed besides, by path. The set must be of the boot before: each PCR that changes and that it pins has the
-// value there that the boot before leads to. notes say what the set does not pin any more, and why.
-func (p Prediction) Set(captured reference.Set, name string, files map[string][]string) (set reference.Set, notes []string, err error) {
+// Set is a captured set with what the prediction changes: boot loader, kernel, initrd, command
+// line, dbx and the exact values of PCRs. Firmware, other PCRs, conditions, validity and measured
+// files stay. files are digests of measured files ("sha256:hex") that are allowed besides, by path.
+// The set must be of the boot before: each PCR that changes and that it pins has the value there
+// that the boot before leads to. notes say what the set does not pin any more, and why.
+func (p Prediction) Set(captured reference.Set, name string, files map[string][]string) (set reference.Set,
+	notes []string, err error) {
 	var doc map[string]any
 	if err := yaml.Unmarshal(captured.Marshal(), &doc); err != nil {
 		return reference.Set{}, nil, fmt.Errorf("predict: %w", err)
 	}
 	boot, ok := doc["boot"].(map[string]any)
 	if !ok || captured.Bank() != p.Bank {
-		return reference.Set{}, nil, fmt.Errorf("predict: set %s is of bank %s, the prediction of %s", captured.Name(), captured.Bank(), p.Bank)
+		return reference.Set{}, nil, fmt.Errorf("predict: set %s is of bank %s, the prediction of %s",
+			captured.Name(), captured.Bank(), p.Bank)
 	}
 	doc["name"] = name
 	e := &editor{p: p, set: captured.Name(), boot: boot}
@@ -44,7 +47,8 @@ func (p Prediction) Set(captured reference.Set, name string, files map[string][]
 		return reference.Set{}, nil, fmt.Errorf("predict: what can be predicted does not suffice for a set: %w", err)
 	}
 	if !set.PinsKernel() && !set.AllowsUnpinnedKernel() {
-		return reference.Set{}, nil, fmt.Errorf("predict: the set would pin nothing about the kernel, so any kernel would pass")
+		return reference.Set{}, nil,
+			fmt.Errorf("predict: the set would pin nothing about the kernel, so any kernel would pass")
 	}
 	return set, e.notes, nil
 }

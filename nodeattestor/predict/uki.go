@@ -10,21 +10,25 @@ import (
 	"unicode/utf8"
 )
 
-// UKI is a unified kernel image with systemd-stub (UAPI Group, Unified Kernel Image; systemd-stub(7)).
+// UKI is a unified kernel image with systemd-stub (UAPI Group, Unified Kernel Image;
+// systemd-stub(7)).
 type UKI struct {
-	// Loaders are the images that run before it, in the order in which they are started: shim, systemd-boot. None where the
-	// firmware starts it.
+	// Loaders are the images that run before it, in the order in which they are started: shim,
+	// systemd-boot. None where the firmware starts it.
 	Loaders []File
 	Image   File
 	// Profile is the number of the profile that is booted, in an image with several.
 	Profile int
-	// LoadOptions is a command line that the loader or the firmware's boot entry passes to the image, "" for none.
+	// LoadOptions is a command line that the loader or the firmware's boot entry passes to the
+	// image, "" for none.
 	LoadOptions string
-	// Global has what lies in /loader of the boot partition, Own what lies beside the image in NAME.efi.extra.d.
+	// Global has what lies in /loader of the boot partition, Own what lies beside the image in
+	// NAME.efi.extra.d.
 	Global, Own Extras
 }
 
-// Extras are files beside a unified kernel image that systemd-stub adds to it, content by file name.
+// Extras are files beside a unified kernel image that systemd-stub adds to it, content by file
+// name.
 type Extras struct {
 	Addons      map[string][]byte // *.addon.efi
 	Credentials map[string][]byte // *.cred
@@ -32,17 +36,18 @@ type Extras struct {
 	Configs     map[string][]byte // *.confext.raw
 }
 
-// NewestStub is the newest version of systemd-stub whose measurements are known here. What a newer one does differently cannot
-// be told from the file.
+// NewestStub is the newest version of systemd-stub whose measurements are known here. What a newer
+// one does differently cannot be told from the file.
 const NewestStub = 257
 
-// stubSections are the sections that systemd-stub measures into PCR 11, in its order, each with the first version that does so
-// (systemd src/fundamental/uki.h: "PLEASE DO NOT REORDER").
+// stubSections are the sections that systemd-stub measures into PCR 11, in its order, each with the
+// first version that does so (systemd src/fundamental/uki.h: "PLEASE DO NOT REORDER").
 var stubSections = []struct {
 	name  string
 	since int
 }{
-	{".linux", 0}, {".osrel", 0}, {".cmdline", 0}, {".initrd", 0}, {".ucode", 256}, {".splash", 0}, {".dtb", 0}, {".uname", 254}, {".sbat", 254},
+	{".linux", 0}, {".osrel", 0}, {".cmdline", 0}, {".initrd", 0}, {".ucode", 256}, {".splash", 0}, {".dtb", 0},
+	{".uname", 254}, {".sbat", 254},
 	{".pcrpkey", 0}, {".profile", 257}, {".dtbauto", 257}, {".hwids", 257},
 }
 
@@ -73,8 +78,8 @@ func (u unified) text(name string) string {
 	return text
 }
 
-// readUnified finds the sections of a profile: those before the first .profile section, overridden by those of
-// the profile's own. The first of a name counts.
+// readUnified finds the sections of a profile: those before the first .profile section, overridden
+// by those of the profile's own. The first of a name counts.
 func readUnified(f File, profile int) (unified, error) {
 	img, err := ParseImage(f.Data)
 	if err != nil {
@@ -134,9 +139,9 @@ func (k UKI) apply(d *draft) error {
 	return nil
 }
 
-// started predicts PCR 4: the loaders, the image, its add-ons, and the kernel in it where the stub has firmware load that.
-// Since version 252 it bypasses firmware for that where secure boot is on (src/boot/efi/linux.c: install_security_override), and then
-// firmware does not measure it.
+// started predicts PCR 4: the loaders, the image, its add-ons, and the kernel in it where the stub
+// has firmware load that. Since version 252 it bypasses firmware for that where secure boot is on
+// (src/boot/efi/linux.c: install_security_override), and then firmware does not measure it.
 func (k UKI) started(d *draft, u unified) error {
 	var images []event
 	for _, f := range append(slices.Clone(k.Loaders), k.Image) {
@@ -179,7 +184,8 @@ func (k UKI) measured(d *draft, u unified) {
 		if u.version < s.since || !u.has(s.name) || slices.Contains(chosenByHardware, s.name) {
 			continue
 		}
-		d.add(11, d.base.measure(typeIPL, []byte(s.name+"\x00"), "name of section "+s.name), d.base.measure(typeIPL, u.content(s.name), "section "+s.name))
+		d.add(11, d.base.measure(typeIPL, []byte(s.name+"\x00"), "name of section "+s.name), d.base.measure(typeIPL,
+			u.content(s.name), "section "+s.name))
 	}
 	for _, name := range chosenByHardware {
 		if u.has(name) {
@@ -229,9 +235,11 @@ func (k UKI) parameters(d *draft, u unified) settled {
 	for _, e := range []struct {
 		section, file string
 		since         int
-	}{{".pcrsig", "tpm2-pcr-signature.json", 0}, {".pcrpkey", "tpm2-pcr-public-key.pem", 0}, {".osrel", "os-release", 257}, {".profile", "profile", 257}} {
+	}{{".pcrsig", "tpm2-pcr-signature.json", 0}, {".pcrpkey", "tpm2-pcr-public-key.pem", 0}, {".osrel", "os-release",
+		257}, {".profile", "profile", 257}} {
 		if u.has(e.section) && u.version >= e.since {
-			s.initrds = append(s.initrds, target{".extra", 0o555, 0o444}.archive(map[string][]byte{e.file: u.content(e.section)}))
+			s.initrds = append(s.initrds, target{".extra", 0o555,
+				0o444}.archive(map[string][]byte{e.file: u.content(e.section)}))
 		}
 	}
 	s.initrds = append(s.initrds, a.last...)
@@ -252,14 +260,16 @@ func (k UKI) loaderVersion() int {
 	return 0
 }
 
-// added are parts of the initrd that add-ons bring, and their events, which come after those of the sidecars.
+// added are parts of the initrd that add-ons bring, and their events, which come after those of the
+// sidecars.
 type added struct {
 	first, last [][]byte
 	measured    []event
 }
 
-// addons adds what *.addon.efi files say: texts to the command line, and parts of the initrd, which are returned. Global ones come
-// first; of microcode the last one does, because the kernel takes the first that fits.
+// addons adds what *.addon.efi files say: texts to the command line, and parts of the initrd, which
+// are returned. Global ones come first; of microcode the last one does, because the kernel takes
+// the first that fits.
 func (k UKI) addons(d *draft, u unified, s *settled) (out added) {
 	var lines []string
 	var trees, initrds []event
@@ -285,7 +295,8 @@ func (k UKI) addons(d *draft, u unified, s *settled) (out added) {
 				out.last = append(out.last, part)
 			}
 			if part := a.content(".ucode"); u.version >= 257 && part != nil {
-				out.measured = append([]event{d.base.measure(typeEventTag, part, "microcode of "+name)}, out.measured...)
+				out.measured = append([]event{d.base.measure(typeEventTag, part, "microcode of "+name)},
+					out.measured...)
 				out.first = append([][]byte{part}, out.first...)
 			}
 			if a.has(".dtbauto") {
@@ -335,7 +346,8 @@ func (u unified) rejects(addon unified) string {
 	return ""
 }
 
-// sidecars measures credentials and extensions as the archives that the stub makes of them, and returns these.
+// sidecars measures credentials and extensions as the archives that the stub makes of them, and
+// returns these.
 func (k UKI) sidecars(d *draft, u unified) [][]byte {
 	var out [][]byte
 	for _, s := range []struct {

@@ -41,6 +41,7 @@ func Systems() []System {
 		{"qemu", "qemu-system-x86", []string{"qemu-system-x86_64"}},
 		{"ovmf", "ovmf", []string{"/usr/share/OVMF/OVMF_CODE_4M.fd"}},
 		{"systemd-stub", "systemd-boot-efi", []string{"/usr/lib/systemd/boot/efi/linuxx64.efi.stub"}},
+		{"systemd-boot", "systemd-boot-efi", []string{"/usr/lib/systemd/boot/efi/systemd-bootx64.efi"}},
 		{"busybox", "busybox-static", []string{"busybox"}},
 		{"mtools", "mtools", []string{"mtools"}},
 		{"objcopy", "binutils", []string{"objcopy"}},

@@ -14,11 +14,11 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-// drivers are the modules that the guest loads: disks and network. TPM and IMA are built into Debian's kernel.
-var drivers = []string{"virtio_pci", "virtio_blk", "virtio_net"}
+// drivers are the modules that the guest loads: disks, network, and the boot partition's file system. TPM and IMA are built into Debian's kernel.
+var drivers = []string{"virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii"}
 
 // applets are busybox's names that init.sh uses.
-var applets = []string{"sh", "mount", "insmod", "ip", "mkdir", "tar", "cat", "sleep", "rm", "sync", "echo"}
+var applets = []string{"sh", "mount", "insmod", "ip", "mkdir", "tar", "cat", "sleep", "rm", "sync", "echo", "chown"}
 
 // file is an entry of an initrd.
 type file struct {

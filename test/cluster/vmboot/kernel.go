@@ -33,21 +33,28 @@ type kernel struct {
 
 // findKernel downloads and unpacks the kernel once.
 func findKernel(ctx context.Context, log io.Writer) (*kernel, error) {
-	cache, err := parts.CacheDir()
-	if err != nil {
-		return nil, err
-	}
 	name, err := kernelName(ctx)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(cache, name)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if err := unpack(ctx, log, name, dir); err != nil {
-			return nil, err
-		}
+	dir, err := unpacked(ctx, log, name)
+	if err != nil {
+		return nil, err
 	}
 	return readKernel(dir)
+}
+
+// unpacked is the folder of a package's files, which is downloaded once and installed nowhere.
+func unpacked(ctx context.Context, log io.Writer, name string) (string, error) {
+	cache, err := parts.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, name)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return dir, unpack(ctx, log, name, dir)
+	}
+	return dir, nil
 }
 
 var dependsOnImage = regexp.MustCompile(`(?m)^\s*Depends: (linux-image-\S+-cloud-amd64)$`)
@@ -105,10 +112,10 @@ func download(ctx context.Context, dir, name string) error {
 		return nil
 	}
 	if _, updateErr := tool(ctx, dir, "apt-get", "update", "-qq"); updateErr != nil {
-		return fmt.Errorf("%w: the kernel cannot be downloaded: %w", ErrUnavailable, errors.Join(err, updateErr))
+		return fmt.Errorf("%w: %s cannot be downloaded: %w", ErrUnavailable, name, errors.Join(err, updateErr))
 	}
 	if _, err := tool(ctx, dir, "apt-get", "download", "-qq", name); err != nil {
-		return fmt.Errorf("%w: the kernel cannot be downloaded: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %s cannot be downloaded: %w", ErrUnavailable, name, err)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/keelson-project/keelson/test/parts"
 )
@@ -24,26 +24,32 @@ const DefaultCommandLine = "console=ttyS0 quiet panic=-1 rootfstype=ramfs ima_po
 // Where the tests' own guest program, and the attestor plugin, are built from.
 const (
 	collectCommand = "test/cluster/vmboot/collect"
+	podCommand     = "test/cluster/vmboot/pod"
 	pluginCommand  = "cmd/keelson-nodeattestor-agent"
 )
 
 // Kit is what images and machines are made of. Gather makes one.
 type Kit struct {
-	system   map[string]string // paths of programs and firmware
-	programs string            // the disk that holds the guest's
-	kernel   *kernel
-	base     []byte // initrd
+	system map[string]string // paths of programs and firmware
+	dir    string            // for what machines share
+	log    io.Writer
+	kernel *kernel
+	base   []byte // initrd
+	shim   string // folder of Debian's package
+	grub   string // the same
 }
 
 // Gather finds, installs or builds everything: QEMU, firmware, stub, kernel, SPIRE's agent, the attestor plugin. The error is
 // ErrUnavailable where this machine cannot have it. dir is for what machines share.
 func Gather(ctx context.Context, log io.Writer, dir string) (*Kit, error) {
 	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
-		return nil, fmt.Errorf("%w: the guest is linux/amd64, and runs programs of this machine, which is %s/%s", ErrUnavailable, runtime.GOOS, runtime.GOARCH)
+		return nil, fmt.Errorf("%w: the guest is linux/amd64, and runs programs of this machine, which is %s/%s",
+			ErrUnavailable, runtime.GOOS, runtime.GOARCH)
 	}
-	k := &Kit{}
+	k := &Kit{dir: dir, log: log}
 	var err error
-	k.system, err = parts.EnsureSystem(ctx, log, "qemu", "ovmf", "systemd-stub", "swtpm", "swtpm_setup", "busybox", "mtools", "objcopy")
+	k.system, err = parts.EnsureSystem(ctx, log, "qemu", "ovmf", "systemd-stub", "systemd-boot", "swtpm",
+		"swtpm_setup", "busybox", "mtools", "objcopy")
 	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	} else if err != nil {
@@ -58,41 +64,127 @@ func Gather(ctx context.Context, log io.Writer, dir string) (*Kit, error) {
 	if k.base, err = k.initrd(); err != nil {
 		return nil, err
 	}
-	k.programs = filepath.Join(dir, "programs.img")
-	return k, k.writePrograms(ctx, log, dir)
+	if k.shim, err = unpacked(ctx, log, "shim-signed"); err != nil {
+		return nil, err
+	}
+	if k.grub, err = unpacked(ctx, log, "grub-efi-amd64-signed"); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
-// writePrograms makes the guest's second disk: a tar archive of what it runs.
-func (k *Kit) writePrograms(ctx context.Context, log io.Writer, dir string) error {
-	spire, err := parts.Ensure(ctx, log, "spire-agent")
-	if err != nil {
-		return err
-	}
-	own, err := parts.Commands(ctx, log, collectCommand, pluginCommand)
-	if err != nil {
-		return err
+// guestPrograms is the guest's folder of its programs.
+const guestPrograms = "opt/keelson/"
+
+// programs is the guest's second disk: a tar archive of what it runs, by path in the guest. Disks of one name are the same ones.
+// changed, if it is not nil, may change a program once it is stripped.
+func (k *Kit) programs(ctx context.Context, name string, paths map[string]string, changed func(path string,
+	program []byte)) (string, error) {
+	disk := filepath.Join(k.dir, name)
+	if _, err := os.Stat(disk); err == nil {
+		return disk, nil
 	}
 	files := map[string][]byte{}
-	for name, path := range map[string]string{
-		"spire-agent": spire["spire-agent"], filepath.Base(pluginCommand): own[pluginCommand], filepath.Base(collectCommand): own[collectCommand],
-	} {
+	for at, path := range paths {
 		// Without what only debuggers read, which is half of it: the guest's kernel hashes it all.
-		out := filepath.Join(dir, "stripped")
-		if _, err := tool(ctx, dir, k.system["objcopy"], "--strip-all", path, out); err != nil {
-			return err
+		out := filepath.Join(k.dir, "stripped")
+		if _, err := tool(ctx, k.dir, k.system["objcopy"], "--strip-all", path, out); err != nil {
+			return "", err
 		}
-		if files[name], err = os.ReadFile(out); err != nil {
-			return fmt.Errorf("vmboot: %w", err)
+		var err error
+		if files[at], err = os.ReadFile(out); err != nil {
+			return "", fmt.Errorf("vmboot: %w", err)
+		}
+		if changed != nil {
+			changed(at, files[at])
 		}
 	}
-	disk, err := tarOf(0o755, files)
+	content, err := tarOf(0o755, files)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := os.WriteFile(k.programs, disk, 0o600); err != nil {
-		return fmt.Errorf("vmboot: %w", err)
+	if err := os.WriteFile(disk, content, 0o600); err != nil {
+		return "", fmt.Errorf("vmboot: %w", err)
 	}
-	return nil
+	return disk, nil
+}
+
+// agentPrograms has SPIRE's agent, the plugin, and what writes evidence.
+func (k *Kit) agentPrograms(ctx context.Context) (string, error) {
+	spire, err := parts.Ensure(ctx, k.log, "spire-agent")
+	if err != nil {
+		return "", err
+	}
+	own, err := parts.Commands(ctx, k.log, collectCommand, pluginCommand)
+	if err != nil {
+		return "", err
+	}
+	return k.programs(ctx, "programs.img", map[string]string{
+		guestPrograms + "spire-agent":                 spire["spire-agent"],
+		guestPrograms + filepath.Base(pluginCommand):  own[pluginCommand],
+		guestPrograms + filepath.Base(collectCommand): own[collectCommand],
+	}, nil)
+}
+
+// collectPrograms has only what writes evidence.
+func (k *Kit) collectPrograms(ctx context.Context) (string, error) {
+	own, err := parts.Commands(ctx, k.log, collectCommand)
+	if err != nil {
+		return "", err
+	}
+	return k.programs(ctx, "collect.img",
+		map[string]string{guestPrograms + filepath.Base(collectCommand): own[collectCommand]}, nil)
+}
+
+// NodePrograms makes the disk of a guest that runs what a node of a cluster runs: containerd and its shim, runc, kubelet, and the
+// program of package pod, which is not measured as long as nobody runs it. In runc, byte i of the last ones is inverted where change
+// is i; 0 changes nothing.
+func (k *Kit) NodePrograms(ctx context.Context, name string, change int) (string, error) {
+	built, err := parts.Ensure(ctx, k.log, "containerd", "containerd-shim-runc-v2", "kubelet")
+	if err != nil {
+		return "", err
+	}
+	system, err := parts.EnsureSystem(ctx, k.log, "runc")
+	if err != nil {
+		return "", err
+	}
+	own, err := parts.Commands(ctx, k.log, collectCommand, podCommand)
+	if err != nil {
+		return "", err
+	}
+	paths := map[string]string{
+		"usr/bin/containerd":              built["containerd"],
+		"usr/bin/containerd-shim-runc-v2": built["containerd-shim-runc-v2"], "usr/bin/kubelet": built["kubelet"],
+		"usr/sbin/runc": system["runc"], guestPrograms + "collect": own[collectCommand],
+		"var/lib/containers/pod/pod": own[podCommand],
+	}
+	libraries, err := libraries(ctx, system["runc"])
+	if err != nil {
+		return "", err
+	}
+	for _, path := range libraries {
+		paths[strings.TrimPrefix(path, "/")] = path
+	}
+	return k.programs(ctx, name, paths, func(path string, program []byte) {
+		if path == "usr/sbin/runc" && change > 0 {
+			program[len(program)-change] ^= 0xFF
+		}
+	})
+}
+
+// libraries are the shared libraries of a program, and its loader, by their paths.
+func libraries(ctx context.Context, path string) ([]string, error) {
+	out, err := tool(ctx, "", "ldd", path)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, word := range strings.Fields(string(out)) {
+		if strings.HasPrefix(word, "/") {
+			found = append(found, word)
+		}
+	}
+	return found, nil
 }
 
 // tarOf is a disk for the guest, which reads it without a file system.
@@ -125,86 +217,4 @@ func static(path string) error {
 		}
 	}
 	return errors.Join(err, f.Close())
-}
-
-// Changes are what differs from the golden image; the zero value is the golden image.
-type Changes struct {
-	// CommandLine is added to DefaultCommandLine.
-	CommandLine string
-	// Files are added to the initrd: content by path ("etc/motd").
-	Files map[string]string
-	// Kernel is appended to the kernel's file. The kernel boots all the same: an EFI image's sections say what is loaded.
-	Kernel []byte
-}
-
-// Image is a disk that firmware boots from: an EFI system partition with a unified kernel image.
-type Image struct {
-	// KernelSHA256 and InitrdSHA256 are the files' digests, which stub and kernel measure.
-	KernelSHA256, InitrdSHA256 [sha256.Size]byte
-
-	path string
-}
-
-// Build makes an image in dir.
-func (k *Kit) Build(ctx context.Context, dir string, c Changes) (*Image, error) {
-	sections := map[string][]byte{
-		"osrel": []byte("ID=keelson-test\nNAME=\"Keelson test guest\"\n"), "cmdline": []byte(DefaultCommandLine),
-		"linux": append(k.kernel.image[:len(k.kernel.image):len(k.kernel.image)], c.Kernel...), "initrd": k.base,
-	}
-	if c.CommandLine != "" {
-		sections["cmdline"] = []byte(DefaultCommandLine + " " + c.CommandLine)
-	}
-	if len(c.Files) > 0 {
-		more := map[string]file{}
-		for name, content := range c.Files {
-			more[name] = file{mode: modeFile, content: []byte(content)}
-		}
-		// The kernel unpacks one archive after the other.
-		sections["initrd"] = append(k.base[:len(k.base):len(k.base)], archive(more)...)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("vmboot: image: %w", err)
-	}
-	// Where systemd-stub's documentation puts the sections (systemd 252, systemd-stub(7)).
-	args := []string{}
-	for _, s := range [][2]string{{"osrel", "0x20000"}, {"cmdline", "0x30000"}, {"linux", "0x2000000"}, {"initrd", "0x3000000"}} {
-		name, address := s[0], s[1]
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, sections[name], 0o600); err != nil {
-			return nil, fmt.Errorf("vmboot: image: %w", err)
-		}
-		args = append(args, "--add-section", "."+name+"="+path, "--change-section-vma", "."+name+"="+address)
-	}
-	unified := filepath.Join(dir, "unified.efi")
-	if _, err := tool(ctx, dir, k.system["objcopy"], append(args, k.system["systemd-stub"], unified)...); err != nil {
-		return nil, err
-	}
-	disk, err := k.partition(ctx, dir, unified)
-	return &Image{sha256.Sum256(sections["linux"]), sha256.Sum256(sections["initrd"]), disk}, err
-}
-
-// partition puts the unified kernel image where firmware looks for the first thing to start.
-func (k *Kit) partition(ctx context.Context, dir, unified string) (string, error) {
-	info, err := os.Stat(unified)
-	if err != nil {
-		return "", fmt.Errorf("vmboot: image: %w", err)
-	}
-	disk := filepath.Join(dir, "boot.img")
-	if err := os.WriteFile(disk, nil, 0o600); err != nil {
-		return "", fmt.Errorf("vmboot: image: %w", err)
-	}
-	const room = 32 << 20 // for the file system's own
-	if err := os.Truncate(disk, (info.Size()+room)&^(1<<20-1)); err != nil {
-		return "", fmt.Errorf("vmboot: image: %w", err)
-	}
-	for _, args := range [][]string{
-		{"mformat", "-i", disk, "::"},
-		{"mmd", "-i", disk, "::/EFI", "::/EFI/BOOT"},
-		{"mcopy", "-i", disk, unified, "::/EFI/BOOT/BOOTX64.EFI"},
-	} {
-		if _, err := tool(ctx, dir, k.system["mtools"], append([]string{"-c"}, args...)...); err != nil {
-			return "", err
-		}
-	}
-	return disk, nil
 }

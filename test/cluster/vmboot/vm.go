@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,11 +31,17 @@ type VMOptions struct {
 	Dir   string
 	Image *Image
 	TPM   *TPM
-	// Server is where its agent attests, in TrustDomain.
+	// Server is where its agent attests, in TrustDomain. Without one, no agent runs: the guest writes its evidence and is done.
 	Server      *cluster.SpireServer
 	TrustDomain string
 	// Tag is the machine's signed asset tag; nil is none.
 	Tag []byte
+	// Node has a guest without a server run what a node runs (NodePrograms made the disk), "" for none. Pod has a process without
+	// rights do its worst afterwards.
+	Node string
+	Pod  bool
+	// SecureBoot has firmware enforce it, with Microsoft's keys, by which Debian's shim is signed.
+	SecureBoot bool
 	// Golden has the guest write its evidence once its agent has run; see [VM.Evidence].
 	Golden bool
 }
@@ -59,11 +64,22 @@ func (k *Kit) Start(ctx context.Context, g *cluster.Group, o VMOptions) (*VM, er
 		return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)
 	}
 	vm := &VM{Console: filepath.Join(o.Dir, "console.log"), evidence: filepath.Join(o.Dir, "evidence.img")}
-	variables, err := os.ReadFile(strings.Replace(k.system["ovmf"], "CODE", "VARS", 1))
+	variables, err := os.ReadFile(strings.Replace(k.firmware(o), "CODE", "VARS", 1))
 	if err != nil {
 		return nil, fmt.Errorf("vmboot: firmware: %w", err)
 	}
 	config, err := o.configDisk()
+	if err != nil {
+		return nil, err
+	}
+	programs := k.collectPrograms
+	if o.Server != nil {
+		programs = k.agentPrograms
+	}
+	disk := o.Node
+	if disk == "" {
+		disk, err = programs(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +101,7 @@ func (k *Kit) Start(ctx context.Context, g *cluster.Group, o VMOptions) (*VM, er
 	if err := vm.swtpm.Until(ready, func(context.Context) error { _, err := os.Stat(socket); return err }); err != nil {
 		return nil, err
 	}
-	vm.Process, err = g.Start(cluster.Command{Name: "qemu-" + o.Name, Path: k.system["qemu"], Args: k.arguments(o, socket)})
+	vm.Process, err = g.Start(cluster.Command{Name: "qemu-" + o.Name, Path: k.system["qemu"], Args: k.arguments(o, disk, socket)})
 	if err != nil {
 		vm.swtpm.Stop(time.Second)
 		return nil, err
@@ -93,22 +109,40 @@ func (k *Kit) Start(ctx context.Context, g *cluster.Group, o VMOptions) (*VM, er
 	return vm, nil
 }
 
+// firmware is the file of the firmware's code; that of its variables is beside it.
+func (k *Kit) firmware(o VMOptions) string {
+	if o.SecureBoot {
+		return strings.Replace(k.system["ovmf"], ".fd", ".ms.fd", 1)
+	}
+	return k.system["ovmf"]
+}
+
 // arguments describe the machine. All but the disks' and sockets' paths is the same for every machine: RAM, processors and
 // firmware settings are measured into PCR 0 and 1.
-func (k *Kit) arguments(o VMOptions, tpmSocket string) []string {
-	server := net.JoinHostPort(o.Server.Host, fmt.Sprint(o.Server.Port))
-	host, port, _ := net.SplitHostPort(server) // joined just now
-	args := []string{
-		"-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", "1", "-m", "512",
-		"-display", "none", "-nodefaults", "-no-reboot",
-		"-chardev", "file,id=console,path=" + filepath.Join(o.Dir, "console.log"), "-serial", "chardev:console",
-		"-drive", "if=pflash,format=raw,readonly=on,file=" + k.system["ovmf"],
-		"-drive", "if=pflash,format=raw,file=" + filepath.Join(o.Dir, "vars.fd"),
-		"-chardev", "socket,id=tpm,path=" + tpmSocket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0",
-		"-netdev", fmt.Sprintf("user,id=net,restrict=on,guestfwd=tcp:%s:%d-cmd:%s nc %s %s", serverAddress, serverPort, k.system["busybox"], host, port),
-		"-device", "virtio-net-pci,netdev=net,romfile=",
+func (k *Kit) arguments(o VMOptions, programs, tpmSocket string) []string {
+	forward := ""
+	if o.Server != nil {
+		forward = fmt.Sprintf(",guestfwd=tcp:%s:%d-cmd:%s nc %s %d", serverAddress, serverPort, k.system["busybox"], o.Server.Host, o.Server.Port)
 	}
-	disks := []string{o.Image.path, k.programs, filepath.Join(o.Dir, "config.img"), filepath.Join(o.Dir, "evidence.img")}
+	machine := []string{"-machine", "q35"}
+	if o.SecureBoot {
+		machine = []string{"-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"}
+	}
+	memory := "512"
+	if o.Node != "" {
+		memory = "1536"
+	}
+	args := append(machine,
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", memory,
+		"-display", "none", "-nodefaults", "-no-reboot",
+		"-chardev", "file,id=console,path="+filepath.Join(o.Dir, "console.log"), "-serial", "chardev:console",
+		"-drive", "if=pflash,format=raw,readonly=on,file="+k.firmware(o),
+		"-drive", "if=pflash,format=raw,file="+filepath.Join(o.Dir, "vars.fd"),
+		"-chardev", "socket,id=tpm,path="+tpmSocket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis,tpmdev=tpm0",
+		"-netdev", "user,id=net,restrict=on"+forward,
+		"-device", "virtio-net-pci,netdev=net,romfile=",
+	)
+	disks := []string{o.Image.path, programs, filepath.Join(o.Dir, "config.img"), filepath.Join(o.Dir, "evidence.img")}
 	for i, disk := range disks { // vda, vdb, vdc, vdd
 		readonly, boot := "on", ""
 		switch i {
@@ -126,6 +160,16 @@ func (k *Kit) arguments(o VMOptions, tpmSocket string) []string {
 
 // configDisk is what differs from run to run, and is not measured: data only, no programs.
 func (o VMOptions) configDisk() ([]byte, error) {
+	if o.Server == nil {
+		files := map[string][]byte{"collect": nil}
+		if o.Node != "" {
+			files["node"] = nil
+		}
+		if o.Pod {
+			files["pod"] = nil
+		}
+		return tarOf(0o600, files)
+	}
 	bundle, err := os.ReadFile(o.Server.Bundle)
 	if err != nil {
 		return nil, fmt.Errorf("vmboot: %s: %w", o.Name, err)

@@ -59,6 +59,10 @@ func TestAVirtualMachineProvesItsBoot(t *testing.T) {
 			t.Parallel()
 			r.trusted(ctx, t, fra, good)
 		})
+		t.Run("an update is trusted at its first boot by a set that was predicted from its files", func(t *testing.T) {
+			t.Parallel()
+			r.updated(ctx, t)
+		})
 		for name, c := range tampered() {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -315,6 +319,25 @@ func (r *rig) trusted(ctx context.Context, t *testing.T, m machine, image *vmboo
 	}
 	if r.agent(ctx, t, m) == "" {
 		t.Error("the server has no agent of that TPM")
+	}
+}
+
+// updated does what an operator does with an update of kernel, initrd and command line: the set comes first, then the reboot.
+func (r *rig) updated(ctx context.Context, t *testing.T) {
+	image := r.build(ctx, t, "update", vmboot.Changes{
+		Kernel: []byte{'2'}, CommandLine: "updated=1", Files: map[string]string{"etc/release": "2\n"},
+	})
+	out, err := exec.CommandContext(ctx, r.keelson, "reference", "predict", "--dir", r.path("prod"), "--set", r.path("references", "prod.yaml"),
+		"--name", "prod-2", "-o", r.path("prod-2.yaml"), "--uki", image.Unified).CombinedOutput()
+	if err != nil {
+		t.Fatalf("keelson reference predict: %v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+	must(t, os.Rename(r.path("prod-2.yaml"), r.path("references", "prod-2.yaml")))
+	m := r.machine(ctx, t, "update-1")
+	vm := r.boot(ctx, t, m, "update-1", image, false)
+	if got := r.verdict(ctx, t, vm, m); got.Outcome != audit.Trusted || got.Reference != "prod-2" {
+		t.Errorf("the server's verdict: %+v", got)
 	}
 }
 

@@ -1,0 +1,107 @@
+package vmboot_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keelson-project/keelson/nodeattestor/appraise"
+	"github.com/keelson-project/keelson/nodeattestor/ima"
+	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+	"github.com/keelson-project/keelson/nodeattestor/reference"
+	"github.com/keelson-project/keelson/test/cluster/vmboot"
+)
+
+// podRules are what an operator adds to a captured set of a node whose pods' files do not matter.
+const podRules = "  ignoreDirectories: [/var/lib/containers]\n  bareNames: allow\n"
+
+// On a node with the policy that the project ships, the kernel measures containerd, runc and
+// kubelet. A process of a pod, without rights, cannot make the node untrusted where the set says
+// that pods' files do not matter. One byte of runc can.
+func TestWhatANodeRunsIsMeasured(t *testing.T) {
+	if testing.Short() {
+		t.Skip("boots virtual machines in emulation, which -short leaves out")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(),
+		40*time.Minute) // containerd and kubelet are built first where they are not there
+	defer cancel()
+	p := newPredictor(ctx, t)
+	policy := read(t, "../../../examples/ima-policy/ima-policy")
+	image := p.build(ctx, t, "node", vmboot.Changes{
+		Files:     map[string]string{"etc/ima/ima-policy": string(policy.Data)},
+		Partition: map[string][]byte{"pod/direct.bin": bytes.Repeat([]byte("x"), 8192)},
+	})
+	var err error
+	p.node, err = p.kit.NodePrograms(ctx, "node.img", 0)
+	must(t, err)
+	golden := p.boot(ctx, t, "node", image)
+	strict := golden.captured(t)
+	captured := string(strict.Marshal())
+	for _, path := range []string{"/etc/ima/ima-policy", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2",
+		"/usr/sbin/runc", "/usr/bin/kubelet"} {
+		if !strings.Contains(captured, "\n    "+path+":\n") {
+			t.Errorf("%s was not measured; the set of the node:\n%s", path, captured)
+		}
+	}
+	set, err := reference.ParseSet([]byte(strings.Replace(captured, "\n  violations:", "\n"+podRules+"  violations:",
+		1)))
+	must(t, err)
+
+	t.Run("a process of a pod does its worst", func(t *testing.T) {
+		p.pod = true
+		defer func() { p.pod = false }()
+		b := p.boot(ctx, t, "pod", image)
+		p.says(t, "pod", "vmboot: pod ran")
+		if refusals := appraised(t, b, set); len(refusals) > 0 {
+			t.Errorf("the node is untrusted by its pod: %v", refusals)
+		}
+		// It does have an effect: a set without these rules refuses each of its files.
+		var got []string
+		for _, r := range appraised(t, b, strict) {
+			got = append(got, r.Reason)
+		}
+		all := strings.Join(got, "\n")
+		for _, want := range []string{
+			"file /var/lib/containers/pod/pod has digest",
+			"file /var/lib/containers/pod/boot/pod/direct.bin has unknown content",
+			"boot_aggregate", "file /var/lib/containers/pod/work/unknown has digest", "memfd:pod",
+		} {
+			if !strings.Contains(all, want) {
+				t.Errorf("no refusal says %q:\n%s", want, all)
+			}
+		}
+	})
+	t.Run("one byte of runc is changed", func(t *testing.T) {
+		p.node, err = p.kit.NodePrograms(ctx, "node-runc.img", 1)
+		must(t, err)
+		refusals := appraised(t, p.boot(ctx, t, "runc", image), set)
+		if len(refusals) != 1 || refusals[0].Check != "ima.file" || !strings.HasPrefix(refusals[0].Reason,
+			"file /usr/sbin/runc has digest sha256:") {
+			t.Errorf("%v", refusals)
+		}
+		p.says(t, "runc", "vmboot: node runs")
+	})
+}
+
+// says demands that a machine's console has a text.
+func (p *predictor) says(t *testing.T, name, text string) {
+	t.Helper()
+	console, err := os.ReadFile(filepath.Join(p.dir, "vm-"+name, "console.log"))
+	must(t, err)
+	if !strings.Contains(string(console), text) {
+		t.Errorf("the console of %s does not say %q:\n%s", name, text, console[max(0, len(console)-3000):])
+	}
+}
+
+// appraised is why a set refuses a boot.
+func appraised(t *testing.T, b booted, set reference.Set) nodeclaim.Refusals {
+	t.Helper()
+	sets, err := reference.NewSets(set)
+	must(t, err)
+	_, _, refusals := appraise.Offline(b.bundle, []byte("golden"), sets, ima.Options{}, time.Now())
+	return refusals
+}
