@@ -120,16 +120,20 @@ func (f *figures) converge(ctx context.Context) error {
 	if f.grown.After(f.started) { // policy-sync has worked all the while
 		what, begun, limit = "last pod made to converged", f.grown, 0
 	}
+	have := 0
+	err := f.poll(ctx, 20*time.Minute, time.Second, "all pods are attested", func() (bool, error) {
+		var err error
+		if have, err = f.attested(ctx); err == nil && have < f.size.pods {
+			err = fmt.Errorf("%d of %d pods are attested", have, f.size.pods)
+		}
+		return have == f.size.pods, err
+	})
+	if err != nil {
+		return err
+	}
 	last, err := f.quiet(ctx, 5*time.Second)
 	if err != nil {
 		return err
-	}
-	have, err := f.attested(ctx)
-	if err != nil {
-		return err
-	}
-	if have != f.size.pods {
-		return fmt.Errorf("%d of %d pods are attested", have, f.size.pods)
 	}
 	done, failed, err := f.operations(ctx)
 	if err != nil {
