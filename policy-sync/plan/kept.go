@@ -82,10 +82,10 @@ func (k *kept) facts(o *unstructured.Unstructured) *facts {
 	return f
 }
 
-// sweep forgets objects that were not looked at lately.
-func (k *kept) sweep() {
-	const every = 64
-	if k.round%every != 0 {
+// sweep forgets objects that were not looked at lately, once they are more than those that were.
+func (k *kept) sweep(looked int) {
+	const few = 1000
+	if len(k.objects) <= 2*looked+few {
 		return
 	}
 	for o, f := range k.objects {

@@ -87,7 +87,7 @@ func (r *Renderer) Decide(s snapshot.Snapshot, g trustgraph.Graph) (Result, erro
 	var same bool
 	out.groups, same = r.kept.groupsOf(out.Intents)
 	out.Plan, err = r.diff(s, g, out, out.groups, same, missing)
-	r.kept.sweep()
+	r.kept.sweep(len(s.Objects) + len(out.Objects))
 	return out, err
 }
 

@@ -16,8 +16,9 @@ const (
 	// Remember is how long an attested pod is remembered at least after it was last seen attested, and hardly longer (grain). A machine that takes its pods out of
 	// the API has to wait as long before it fails an attestation, and is attested many times meanwhile.
 	Remember = time.Hour
-	// maxRemembered bounds the pods, and maxAddresses the addresses of each; the newest are kept.
-	maxRemembered = 100_000
+	// maxRemembered bounds the pods, and maxAddresses the addresses of each; the newest are kept. A cluster of 100,000 pods may
+	// replace all of them within an hour, and half of them again.
+	maxRemembered = 250_000
 	maxAddresses  = 16
 	// grain is how exact it is known when a pod was last attested: what is remembered of a pod changes no more often than that.
 	grain = 5 * time.Minute
@@ -47,10 +48,11 @@ func (b *builder) remember() {
 
 // boundMemory keeps the newest of what is remembered in all namespaces together.
 func boundMemory(m snapshot.Memory) snapshot.Memory {
-	surplus := m.Count() - maxRemembered
-	if surplus <= 0 {
+	count := m.Count()
+	if count <= maxRemembered {
 		return m
 	}
+	surplus := count - maxRemembered*9/10 // a list that is cut is judged anew, so that is done seldom
 	all := m.All()
 	slices.SortFunc(all, func(x, y snapshot.Attested) int { return cmp.Or(x.At.Compare(y.At), cmp.Compare(x.UID, y.UID)) })
 	return snapshot.NewMemory(all[surplus:])
