@@ -13,6 +13,7 @@ import (
 
 	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"
 )
 
@@ -51,7 +52,7 @@ func (m *machine) start(ctx context.Context, number int, podName, uid, image str
 		Mounts:   []*criv1.Mount{lastWords},
 		Metadata: &criv1.ContainerMetadata{Name: "main"}, Image: &criv1.ImageSpec{Image: image},
 		Labels: map[string]string{"io.kubernetes.container.name": "main"},
-		Linux:  &criv1.LinuxContainerConfig{SecurityContext: &criv1.LinuxContainerSecurityContext{Privileged: privileged, NamespaceOptions: options}},
+		Linux:  &criv1.LinuxContainerConfig{SecurityContext: node.Confine(privileged, options)},
 	}
 	for k, v := range labels {
 		container.Labels[k] = v

@@ -113,14 +113,16 @@ func TestRealContainerd(t *testing.T) {
 // ordinary lists what every unprivileged container of node fra-1 has.
 func ordinary(namespace, pod, uid, manifest, config string) []string {
 	return []string{
-		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false", "image-config:" + config, "image-manifest:" + manifest,
-		"node:fra-1", "ns:" + namespace, "pod-name:" + pod, "pod-uid:" + uid, "privileged:false", "runtime:restricted",
+		"apparmor:unconfined", "capability:none", "container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
+		"image-config:" + config, "image-manifest:" + manifest, "no-new-privileges:true", "node:fra-1", "ns:" + namespace, "pod-name:" + pod,
+		"pod-uid:" + uid, "privileged:false", "read-only-root:true", "runtime:baseline", "runtime:restricted", "sandbox:runc",
+		"seccomp:confined", "seccomp:runtime-default", "user:65532", "user-namespace:false",
 	}
 }
 
 // withoutSpec leaves out what needs the API's word on the pod.
 func withoutSpec(selectors []string) []string {
-	return slices.DeleteFunc(selectors, func(s string) bool { return s == "host-path:false" || s == "runtime:restricted" })
+	return slices.DeleteFunc(selectors, func(s string) bool { return s == "host-path:false" || strings.HasPrefix(s, "runtime:") })
 }
 
 func node2(selectors []string) []string {
@@ -245,7 +247,9 @@ func (m *machine) startAPI() {
 			_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
 			return
 		}
-		_, _ = fmt.Fprintf(w, `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":%q,"uid":%q},"spec":{"nodeName":"fra-1","serviceAccountName":%q}}`,
+		_, _ = fmt.Fprintf(w, `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":%q,"uid":%q},"spec":{"nodeName":"fra-1","serviceAccountName":%q,
+			"containers":[{"name":"main","securityContext":{"allowPrivilegeEscalation":false,"runAsNonRoot":true,"capabilities":{"drop":["ALL"]},
+			"seccompProfile":{"type":"RuntimeDefault"}}}]}}`,
 			pod, pods[pod], pod+"-account")
 	}))
 	m.t.Cleanup(server.Close)

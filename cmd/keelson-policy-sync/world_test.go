@@ -21,6 +21,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/policy-sync/snapshot/snapshottest"
 	"github.com/keelson-project/keelson/policy-sync/spireapi"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
@@ -245,7 +246,7 @@ func (w *world) pod(namespace, name, sa, nodeName, ip string) *corev1.Pod {
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
 		Spec: corev1.PodSpec{NodeName: nodeName, ServiceAccountName: sa,
-			Containers: []corev1.Container{{Name: "main", Image: "registry.test/payments/api:1"}}},
+			Containers: []corev1.Container{{Name: "main", Image: "registry.test/payments/api:1", SecurityContext: snapshottest.Hardened()}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
 			ContainerStatuses: []corev1.ContainerStatus{{Name: "main", Image: "registry.test/payments/api:1", ImageID: w.imageID, Ready: true}}},
 	}

@@ -24,7 +24,7 @@ func RBAC(namespace, serviceAccount string) []runtime.Object {
 	named := metav1.ObjectMeta{Name: roleName}
 	local := metav1.ObjectMeta{Namespace: namespace, Name: roleName}
 	rules := []rbacv1.PolicyRule{
-		rule("", read, "namespaces"),
+		rule("", read, "namespaces", "persistentvolumeclaims", "persistentvolumes"),
 		rule("", append([]string{"patch"}, read...), "nodes", "pods"),
 		rule(v1alpha1.Group, read, "nodetrusts", "trustpolicies"),
 		rule(v1alpha1.Group, []string{"get", "update", "patch"}, "trustpolicies/status"),

@@ -55,6 +55,9 @@ func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
 	}
 	out.Objects = append(out.Objects, s.unlabelled(ctx, out.Objects)...)
 	out.ServiceCIDRs = serviceCIDRs(services.Items)
+	if err := s.readVolumes(ctx, &out); err != nil {
+		return snapshot.Snapshot{}, err
+	}
 	if s.config.Istio {
 		mesh, err := s.meshConfig(ctx)
 		if err != nil {

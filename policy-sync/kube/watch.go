@@ -30,6 +30,7 @@ func CacheOptions(config snapshot.Config) cache.Options {
 	if config.Istio {
 		out.ByObject[object(meshConfigKind)] = meshConfigCache(config)
 	}
+	volumeCache(&out)
 	return out
 }
 
@@ -46,6 +47,7 @@ func object(k snapshot.Kind) *unstructured.Unstructured {
 func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func(), caught *panics.Recorder) error {
 	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{},
 		&networkingv1.ServiceCIDR{}}
+	objects = append(objects, volumeObjects()...)
 	kinds := snapshot.Kinds(config)
 	if config.Calico {
 		kinds = append(kinds, blockAffinity, ipPool)

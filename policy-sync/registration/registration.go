@@ -84,8 +84,11 @@ func entries(c snapshot.Config, id trustgraph.Identity, agent string) []snapshot
 		workload(workloadclaim.KindNamespace, id.Namespace),
 		workload(workloadclaim.KindServiceAccount, id.ServiceAccount),
 	}
-	if id.Restricted {
+	switch {
+	case id.Restricted:
 		base = append(base, workload(workloadclaim.KindRuntime, workloadclaim.RuntimeRestricted))
+	case id.Baseline:
+		base = append(base, workload(workloadclaim.KindRuntime, workloadclaim.RuntimeBaseline))
 	}
 	digests := id.Digests
 	if len(digests) == 0 {

@@ -60,6 +60,10 @@ func TestWhatIsRegistered(t *testing.T) {
 			[]string{base + " keelson:signed-by:a keelson:signed-by:b"}},
 		"a digest and a restricted runtime": {func(id *trustgraph.Identity) { id.Digests, id.Restricted = []string{digest}, true },
 			[]string{"keelson:image-manifest:" + digest + " keelson:ns:payments keelson:runtime:restricted keelson:sa:api"}},
+		"baseline": {func(id *trustgraph.Identity) { id.Baseline = true },
+			[]string{"keelson:ns:payments keelson:runtime:baseline keelson:sa:api"}},
+		"both levels": {func(id *trustgraph.Identity) { id.Baseline, id.Restricted = true, true },
+			[]string{"keelson:ns:payments keelson:runtime:restricted keelson:sa:api"}},
 		"what cannot be met is not registered":     {func(id *trustgraph.Identity) { id.Problem = "no" }, nil},
 		"what runs nowhere is not registered":      {func(id *trustgraph.Identity) { id.Nodes = nil }, nil},
 		"on a node on hold nothing is to be added": {func(id *trustgraph.Identity) { id.Nodes[0].Held = true }, nil},
@@ -129,6 +133,7 @@ func TestEntryIDs(t *testing.T) {
 	want := id("", nil)
 	for name, change := range map[string]func(id *trustgraph.Identity){
 		"restricted":       func(id *trustgraph.Identity) { id.Restricted = true },
+		"baseline":         func(id *trustgraph.Identity) { id.Baseline = true },
 		"other references": func(id *trustgraph.Identity) { id.References = []string{"canary", "prod"} },
 		"a tag":            func(id *trustgraph.Identity) { id.Tags = map[string][]string{"a": {"b"}} },
 		"another mode":     func(id *trustgraph.Identity) { id.Mode = "audit" },

@@ -35,6 +35,8 @@ type Snapshot struct {
 	// has changed is another pointer.
 	Pods     []*corev1.Pod
 	Policies []v1alpha1.TrustPolicy
+	// Volumes say what the pods' claims are; nil when they were not read.
+	Volumes *Volumes
 	// Objects are all live objects of every kind in Kinds(Config), ours and others'.
 	Objects []*unstructured.Unstructured
 	// Images are the verifiers' results, by what a container's status says of its image.
@@ -175,7 +177,7 @@ type Config struct {
 	// RefuseSharedServiceAccounts withholds the trust label from pods whose service
 	// account is also used by a pod that no TrustPolicy selects.
 	RefuseSharedServiceAccounts bool
-	// AllowedHostPaths are folders or files of the node that a pod may mount read-only and still meet "runtime: restricted".
+	// AllowedHostPaths are folders or files of the node that a pod may mount read-only and still meet a level of "runtime".
 	AllowedHostPaths []string
 	// ImageOwners says how far owners' images are told apart.
 	ImageOwners ImageOwners

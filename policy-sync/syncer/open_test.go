@@ -103,7 +103,8 @@ func TestTheWarmUpSparesOnlyWhatWaitsForAnAnswer(t *testing.T) {
 			w.s.Pods[0].Labels[v1alpha1.PolicyLabel("other")] = v1alpha1.True
 		}, false},
 		"if a container was added that has not been created, keep it": {func(w *fakeWorld) {
-			w.s.Pods[0].Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
+			w.s.Pods[0].Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "debug", SecurityContext: snapshottest.Hardened()}}}
 		}, true},
 		"if the digest is one that its policy lists, keep it": {func(w *fakeWorld) {
 			w.s.Policies = slices.Clone(w.s.Policies)

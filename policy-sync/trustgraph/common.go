@@ -28,6 +28,8 @@ type common struct {
 	causes map[string]string
 	// classes are the reference sets that nodes match (by ""), and the values of each of their tags.
 	classes map[string][]string
+	// volumes say what claims are; nil where the snapshot has none.
+	volumes *volumeIndex
 	// addresses say whose an address is.
 	addresses *addresses
 	reports   []string
@@ -40,6 +42,7 @@ func newCommon(s snapshot.Snapshot) *common {
 	c.buildNodes()
 	c.causes = c.lost()
 	c.classes = c.nodeClasses()
+	c.volumes = newVolumeIndex(s.Volumes)
 	return c
 }
 

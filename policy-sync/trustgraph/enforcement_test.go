@@ -16,7 +16,7 @@ import (
 func proxied(s *snapshot.Snapshot, source corev1.VolumeSource) {
 	for i := range s.Pods {
 		p := s.Pods[i]
-		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "istio-proxy",
+		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "istio-proxy", SecurityContext: snapshottest.Hardened(),
 			VolumeMounts: []corev1.VolumeMount{{Name: "workload-socket", MountPath: "/var/run/secrets/workload-spiffe-uds"}}})
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "workload-socket", VolumeSource: source})
 	}
@@ -49,7 +49,7 @@ func TestWhatDefeatsAPromiseIsNamed(t *testing.T) {
 		"nothing": {change: func(s *snapshot.Snapshot) { proxied(s, spireSocket) }},
 		"a native sidecar reads HTTP as well": {change: func(s *snapshot.Snapshot) {
 			for i := range s.Pods {
-				s.Pods[i].Spec.InitContainers = []corev1.Container{{Name: "istio-proxy", RestartPolicy: &always}}
+				s.Pods[i].Spec.InitContainers = []corev1.Container{{Name: "istio-proxy", RestartPolicy: &always, SecurityContext: snapshottest.Hardened()}}
 			}
 		}},
 		"a pod without a proxy": {change: func(s *snapshot.Snapshot) {
@@ -59,7 +59,7 @@ func TestWhatDefeatsAPromiseIsNamed(t *testing.T) {
 		"an init container of the proxy's name that ends": {change: func(s *snapshot.Snapshot) {
 			proxied(s, spireSocket)
 			s.Pods[0].Spec.Containers = s.Pods[0].Spec.Containers[:1]
-			s.Pods[0].Spec.InitContainers = []corev1.Container{{Name: "istio-proxy"}}
+			s.Pods[0].Spec.InitContainers = []corev1.Container{{Name: "istio-proxy", SecurityContext: snapshottest.Hardened()}}
 		}, blocker: "pod api-fra-1 has no Istio proxy"},
 		"no proxy anywhere, under istiod": {change: func(s *snapshot.Snapshot) { s.Objects = append(s.Objects, mesh("trustDomain: demo.example")) }, blocker: "api-par-1 have no Istio proxy"},
 		"no sign of Istio but its API":    {blocker: "api-par-1 have no Istio proxy"},

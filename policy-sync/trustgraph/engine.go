@@ -164,7 +164,7 @@ func alikeFor(before, now *common) bool {
 		slices.Equal(before.enrolled, now.enrolled) && reflect.DeepEqual(before.classes, now.classes) &&
 		before.s.InheritUntil.Equal(now.s.InheritUntil) && slices.Equal(before.s.ServiceCIDRs, now.s.ServiceCIDRs) &&
 		slices.Equal(before.s.Pools, now.s.Pools) && (before.s.Pools == nil) == (now.s.Pools == nil) &&
-		(len(before.nodes) == 0) == (len(now.nodes) == 0) && len(before.s.ServiceCIDRs) == len(now.s.ServiceCIDRs)
+		(before.volumes == nil) == (now.volumes == nil) && (len(before.nodes) == 0) == (len(now.nodes) == 0) && len(before.s.ServiceCIDRs) == len(now.s.ServiceCIDRs)
 }
 
 // dirt is what has changed since the graph before, apart from the namespaces' own objects.
@@ -408,6 +408,11 @@ func (k *keptPart) stale(c *common, namespace string, from source) bool {
 	}
 	for key, had := range p.images {
 		if image, ok := c.s.Images[key]; ok != had.ok || !reflect.DeepEqual(image, had.image) {
+			return true
+		}
+	}
+	for asked, had := range p.volumes {
+		if c.volumes.Claim(asked.pod, asked.volume) != had {
 			return true
 		}
 	}

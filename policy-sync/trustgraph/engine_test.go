@@ -107,6 +107,18 @@ func address(t *rapid.T) string {
 	return fmt.Sprintf("10.%d.0.%d", rapid.IntRange(1, 4).Draw(t, "block"), rapid.IntRange(10, 13).Draw(t, "host"))
 }
 
+// volumes are one claim and its volume.
+func volumes(namespace, claim string, folder bool) *snapshot.Volumes {
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: corev1.PersistentVolumeSpec{
+		ClaimRef: &corev1.ObjectReference{Namespace: namespace, Name: claim}}}
+	pv.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: "d"}
+	if folder {
+		pv.Spec.CSI, pv.Spec.HostPath = nil, &corev1.HostPathVolumeSource{Path: "/etc"}
+	}
+	return &snapshot.Volumes{PersistentVolumes: []*corev1.PersistentVolume{pv}, Claims: []*corev1.PersistentVolumeClaim{
+		{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: claim}, Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv"}}}}
+}
+
 // steps are what may happen, by name.
 var steps = map[string]func(*moving, *rapid.T){
 	"a pod comes": func(m *moving, t *rapid.T) {
@@ -143,6 +155,25 @@ var steps = map[string]func(*moving, *rapid.T){
 	"a pod runs another image": func(m *moving, t *rapid.T) {
 		m.pod(t, func(p *corev1.Pod) {
 			p.Status.ContainerStatuses[0].ImageID = "registry.example/x@" + snapshottest.Digest(rapid.SampledFrom([]string{"api", "frontend", "unknown"}).Draw(t, "image"))
+		})
+	},
+	"a pod mounts a claim": func(m *moving, t *rapid.T) {
+		m.pod(t, func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "claim")}}}}
+		})
+	},
+	"a container is less confined": func(m *moving, t *rapid.T) {
+		m.pod(t, func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = nil })
+	},
+	"a claim is bound to a volume, a folder of the node or not": func(m *moving, t *rapid.T) {
+		m.s.Volumes = volumes(rapid.SampledFrom(movingNS).Draw(t, "namespace"), rapid.SampledFrom([]string{"a", "b"}).Draw(t, "claim"),
+			rapid.Bool().Draw(t, "a folder"))
+	},
+	"claims are not read": func(m *moving, _ *rapid.T) { m.s.Volumes = nil },
+	"a policy asks for another level": func(m *moving, t *rapid.T) {
+		m.policy(t, func(p *v1alpha1.TrustPolicy) {
+			p.Spec.Require.Runtime = rapid.SampledFrom([]v1alpha1.RuntimeRequirement{"", "any", "baseline", "restricted", "other"}).Draw(t, "level")
 		})
 	},
 	"a pod's status lags": func(m *moving, t *rapid.T) {

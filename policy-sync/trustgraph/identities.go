@@ -24,8 +24,9 @@ type Identity struct {
 	// image; one empty alternative when no policy names any.
 	Verifiers [][]string
 	// Digests are the accepted image manifests; nil when no policy names any.
-	Digests    []string
-	Restricted bool
+	Digests []string
+	// Restricted and Baseline tell which levels its policies ask of the runtime.
+	Restricted, Baseline bool
 	// Nodes are those whose agents may issue the ID: a pod of the account is bound to each, and each meets the requirement.
 	// Sorted by name.
 	Nodes []IdentityNode
@@ -151,6 +152,7 @@ func (b *builder) merge(id *Identity, policies []*Policy) {
 		id.Digests = intersect(id.Digests, r.Image.Digests)
 		id.Verifiers = alternatives(id.Verifiers, verifierSets(r.Image))
 		id.Restricted = id.Restricted || r.Runtime == v1alpha1.RuntimeRestricted
+		id.Baseline = id.Baseline || r.Runtime == v1alpha1.RuntimeBaseline
 	}
 	if id.Problem == "" {
 		id.Problem = unsatisfiable(id)

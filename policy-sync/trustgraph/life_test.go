@@ -33,7 +33,7 @@ func newLife() *life {
 	}
 	l.pod = l.s.Pods[apiFra]
 	l.pod.Generation, l.pod.Status.ObservedGeneration = 1, 1
-	l.pod.Spec.InitContainers = []corev1.Container{{Name: "setup", Image: "registry.example/good:1"}}
+	l.pod.Spec.InitContainers = []corev1.Container{{Name: "setup", Image: "registry.example/good:1", SecurityContext: snapshottest.Hardened()}}
 	l.pod.Spec.Containers[0].Image = "registry.example/good:1"
 	l.pod.Status.InitContainerStatuses, l.pod.Status.ContainerStatuses = nil, nil
 	l.answer("good")
@@ -99,7 +99,8 @@ func (l *life) steps() map[string]func(t *rapid.T) {
 		},
 		"debug": func(*rapid.T) {
 			if len(l.pod.Spec.EphemeralContainers) == 0 {
-				l.pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: "registry.example/debug:1"}}}
+				l.pod.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+					Name: "debug", Image: "registry.example/debug:1", SecurityContext: snapshottest.Hardened()}}}
 				l.pod.Generation++
 			}
 		},

@@ -10,6 +10,7 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
+	"github.com/keelson-project/keelson/workloadattestor/confined"
 )
 
 // part is what the graph says of one namespace. It rests on common and on what the snapshot holds of
@@ -42,6 +43,8 @@ type rests struct {
 	nodes map[string]bool
 	// images are the answers that were used.
 	images map[snapshot.ImageKey]answer
+	// volumes are what was said of claims.
+	volumes map[volumeQuestion]confined.Volume
 	// until is the first moment at which the part may change by itself; zero for never.
 	until time.Time
 	// contested is true where the part rests on what is remembered of other namespaces' pods.
@@ -78,7 +81,7 @@ type builder struct {
 // newPart judges one namespace.
 func newPart(c *common, namespace string, from source) *part {
 	b := &builder{common: c, namespace: namespace, source: from}
-	b.rests = rests{nodes: map[string]bool{}, images: map[snapshot.ImageKey]answer{}}
+	b.rests = rests{nodes: map[string]bool{}, images: map[snapshot.ImageKey]answer{}, volumes: map[volumeQuestion]confined.Volume{}}
 	b.ambientAccounts, b.runs, b.disbelieved = map[string]bool{}, map[string]bool{}, map[string][]string{}
 	b.live = b.livePods()
 	b.buildPolicies()

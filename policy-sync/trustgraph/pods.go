@@ -10,7 +10,6 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
-	"github.com/keelson-project/keelson/workloadattestor/confined"
 )
 
 func (b *builder) buildPods() {
@@ -160,12 +159,8 @@ func (b *builder) unmet(pod *corev1.Pod, node Node, p *Policy) unmet {
 		out = b.judgeImages(pod, p)
 		why = append(why, out.why...)
 	}
-	if p.Spec.Require.Runtime == v1alpha1.RuntimeRestricted {
-		why = append(why, confined.Unmet(pod, b.s.Config.AllowedHostPaths)...)
-	} else if p.Spec.Require.Runtime != "" && p.Spec.Require.Runtime != v1alpha1.RuntimeAny {
-		why = append(why, fmt.Sprintf("policy %s asks for runtime %q, which is unknown", p.Name, p.Spec.Require.Runtime))
-	}
-	out.why = why
+	posture := b.judgePosture(pod, p)
+	out.why, out.pending = append(why, posture.Refused...), append(out.pending, posture.Unknown...)
 	return out
 }
 

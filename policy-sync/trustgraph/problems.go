@@ -148,8 +148,8 @@ func checkRequirements(add adder, r v1alpha1.Requirements) {
 			add("require.image.digests: %v", err)
 		}
 	}
-	if r.Runtime != "" && r.Runtime != v1alpha1.RuntimeAny && r.Runtime != v1alpha1.RuntimeRestricted {
-		add("require.runtime: %q is neither %s nor %s", r.Runtime, v1alpha1.RuntimeRestricted, v1alpha1.RuntimeAny)
+	if _, ok := levelOf(r.Runtime); !ok {
+		add("require.runtime: %.80q is none of %s, %s and %s", r.Runtime, v1alpha1.RuntimeBaseline, v1alpha1.RuntimeRestricted, v1alpha1.RuntimeAny)
 	}
 	alternatives := max(1, len(r.Node.References))
 	for _, values := range r.Node.Tags {

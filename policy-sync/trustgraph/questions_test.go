@@ -66,7 +66,7 @@ func TestWhoseImagesAreAskedAbout(t *testing.T) {
 		"an image volume, and a container that waits for an image by digest": {func(s *snapshot.Snapshot) {
 			p := s.Pods[apiFra]
 			p.Spec.Volumes = []corev1.Volume{volume("models", "registry.example/models@"+snapshottest.Digest("models"))}
-			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "late", Image: "registry.example/late@" + snapshottest.Digest("late")})
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{SecurityContext: snapshottest.Hardened(), Name: "late", Image: "registry.example/late@" + snapshottest.Digest("late")})
 		}, []string{"api:1", "frontend:1", "late@" + snapshottest.Digest("late"), "models@" + snapshottest.Digest("models")}},
 	}
 	for name, c := range cases {
@@ -94,7 +94,7 @@ func TestQuestionsAreBounded(t *testing.T) {
 			p.Spec.Containers, p.Status.ContainerStatuses = nil, nil
 			for c := range 100 {
 				name := fmt.Sprint("c", c)
-				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name})
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: name, SecurityContext: snapshottest.Hardened()})
 				p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: name, Image: node, ImageID: fmt.Sprintf("x.example/%s-%d-%d@sha256:%064x", namespace, n, c, n)})
 			}
 			s.Pods = append(s.Pods, p)

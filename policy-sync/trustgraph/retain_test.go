@@ -112,7 +112,8 @@ func TestOrdinaryLifeOfAPod(t *testing.T) {
 		}, fallen, "an ephemeral container stays in its pod: delete the pod"},
 		"a debugging container is asked for by the digest of an unsigned image": {func(s *snapshot.Snapshot, p *corev1.Pod) {
 			reference := "registry.example/debugger@" + snapshottest.Digest("debugger")
-			p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: reference}}}
+			p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "debug", Image: reference, SecurityContext: snapshottest.Hardened()}}}
 			unsigned(s, corev1.ContainerStatus{Image: reference, ImageID: reference})
 		}, fallen, "no signature"},
 		"its container crashes and waits": {func(_ *snapshot.Snapshot, p *corev1.Pod) {

@@ -92,22 +92,22 @@ func TestRefusals(t *testing.T) {
 		"the pod is on no node":                  {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.NodeName = "" }, "not on a node yet"},
 		"the pod's node does not exist":          {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.NodeName = "gone" }, "node gone does not exist"},
 		"the pod uses its node's network":        {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostNetwork = true }, "uses its node's network"},
-		"the pod shares its node's processes":    {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostPID = true }, "shares its node's PID namespace"},
-		"the pod shares its node's IPC":          {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostIPC = true }, "shares its node's IPC namespace"},
+		"the pod shares its node's processes":    {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostPID = true }, "hostPID=true"},
+		"the pod shares its node's IPC":          {func(s *snapshot.Snapshot) { s.Pods[apiFra].Spec.HostIPC = true }, "hostIPC=true"},
 		"the pod mounts a path of its node": {func(s *snapshot.Snapshot) {
 			s.Config.AllowedHostPaths = []string{"/run/spire/agent"}
 			mount(s, "/run/spire/agent-sockets")
 		}, "volume host is /run/spire/agent-sockets of the node, which is not among the allowed host paths"},
-		"a container is privileged": {func(s *snapshot.Snapshot) { secure(s).Privileged = ptr(true) }, "container main is privileged"},
+		"a container is privileged": {func(s *snapshot.Snapshot) { secure(s).Privileged = ptr(true) }, `level restricted forbids: privileged (container "main" must not set securityContext.privileged=true)`},
 		"a container adds a capability": {func(s *snapshot.Snapshot) {
 			secure(s).Capabilities = &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}
-		}, "adds capabilities [NET_ADMIN]"},
+		}, `must not include "NET_ADMIN" in securityContext.capabilities.add`},
 		"a container is a Windows host process": {func(s *snapshot.Snapshot) {
 			secure(s).WindowsOptions = &corev1.WindowsSecurityContextOptions{HostProcess: ptr(true)}
-		}, "Windows host process"},
+		}, "hostProcess"},
 		"the pod is a Windows host process": {func(s *snapshot.Snapshot) {
 			s.Pods[apiFra].Spec.SecurityContext = &corev1.PodSecurityContext{WindowsOptions: &corev1.WindowsSecurityContextOptions{HostProcess: ptr(true)}}
-		}, "Windows host process"},
+		}, "hostProcess"},
 		"the pod has ended": {func(s *snapshot.Snapshot) { s.Pods[apiFra].Status.Phase = corev1.PodFailed }, "has ended"},
 		"the namespace is not enrolled": {func(s *snapshot.Snapshot) {
 			delete(s.Namespaces[0].Labels, v1alpha1.ModeLabel)
@@ -154,7 +154,7 @@ func TestRefusals(t *testing.T) {
 		"the image is not among the digests": {func(s *snapshot.Snapshot) {
 			s.Policies[0].Spec.Require.Image.Digests = []string{snapshottest.Digest("else")}
 		}, "is not among the digests"},
-		"the runtime requirement is unknown":          {func(s *snapshot.Snapshot) { s.Policies[0].Spec.Require.Runtime = "tight" }, "is neither restricted nor any"},
+		"the runtime requirement is unknown":          {func(s *snapshot.Snapshot) { s.Policies[0].Spec.Require.Runtime = "tight" }, "is none of baseline, restricted and any"},
 		"the policy's selector is not readable":       {func(s *snapshot.Snapshot) { s.Policies[0].Spec.Workloads = v1alpha1.Workloads{Selector: badSelector()} }, "policy api is not readable"},
 		"the policy selects nothing by name or label": {func(s *snapshot.Snapshot) { s.Policies[0].Spec.Workloads = v1alpha1.Workloads{} }, "name a serviceAccount or a selector"},
 		"a second policy is not met": {func(s *snapshot.Snapshot) {
@@ -225,13 +225,13 @@ func image(s *snapshot.Snapshot, change func(i *snapshot.Image)) {
 
 func initContainer(s *snapshot.Snapshot, image string) {
 	p := s.Pods[apiFra]
-	p.Spec.InitContainers = []corev1.Container{{Name: "setup"}}
+	p.Spec.InitContainers = []corev1.Container{{Name: "setup", SecurityContext: snapshottest.Hardened()}}
 	p.Status.InitContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("setup", image)}
 }
 
 func ephemeral(s *snapshot.Snapshot, image string) {
 	p := s.Pods[apiFra]
-	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug"}}}
+	p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", SecurityContext: snapshottest.Hardened()}}}
 	p.Status.EphemeralContainerStatuses = []corev1.ContainerStatus{snapshottest.Status("debug", image)}
 }
 

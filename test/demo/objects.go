@@ -104,7 +104,7 @@ func (d *demo) startPod(ctx context.Context, p *pod) error {
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace, Name: p.name, Labels: map[string]string{"app": p.account}},
 		Spec: corev1.PodSpec{
 			NodeName: p.machine.name, ServiceAccountName: p.account,
-			Containers: []corev1.Container{{Name: "main", Image: image.Reference(), Args: []string{"pause"}}},
+			Containers: []corev1.Container{{Name: "main", Image: image.Reference(), Args: []string{"pause"}, SecurityContext: hardened()}},
 		},
 	}
 	args := []string{"pause"}
@@ -218,3 +218,13 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {name: batch, namespace: shop}
 `
+
+// hardened is what Pod Security level "restricted" asks of a container (node.Confine).
+func hardened() *corev1.SecurityContext {
+	no, yes := false, true
+	return &corev1.SecurityContext{
+		AllowPrivilegeEscalation: &no, RunAsNonRoot: &yes, ReadOnlyRootFilesystem: &yes,
+		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+}

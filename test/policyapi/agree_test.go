@@ -250,7 +250,9 @@ func (g gen) require() any {
 	}
 	g.set(out, "node", func() any { return node })
 	g.set(out, "image", func() any { return image })
-	g.set(out, "runtime", func() any { return g.from([]string{"restricted", "any", ""}, []string{"Restricted", "none"}) })
+	g.set(out, "runtime", func() any {
+		return g.from([]string{"baseline", "restricted", "any", ""}, []string{"Restricted", "privileged"})
+	})
 	return out
 }
 

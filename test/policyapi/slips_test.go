@@ -89,7 +89,7 @@ var slips = map[string]slip{
 	"a tag in the place of a digest":     {fmt.Sprintf(require, "{image: {digests: [latest]}}"), "a digest is sha256: and 64 hexadecimal digits"},
 	"a digest that is too short":         {fmt.Sprintf(require, "{image: {digests: ['sha256:abc']}}"), "a digest is sha256: and 64 hexadecimal digits"},
 	"a digest in upper case":             {fmt.Sprintf(require, "{image: {digests: ['sha256:"+strings.Repeat("AB", 32)+"']}}"), "a digest is sha256: and 64 hexadecimal digits"},
-	"a runtime that does not exist":      {fmt.Sprintf(require, "{runtime: baseline}"), "supported values"},
+	"a runtime that does not exist":      {fmt.Sprintf(require, "{runtime: hardened}"), "supported values"},
 	"port 0":                             {"workloads: {serviceAccount: api}\ningress: [{from: [{serviceAccount: front}], ports: [0]}]", "greater than or equal to 1"},
 	"port 65536":                         {"workloads: {serviceAccount: api}\negress: [{to: [{serviceAccount: front}], ports: [65536]}]", "less than or equal to 65535"},
 	"a port's name":                      {"workloads: {serviceAccount: api}\ningress: [{from: [{serviceAccount: front}], ports: [http]}]", "ports"},

@@ -24,9 +24,10 @@ import (
 // ErrNotFound means that the API has no such pod on this node.
 var ErrNotFound = errors.New("pod not found on this node")
 
-// Getter is the part of the API that is needed: verb get on pods.
+// Getter is the part of the API that is needed: verb get on pods, and on claims and volumes where parts of claims are used.
 type Getter interface {
-	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	// Get returns one object of API group core/v1 as JSON. resource is the plural; namespace is "" for persistentvolumes.
+	Get(ctx context.Context, resource, namespace, name string) ([]byte, error)
 }
 
 // Config of a Lookup.
@@ -44,8 +45,12 @@ type Config struct {
 // Facts is what the API says of a pod.
 type Facts struct {
 	Account string
-	// Unmet and Paths are what confined.Unmet and confined.Paths say of its spec.
-	Unmet, Paths []string
+	// RuntimeClass is the name of the pod's RuntimeClass, "" if it names none.
+	RuntimeClass string
+	// Baseline and Restricted are what the levels have against its spec, Paths what both have against its volumes.
+	Baseline, Restricted, Paths confined.Judgement
+	// Containers are the names of all of the spec's containers, init and ephemeral ones among them.
+	Containers []string
 	// PullSecrets are the names in its spec.imagePullSecrets.
 	PullSecrets []string
 }
@@ -79,7 +84,7 @@ func (l *Lookup) Facts(ctx context.Context, namespace, name, uid string) (Facts,
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
-	p, err := l.config.Pods.GetPod(ctx, namespace, name)
+	p, strange, err := l.getPod(ctx, namespace, name)
 	switch {
 	case apierrors.IsNotFound(err):
 		l.forget(types.UID(uid))
@@ -94,10 +99,8 @@ func (l *Lookup) Facts(ctx context.Context, namespace, name, uid string) (Facts,
 		l.forget(types.UID(uid))
 		return Facts{}, err
 	}
-	facts := Facts{Account: account, Unmet: confined.Unmet(p, l.config.AllowedHostPaths), Paths: confined.Paths(p, l.config.AllowedHostPaths)}
-	for _, reference := range p.Spec.ImagePullSecrets {
-		facts.PullSecrets = append(facts.PullSecrets, reference.Name)
-	}
+	facts := l.judge(ctx, p, strange)
+	facts.Account = account
 	l.put(types.UID(uid), answer{namespace: namespace, name: name, facts: facts, at: now})
 	return facts, nil
 }

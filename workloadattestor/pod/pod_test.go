@@ -2,6 +2,7 @@ package pod_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -24,12 +25,19 @@ type api struct {
 	pod   *corev1.Pod
 	err   error
 	asked int
+	more  map[string]string // other objects, by resource/name
 }
 
-func (a *api) GetPod(ctx context.Context, _, name string) (*corev1.Pod, error) {
+func (a *api) Get(ctx context.Context, resource, _, name string) ([]byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if more, ok := a.more[resource+"/"+name]; ok {
+		return []byte(more), nil
+	}
 	a.asked++
+	if resource != "pods" {
+		return nil, apierrors.NewForbidden(schema.GroupResource{Resource: resource}, name, errors.New("no right"))
+	}
 	if _, ok := ctx.Deadline(); !ok {
 		return nil, errors.New("asked without a deadline")
 	}
@@ -39,7 +47,7 @@ func (a *api) GetPod(ctx context.Context, _, name string) (*corev1.Pod, error) {
 	if a.pod == nil {
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name)
 	}
-	return a.pod, nil
+	return json.Marshal(a.pod)
 }
 
 func apiPod() *corev1.Pod {
@@ -143,10 +151,10 @@ func TestKnownUIDOfAnotherPodIsNotUsed(t *testing.T) {
 // anyPod is an API that has every pod.
 type anyPod struct{}
 
-func (anyPod) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {
+func (anyPod) Get(_ context.Context, _, namespace, name string) ([]byte, error) {
 	p := apiPod()
 	p.Namespace, p.Name, p.UID = namespace, name, types.UID(name)
-	return p, nil
+	return json.Marshal(p)
 }
 
 func TestManyPodsStayBounded(t *testing.T) {
@@ -160,5 +168,44 @@ func TestManyPodsStayBounded(t *testing.T) {
 	}
 	if n := l.Known(); n > 4096 {
 		t.Errorf("%d answers are kept", n)
+	}
+}
+
+// TestPartsOfClaimsAreLookedUp: what a claim is decides whether a part of it is a path of the node.
+func TestPartsOfClaimsAreLookedUp(t *testing.T) {
+	const (
+		claim  = `{"metadata":{"namespace":"payments","name":"data","uid":"c1"},"spec":{"volumeName":"pv"}}`
+		volume = `{"metadata":{"name":"pv"},"spec":{"claimRef":{"namespace":"payments","name":"data","uid":"c1"},%s}}`
+	)
+	for name, tc := range map[string]struct {
+		more             map[string]string
+		refused, unknown string
+	}{
+		"a storage system's": {map[string]string{"persistentvolumeclaims/data": claim, "persistentvolumes/pv": fmt.Sprintf(volume, `"csi":{"driver":"d"}`)}, "", ""},
+		"a folder of the node": {map[string]string{"persistentvolumeclaims/data": claim, "persistentvolumes/pv": fmt.Sprintf(volume, `"hostPath":{"path":"/etc"}`)},
+			"/etc of the node", ""},
+		"a disk of the node":       {map[string]string{"persistentvolumeclaims/data": claim, "persistentvolumes/pv": fmt.Sprintf(volume, `"local":{"path":"/d"}`)}, "local", ""},
+		"no right to read claims":  {nil, "", "persistentvolumeclaim data cannot be read"},
+		"no right to read volumes": {map[string]string{"persistentvolumeclaims/data": claim}, "", "persistentvolume pv cannot be read"},
+		"no JSON":                  {map[string]string{"persistentvolumeclaims/data": "{"}, "", "cannot be read"},
+		"another object":           {map[string]string{"persistentvolumeclaims/data": `{}`}, "", "does not exist yet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := apiPod()
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{
+				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+			p.Spec.Containers = []corev1.Container{{Name: "main", VolumeMounts: []corev1.VolumeMount{{Name: "v", SubPath: "x"}}}}
+			l, _ := lookup(&api{pod: p, more: tc.more})
+			got, err := l.Facts(t.Context(), "payments", "api-0", "u1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if text := strings.Join(got.Paths.Refused, " "); (text == "") != (tc.refused == "") || !strings.Contains(text, tc.refused) {
+				t.Errorf("refused %q, want %q", text, tc.refused)
+			}
+			if text := strings.Join(got.Paths.Unknown, " "); (text == "") != (tc.unknown == "") || !strings.Contains(text, tc.unknown) {
+				t.Errorf("unknown %q, want %q", text, tc.unknown)
+			}
+		})
 	}
 }

@@ -28,8 +28,9 @@ const maxInfo = 8 << 20
 // (server: ContainerInfo) write it, as far as it is read. Pointers tell "not given" from "no".
 type info struct {
 	SandboxID   string   `json:"sandboxID"`
-	Privileged  *bool    `json:"privileged"` // CRI-O
-	Config      *config  `json:"config"`     // containerd: the kubelet's request
+	Privileged  *bool    `json:"privileged"`  // CRI-O
+	Config      *config  `json:"config"`      // containerd: the kubelet's request
+	RuntimeType string   `json:"runtimeType"` // containerd
 	RuntimeSpec *ociSpec `json:"runtimeSpec"`
 	Snapshotter string   `json:"snapshotter"` // containerd
 }
@@ -42,8 +43,15 @@ type config struct {
 		SecurityContext struct {
 			Privileged       bool                 `json:"privileged"`
 			NamespaceOptions *namespaceOptionsRaw `json:"namespace_options"`
+			Seccomp          *securityProfile     `json:"seccomp"`
+			AppArmor         *securityProfile     `json:"apparmor"`
+			SELinux          *selinuxOptions      `json:"selinux_options"`
 		} `json:"security_context"`
+		Sysctls map[string]string `json:"sysctls"` // of a sandbox
 	} `json:"linux"`
+	PortMappings []struct { // of a sandbox
+		HostPort int32 `json:"host_port"`
+	} `json:"port_mappings"`
 }
 
 // namespaceOptionsRaw is CRI's NamespaceOption with the enum's numbers.
@@ -55,25 +63,26 @@ type namespaceOptionsRaw struct {
 
 // ociSpec is a part of the OCI runtime spec's config.json.
 type ociSpec struct {
-	Process *struct {
-		Capabilities *struct {
-			Bounding    []string `json:"bounding"`
-			Effective   []string `json:"effective"`
-			Inheritable []string `json:"inheritable"`
-			Permitted   []string `json:"permitted"`
-			Ambient     []string `json:"ambient"`
-		} `json:"capabilities"`
-	} `json:"process"`
+	Process *processSpec `json:"process"`
+	Root    *struct {
+		Readonly bool `json:"readonly"`
+	} `json:"root"`
 	Linux *struct {
-		CgroupsPath string `json:"cgroupsPath"`
-		Namespaces  []struct {
-			Type string `json:"type"`
-			Path string `json:"path"`
-		} `json:"namespaces"`
-		Resources *struct {
+		CgroupsPath string          `json:"cgroupsPath"`
+		Namespaces  []namespaceSpec `json:"namespaces"`
+		Resources   *struct {
 			Devices []deviceRule `json:"devices"`
 		} `json:"resources"`
+		MaskedPaths   []string          `json:"maskedPaths"`
+		ReadonlyPaths []string          `json:"readonlyPaths"`
+		Seccomp       *seccompSpec      `json:"seccomp"`
+		Sysctl        map[string]string `json:"sysctl"`
 	} `json:"linux"`
+}
+
+type namespaceSpec struct {
+	Type string `json:"type"`
+	Path string `json:"path"`
 }
 
 type deviceRule struct {
@@ -199,6 +208,8 @@ func (p *parsed) join(answer *criv1.PodSandboxStatusResponse) error {
 		f.CgroupsPath = spec.Linux.CgroupsPath
 	}
 	f.AddedCapabilities = addedCapabilities(p.info.RuntimeSpec)
+	f.Handler = s.GetRuntimeHandler()
+	p.addPosture(sandbox)
 	var problems []error
 	set := func(to *workloadclaim.Fact, fact workloadclaim.Fact, err error) {
 		*to = fact

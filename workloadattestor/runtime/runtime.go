@@ -35,14 +35,20 @@ type Sandbox struct {
 	ID              string
 	Namespace, Name string // of the pod
 	Handler         string // the runtime handler (RuntimeClass); "" is the default one
+	Kind            string // workloadclaim.SandboxRunc and so on; "" if the runtime does not report it
 }
 
 // Error says what a process in a sandbox's own cgroup is.
 func (e *Sandbox) Error() string {
+	const inside = "the pod's containers are inside the sandbox, where this node's kernel does not tell them apart, so its processes cannot be attested"
 	what := "its processes are the sandbox's own (pause)"
-	if e.Handler != "" {
-		what = fmt.Sprintf("runtime handler %.63q runs it: with gVisor (runsc) and Kata Containers (kata) the pod's containers are inside "+
-			"the sandbox, where this node's kernel does not tell them apart, so they cannot be attested", e.Handler)
+	switch {
+	case e.Kind == workloadclaim.SandboxGVisor:
+		what = fmt.Sprintf("gVisor runs it (runtime handler %.63q): %s", e.Handler, inside)
+	case e.Kind == workloadclaim.SandboxKata:
+		what = fmt.Sprintf("Kata Containers run it in a virtual machine (runtime handler %.63q): %s", e.Handler, inside)
+	case e.Kind == "" && e.Handler != "":
+		what = fmt.Sprintf("runtime handler %.63q runs it: with gVisor (runsc) and Kata Containers (kata) %s", e.Handler, inside)
 	}
 	return fmt.Sprintf("%.64s is the sandbox of pod %.63s/%.253s and no container: %s", e.ID, e.Namespace, e.Name, what)
 }
@@ -80,6 +86,18 @@ type Container struct {
 	HostNetwork       workloadclaim.Fact
 	HostIPC           workloadclaim.Fact
 	AddedCapabilities workloadclaim.Fact
+
+	// Reported is true when the runtime reports how the container is confined: Posture and the fields after it.
+	Reported bool
+	Posture  workloadclaim.Posture
+	// AppArmorRefused is true when the pod asked for no AppArmor profile, or the runtime has set "unconfined".
+	AppArmorRefused bool
+	SELinux         SELinux  // what the pod asked for; where the request is not shown, the type that is in force
+	Sysctls         []string // names that the pod's sandbox sets
+	HostPorts       []int32  // ports of the node that lead to the pod
+	// Handler is the sandbox's runtime handler, which its RuntimeClass names; "" is the default one. Sandbox is what it
+	// is: workloadclaim.SandboxRunc and so on, "" if it is not known.
+	Handler, Sandbox string
 
 	// Mounts is what of the node the kubelet had mounted into the container: the pod's volumes, its hosts file, and
 	// whatever of the node the pod asked for, in no order.
@@ -153,9 +171,11 @@ func (c *Client) Container(ctx context.Context, id string) (Container, error) {
 
 // unknown looks whether an ID that is no container's is a pod sandbox's. The answer only explains, so a failure costs nothing more.
 func (c *Client) unknown(ctx context.Context, id string) error {
-	answer, err := c.runtime.PodSandboxStatus(ctx, &criv1.PodSandboxStatusRequest{PodSandboxId: id})
+	answer, err := c.runtime.PodSandboxStatus(ctx, &criv1.PodSandboxStatusRequest{PodSandboxId: id, Verbose: true})
 	if s := answer.GetStatus(); err == nil && s.GetId() == id {
-		return &Sandbox{ID: id, Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(), Handler: s.GetRuntimeHandler()}
+		verbose, _ := parseInfo(answer.GetInfo()) // what cannot be read explains nothing
+		return &Sandbox{ID: id, Namespace: s.GetMetadata().GetNamespace(), Name: s.GetMetadata().GetName(),
+			Handler: s.GetRuntimeHandler(), Kind: sandboxKind(verbose.RuntimeType)}
 	}
 	return ErrUnknown
 }

@@ -54,6 +54,19 @@ func dial(t *testing.T) (*runtimetest.Server, *runtime.Client) {
 	return server, client
 }
 
+// defaults are the capabilities of a container that asks for nothing.
+var defaults = []string{
+	"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP",
+	"SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+}
+
+// with is the default capabilities and one more.
+func with(capability string) []string {
+	out := append(slices.Clone(defaults), capability)
+	slices.Sort(out)
+	return out
+}
+
 func TestContainer(t *testing.T) {
 	want := runtime.Container{
 		ID: idA, SandboxID: idB, Namespace: "shop", PodName: "frontend-0", PodUID: "11111111-2222-3333-4444-555555555555", Name: "main",
@@ -61,8 +74,13 @@ func TestContainer(t *testing.T) {
 		ImageHints:  []string{"r.example/app@sha256:" + strings.Repeat("d", 64), "r.example/app:v1"},
 		CgroupsPath: "/kubepods/pod1/" + idA,
 		Privileged:  workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
-		AddedCapabilities: workloadclaim.No,
-		Mounts:            []runtime.Mount{{Path: "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555/containers/main/0a1b2c3d"}},
+		AddedCapabilities: workloadclaim.No, Reported: true, Sandbox: workloadclaim.SandboxRunc,
+		Posture: workloadclaim.Posture{
+			Capabilities: defaults, User: "0", UserNamespace: workloadclaim.No, NoNewPrivileges: workloadclaim.No,
+			ReadOnlyRoot: workloadclaim.No, MaskedProc: workloadclaim.Yes,
+			Seccomp: workloadclaim.Profile{Confined: workloadclaim.No}, AppArmor: workloadclaim.Profile{Confined: workloadclaim.No},
+		},
+		Mounts: []runtime.Mount{{Path: "/var/lib/kubelet/pods/11111111-2222-3333-4444-555555555555/containers/main/0a1b2c3d"}},
 	}
 	cases := map[string]struct {
 		pod    func(*runtimetest.Pod)
@@ -71,6 +89,7 @@ func TestContainer(t *testing.T) {
 		"an ordinary container": {func(*runtimetest.Pod) {}, func(*runtime.Container) {}},
 		"privileged": {func(p *runtimetest.Pod) { p.Privileged = true }, func(c *runtime.Container) {
 			c.Privileged, c.AddedCapabilities = workloadclaim.Yes, workloadclaim.Yes
+			c.Posture.Capabilities = with("SYS_ADMIN")
 		}},
 		"host PID":     {func(p *runtimetest.Pod) { p.HostPID = true }, func(c *runtime.Container) { c.HostPID = workloadclaim.Yes }},
 		"host network": {func(p *runtimetest.Pod) { p.HostNetwork = true }, func(c *runtime.Container) { c.HostNetwork = workloadclaim.Yes }},
@@ -78,7 +97,18 @@ func TestContainer(t *testing.T) {
 		"a path of the node": {func(p *runtimetest.Pod) { p.HostPaths = []string{"/run/containerd/../cri.sock"} }, func(c *runtime.Container) {
 			c.Mounts = append(slices.Clone(c.Mounts), runtime.Mount{Path: "/run/cri.sock", ReadOnly: true})
 		}},
-		"one capability more": {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_NET_ADMIN"} }, func(c *runtime.Container) { c.AddedCapabilities = workloadclaim.Yes }},
+		"one capability more": {func(p *runtimetest.Pod) { p.Capabilities = []string{"CAP_NET_ADMIN"} }, func(c *runtime.Container) {
+			c.AddedCapabilities, c.Posture.Capabilities = workloadclaim.Yes, with("NET_ADMIN")
+		}},
+		"hardened": {func(p *runtimetest.Pod) { p.Hardened = true }, func(c *runtime.Container) {
+			c.Posture = workloadclaim.Posture{
+				Capabilities: []string{}, User: "65532", UserNamespace: workloadclaim.No, NoNewPrivileges: workloadclaim.Yes,
+				ReadOnlyRoot: workloadclaim.Yes, MaskedProc: workloadclaim.Yes,
+				Seccomp:  workloadclaim.Profile{Confined: workloadclaim.Yes, Type: workloadclaim.ProfileRuntimeDefault},
+				AppArmor: workloadclaim.Profile{Confined: workloadclaim.No},
+			}
+		}},
+		"a runtime handler": {func(p *runtimetest.Pod) { p.Handler = "crun" }, func(c *runtime.Container) { c.Handler = "crun" }},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {

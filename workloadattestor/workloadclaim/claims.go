@@ -58,30 +58,29 @@ type Claims struct {
 	HostNetwork Fact
 	HostIPC     Fact
 
-	// AddedCapabilities tells whether any capability set of the container holds more than the runtimes' default.
-	AddedCapabilities Fact
-
 	// HostPath tells whether a folder or file of the node is mounted that is neither the pod's own nor allowed: into the container, as the
-	// runtime tells, or into any of the pod's, by the pod's spec.
+	// runtime reports, or into any of the pod's, by the pod's spec.
 	HostPath Fact
-	// Unconfined tells whether any container of the pod has, by the pod's spec, what a restricted one may not (package confined).
-	Unconfined Fact
+
+	// Baseline and Restricted tell whether the pod's spec and the runtime's report meet a level of the Pod Security
+	// Standards (package confined).
+	Baseline, Restricted Fact
+	// Posture is what the runtime reports of how the container is confined.
+	Posture Posture
+	// RuntimeClass is the pod's, from the API; RuntimeHandler is its sandbox's, from the runtime; both are "" for the
+	// default one. Sandbox is what that handler is (SandboxRunc, …), "" if it is not known.
+	RuntimeClass, RuntimeHandler, Sandbox string
 }
 
-// Restricted tells whether the container is proved to be confined: not privileged, no host namespace, no capability
-// beyond the default set, no path of the node, and no other container of its pod that is more. It is Unproven as soon as one part is, unless another part already says No.
-func (c Claims) Restricted() Fact {
-	result := Yes
-	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.AddedCapabilities, c.HostPath, c.Unconfined} {
-		switch f {
-		case Yes:
-			return No
-		case Unproven:
-			result = Unproven
-		case No:
+// meets tells whether a level is proved. A container that is privileged, is in a namespace of its node or has a path of
+// it meets none, whatever level says.
+func (c Claims) meets(level Fact) bool {
+	for _, f := range []Fact{c.Privileged, c.HostPID, c.HostNetwork, c.HostIPC, c.HostPath} {
+		if f != No {
+			return false
 		}
 	}
-	return result
+	return level == Yes
 }
 
 // Limits on what one workload may claim.
@@ -129,9 +128,18 @@ func (c Claims) Selectors() ([]Selector, error) {
 	addFact(KindHostNetwork, c.HostNetwork)
 	addFact(KindHostIPC, c.HostIPC)
 	addFact(KindHostPath, c.HostPath)
-	if c.Restricted() == Yes {
-		add(KindRuntime, RuntimeRestricted)
+	if c.meets(c.Baseline) {
+		add(KindRuntime, RuntimeBaseline)
+		if c.Restricted == Yes {
+			add(KindRuntime, RuntimeRestricted)
+		}
 	}
+	if err := c.Posture.selectors(add); err != nil {
+		return nil, err
+	}
+	add(KindRuntimeClass, c.RuntimeClass)
+	add(KindRuntimeHandler, c.RuntimeHandler)
+	add(KindSandbox, c.Sandbox)
 	return sortValid(out)
 }
 

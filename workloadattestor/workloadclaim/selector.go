@@ -29,11 +29,26 @@ const (
 	KindHostNetwork    Kind = "host-net"       // host-net:true or host-net:false
 	KindHostIPC        Kind = "host-ipc"       // host-ipc:true or host-ipc:false
 	KindHostPath       Kind = "host-path"      // host-path:true or host-path:false
-	KindRuntime        Kind = "runtime"        // runtime:restricted
+	KindRuntime        Kind = "runtime"        // runtime:baseline or runtime:restricted
+
+	KindCapability      Kind = "capability"        // capability:<name in lower case> or capability:none
+	KindSeccomp         Kind = "seccomp"           // seccomp:unconfined, :confined, :runtime-default, :localhost, :localhost/<file>
+	KindAppArmor        Kind = "apparmor"          // apparmor:, the same with the profile's name
+	KindReadOnlyRoot    Kind = "read-only-root"    // read-only-root:true or read-only-root:false
+	KindUser            Kind = "user"              // user:<ID in the container>
+	KindUserNamespace   Kind = "user-namespace"    // user-namespace:true or user-namespace:false
+	KindNoNewPrivileges Kind = "no-new-privileges" // no-new-privileges:true or no-new-privileges:false
+	KindPIDsLimit       Kind = "pids-limit"        // pids-limit:<number>
+	KindRuntimeClass    Kind = "runtime-class"     // runtime-class:<RuntimeClass of the pod>
+	KindRuntimeHandler  Kind = "runtime-handler"   // runtime-handler:<handler of the pod's sandbox>
+	KindSandbox         Kind = "sandbox"           // sandbox:runc, sandbox:gvisor or sandbox:kata
 )
 
-// RuntimeRestricted is the only value of KindRuntime: see Claims.Restricted.
-const RuntimeRestricted = "restricted"
+// The values of KindRuntime: levels of the Pod Security Standards, see package confined. What meets the second meets the first.
+const (
+	RuntimeBaseline   = "baseline"
+	RuntimeRestricted = "restricted"
+)
 
 // maxSelector bounds a selector's text: the longest one is a pod's name, 253 characters, after its kind.
 const maxSelector = 300
@@ -102,6 +117,18 @@ var kinds = map[Kind]func(string) error{
 	KindHostIPC:        boolean,
 	KindHostPath:       boolean,
 	KindRuntime:        runtimeValue,
+
+	KindCapability:      capability,
+	KindSeccomp:         profileValue,
+	KindAppArmor:        profileValue,
+	KindReadOnlyRoot:    boolean,
+	KindUser:            userID,
+	KindUserNamespace:   boolean,
+	KindNoNewPrivileges: boolean,
+	KindPIDsLimit:       positive,
+	KindRuntimeClass:    subdomain,
+	KindRuntimeHandler:  label,
+	KindSandbox:         sandboxValue,
 }
 
 // Kubernetes' own rules for names (k8s.io/apimachinery/pkg/util/validation: IsDNS1123Label, IsDNS1123Subdomain),
@@ -147,8 +174,8 @@ func boolean(v string) error {
 }
 
 func runtimeValue(v string) error {
-	if v != RuntimeRestricted {
-		return fmt.Errorf("%s is not %q", quoteShort(v), RuntimeRestricted)
+	if v != RuntimeBaseline && v != RuntimeRestricted {
+		return fmt.Errorf("%s is neither %q nor %q", quoteShort(v), RuntimeBaseline, RuntimeRestricted)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package workloadclaim_test
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -87,7 +88,14 @@ func full(t *testing.T) workloadclaim.Claims {
 		Container: "main", ServiceAccount: "api",
 		Config: config, Manifests: []workloadclaim.ManifestDigest{manifest, manifest}, SignedBy: []string{"release-key", "audit-key"},
 		Privileged: workloadclaim.No, HostPID: workloadclaim.No, HostNetwork: workloadclaim.No, HostIPC: workloadclaim.No,
-		AddedCapabilities: workloadclaim.No, HostPath: workloadclaim.No, Unconfined: workloadclaim.No,
+		HostPath: workloadclaim.No, Baseline: workloadclaim.Yes, Restricted: workloadclaim.Yes,
+		Posture: workloadclaim.Posture{
+			Capabilities: []string{"NET_BIND_SERVICE"}, User: "65532", UserNamespace: workloadclaim.No, NoNewPrivileges: workloadclaim.Yes,
+			ReadOnlyRoot: workloadclaim.Yes, MaskedProc: workloadclaim.Yes, PIDsLimit: 1024,
+			Seccomp:  workloadclaim.Profile{Confined: workloadclaim.Yes, Type: workloadclaim.ProfileLocalhost, Name: "profiles/audit.json"},
+			AppArmor: workloadclaim.Profile{Confined: workloadclaim.Yes, Type: workloadclaim.ProfileRuntimeDefault},
+		},
+		RuntimeClass: "crun.example", RuntimeHandler: "crun", Sandbox: workloadclaim.SandboxRunc,
 	}
 }
 
@@ -105,10 +113,13 @@ func TestSelectorsAreSortedAndWithoutDoubles(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
+		"apparmor:confined", "apparmor:runtime-default", "capability:net_bind_service",
 		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
-		"image-config:" + hexA, "image-manifest:" + hexB,
-		"node:fra-1", "ns:payments", "pod-name:api-0", "pod-uid:11111111-2222-3333-4444-555555555555",
-		"privileged:false", "runtime:restricted", "sa:api", "signed-by:audit-key", "signed-by:release-key",
+		"image-config:" + hexA, "image-manifest:" + hexB, "no-new-privileges:true",
+		"node:fra-1", "ns:payments", "pids-limit:1024", "pod-name:api-0", "pod-uid:11111111-2222-3333-4444-555555555555",
+		"privileged:false", "read-only-root:true", "runtime:baseline", "runtime:restricted", "runtime-class:crun.example", "runtime-handler:crun",
+		"sa:api", "sandbox:runc", "seccomp:confined", "seccomp:localhost", "seccomp:localhost/profiles/audit.json",
+		"signed-by:audit-key", "signed-by:release-key", "user:65532", "user-namespace:false",
 	}
 	if d := cmp.Diff(want, texts(got)); d != "" {
 		t.Errorf("selectors (-want +got):\n%s", d)
@@ -122,35 +133,92 @@ func TestWhatIsNotProvedHasNoSelector(t *testing.T) {
 	}
 }
 
-func TestRestrictedNeedsEveryFact(t *testing.T) {
+func TestLevelsNeedEveryFact(t *testing.T) {
 	facts := map[string]func(*workloadclaim.Claims) *workloadclaim.Fact{
-		"privileged":         func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.Privileged },
-		"host PID":           func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPID },
-		"host network":       func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostNetwork },
-		"host IPC":           func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostIPC },
-		"added capabilities": func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.AddedCapabilities },
-		"path of the node":   func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPath },
-		"another container":  func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.Unconfined },
+		"privileged":       func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.Privileged },
+		"host PID":         func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPID },
+		"host network":     func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostNetwork },
+		"host IPC":         func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostIPC },
+		"path of the node": func(c *workloadclaim.Claims) *workloadclaim.Fact { return &c.HostPath },
+	}
+	expect := func(t *testing.T, c workloadclaim.Claims, baseline, restricted bool) {
+		t.Helper()
+		selectors, err := c.Selectors()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for selector, want := range map[string]bool{"runtime:baseline": baseline, "runtime:restricted": restricted} {
+			if has := slices.Contains(texts(selectors), selector); has != want {
+				t.Errorf("%s emitted: %v, want %v", selector, has, want)
+			}
+		}
 	}
 	for name, at := range facts {
 		t.Run(name, func(t *testing.T) {
-			for fact, want := range map[workloadclaim.Fact]workloadclaim.Fact{
-				workloadclaim.No: workloadclaim.Yes, workloadclaim.Yes: workloadclaim.No, workloadclaim.Unproven: workloadclaim.Unproven,
-			} {
+			for fact, want := range map[workloadclaim.Fact]bool{workloadclaim.No: true, workloadclaim.Yes: false, workloadclaim.Unproven: false} {
 				c := full(t)
 				*at(&c) = fact
-				if got := c.Restricted(); got != want {
-					t.Errorf("%s: restricted is %s, want %s", fact, got, want)
-				}
-				selectors, err := c.Selectors()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if has := strings.Contains(strings.Join(texts(selectors), " "), "runtime:restricted"); has != (want == workloadclaim.Yes) {
-					t.Errorf("%s: runtime:restricted emitted: %v", fact, has)
-				}
+				expect(t, c, want, want)
 			}
 		})
+	}
+	for _, fact := range []workloadclaim.Fact{workloadclaim.No, workloadclaim.Unproven} {
+		c := full(t)
+		c.Baseline = fact
+		expect(t, c, false, false)
+		c = full(t)
+		c.Restricted = fact
+		expect(t, c, true, false)
+	}
+}
+
+func TestPostureSelectors(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*workloadclaim.Posture)
+		gone   string // prefix of selectors that there must not be
+		there  string // one that there must be
+	}{
+		"no capability":              {func(p *workloadclaim.Posture) { p.Capabilities = []string{} }, "capability:net", "capability:none"},
+		"capabilities not reported":  {func(p *workloadclaim.Posture) { p.Capabilities = nil }, "capability:", "user:65532"},
+		"root":                       {func(p *workloadclaim.Posture) { p.User = "0" }, "user:6", "user:0"},
+		"no user":                    {func(p *workloadclaim.Posture) { p.User = "" }, "user:", "user-namespace:false"},
+		"no seccomp":                 {func(p *workloadclaim.Posture) { p.Seccomp = workloadclaim.Profile{Confined: workloadclaim.No} }, "seccomp:c", "seccomp:unconfined"},
+		"no seccomp, whatever asked": {func(p *workloadclaim.Posture) { p.Seccomp.Confined = workloadclaim.No }, "seccomp:l", "seccomp:unconfined"},
+		"seccomp not reported":       {func(p *workloadclaim.Posture) { p.Seccomp.Confined = workloadclaim.Unproven }, "seccomp:", "user:65532"},
+		"a profile in upper case":    {func(p *workloadclaim.Posture) { p.Seccomp.Name = "Audit.json" }, "seccomp:localhost/", "seccomp:localhost"},
+		"a profile with a space":     {func(p *workloadclaim.Posture) { p.Seccomp.Name = "a b" }, "seccomp:localhost/", "seccomp:localhost"},
+		"a profile without a name":   {func(p *workloadclaim.Posture) { p.Seccomp.Name = "" }, "seccomp:localhost/", "seccomp:localhost"},
+		"no limit of processes":      {func(p *workloadclaim.Posture) { p.PIDsLimit = 0 }, "pids-limit:", "user:65532"},
+		"a root that can be written": {func(p *workloadclaim.Posture) { p.ReadOnlyRoot = workloadclaim.No }, "read-only-root:true", "read-only-root:false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := full(t)
+			tc.change(&c.Posture)
+			selectors, err := c.Selectors()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := texts(selectors)
+			if i := slices.IndexFunc(got, func(s string) bool { return strings.HasPrefix(s, tc.gone) && s != tc.there }); i >= 0 {
+				t.Errorf("has %s", got[i])
+			}
+			if !slices.Contains(got, tc.there) {
+				t.Errorf("no %s in %v", tc.there, got)
+			}
+		})
+	}
+	for name, change := range map[string]func(*workloadclaim.Claims){
+		"a capability with a space": func(c *workloadclaim.Claims) { c.Posture.Capabilities = []string{"A B"} },
+		"too many capabilities":     func(c *workloadclaim.Claims) { c.Posture.Capabilities = make([]string, 65) },
+		"a runtime class with /":    func(c *workloadclaim.Claims) { c.RuntimeClass = "a/b" },
+		"a handler in upper case":   func(c *workloadclaim.Claims) { c.RuntimeHandler = "Kata" },
+		"a sandbox of no kind":      func(c *workloadclaim.Claims) { c.Sandbox = "vm" },
+	} {
+		c := full(t)
+		change(&c)
+		if got, err := c.Selectors(); err == nil {
+			t.Errorf("%s: %v", name, texts(got))
+		}
 	}
 }
 
@@ -194,7 +262,17 @@ func TestParseSelector(t *testing.T) {
 		"a bare digest":                 {"image-config:" + hexA[7:], "sha256:"},
 		"privileged maybe":              {"privileged:maybe", "neither true nor false"},
 		"privileged in upper case":      {"privileged:True", "neither true nor false"},
-		"another runtime class":         {"runtime:baseline", `not "restricted"`},
+		"a level that asks for nothing": {"runtime:privileged", `neither "baseline" nor "restricted"`},
+		"the lower level":               {"runtime:baseline", ""},
+		"a capability":                  {"capability:net_bind_service", ""},
+		"a capability with CAP":         {"capability:CAP_CHOWN", "not a capability"},
+		"a profile of the node":         {"seccomp:localhost/profiles/a.json", ""},
+		"a profile from elsewhere":      {"seccomp:localhost//etc/passwd", "is not"},
+		"a user's name":                 {"user:root", "not a user ID"},
+		"a user with a zero before":     {"user:01", "not a user ID"},
+		"a user that is too large":      {"user:4294967296", "not a user ID"},
+		"no limit":                      {"pids-limit:0", "not a positive number"},
+		"a sandbox":                     {"sandbox:gvisor", ""},
 		"too long":                      {"pod-name:" + strings.Repeat("a", 400), "the limit is 300"},
 		"a kind in upper case":          {"NS:payments", "does not exist"},
 		"no kind":                       {":payments", "does not exist"},

@@ -7,10 +7,9 @@ import (
 	"slices"
 
 	"google.golang.org/grpc/status"
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 
+	"github.com/keelson-project/keelson/workloadattestor/confined"
 	"github.com/keelson-project/keelson/workloadattestor/image"
 	"github.com/keelson-project/keelson/workloadattestor/pod"
 	"github.com/keelson-project/keelson/workloadattestor/procinfo"
@@ -32,8 +31,9 @@ type attestor struct {
 	credentials *image.CredentialsFile
 	closers     []func() error
 
-	socket string // of the runtime
-	listen string // address of metrics and health, "" for none
+	cgroups string // where the cgroup file systems are
+	socket  string // of the runtime
+	listen  string // address of metrics and health, "" for none
 }
 
 // outcome is what attesting one process came to.
@@ -79,8 +79,12 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 		return out, refused(err)
 	}
 	out.claims = claimsOf(a.node, container)
+	// The limit only adds a selector, and agents need not see the cgroup file systems.
+	if limit, err := process.PIDsLimit(a.cgroups); err == nil && out.claims.Sandbox != workloadclaim.SandboxKata {
+		out.claims.Posture.PIDsLimit = limit
+	}
 	out.owner = image.Owner{Namespace: container.Namespace}
-	out.addPod(ctx, a.pods, a.own.foreign(container))
+	out.addPod(ctx, a.pods, container, a.own.foreign(container))
 	if err := a.unpacked(container); err != nil {
 		out.absent = append(out.absent, "image: "+err.Error())
 	} else {
@@ -112,22 +116,36 @@ func runtimeError(err error) error {
 
 func claimsOf(node string, c runtime.Container) workloadclaim.Claims {
 	return workloadclaim.Claims{
-		Node:              node,
-		Namespace:         c.Namespace,
-		PodName:           c.PodName,
-		PodUID:            c.PodUID,
-		Container:         c.Name,
-		Privileged:        c.Privileged,
-		HostPID:           c.HostPID,
-		HostNetwork:       c.HostNetwork,
-		HostIPC:           c.HostIPC,
-		AddedCapabilities: c.AddedCapabilities,
+		Node:           node,
+		Namespace:      c.Namespace,
+		PodName:        c.PodName,
+		PodUID:         c.PodUID,
+		Container:      c.Name,
+		Privileged:     c.Privileged,
+		HostPID:        c.HostPID,
+		HostNetwork:    c.HostNetwork,
+		HostIPC:        c.HostIPC,
+		Posture:        c.Posture,
+		RuntimeHandler: c.Handler,
+		Sandbox:        c.Sandbox,
+	}
+}
+
+// reportOf is what the runtime reports, as the levels judge it.
+func reportOf(c runtime.Container) confined.Report {
+	return confined.Report{
+		Container: c.Name, Known: c.Reported,
+		Privileged: c.Privileged, HostPID: c.HostPID, HostNetwork: c.HostNetwork, HostIPC: c.HostIPC,
+		AddedCapabilities: c.AddedCapabilities, Posture: c.Posture, AppArmorRefused: c.AppArmorRefused,
+		SELinuxUser: c.SELinux.User, SELinuxRole: c.SELinux.Role, SELinuxType: c.SELinux.Type,
+		Sysctls: c.Sysctls, HostPorts: c.HostPorts,
 	}
 }
 
 // addPod adds what the API says of the pod: its service account, and what all of its containers may. mounted is what of the
-// node the runtime has in this one. Without the API nothing is known of the others, and of a part of a volume not what it is a part of.
-func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) {
+// node the runtime has in this one. Without the API nothing is known of the others, and of a part of a volume not what it is a
+// part of.
+func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, c runtime.Container, mounted mounts) {
 	if mounted.foreign != "" {
 		o.claims.HostPath = workloadclaim.Yes
 		o.absent = append(o.absent, fmt.Sprintf("runtime: %q of the node is mounted, which is not allowed (read-only, and among allowed_host_paths)", mounted.foreign))
@@ -140,20 +158,37 @@ func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, mounted mounts) 
 		o.absent = append(o.absent, "sa: "+err.Error())
 		return
 	}
-	o.claims.ServiceAccount = facts.Account
+	o.claims.ServiceAccount, o.claims.RuntimeClass = facts.Account, facts.RuntimeClass
 	o.owner.Account, o.owner.PullSecrets = facts.Account, facts.PullSecrets
-	o.claims.Unconfined = workloadclaim.FactOf(len(facts.Unmet) > 0)
-	for _, why := range facts.Unmet {
-		o.absent = append(o.absent, "runtime: "+why)
-	}
 	switch {
-	case len(facts.Paths) > 0:
+	case len(facts.Paths.Refused) > 0:
 		o.claims.HostPath = workloadclaim.Yes
-	case mounted.foreign != "":
+	case mounted.foreign != "" || len(facts.Paths.Unknown) > 0:
 	case mounted.told:
 		o.claims.HostPath = workloadclaim.No
 	default:
 		o.absent = append(o.absent, "runtime: the container runtime names no mounts, though every kubelet asks for some")
+	}
+	o.addLevels(facts, reportOf(c))
+}
+
+// addLevels adds which levels the pod's spec and the runtime's report meet, and what stands in the way of the first that they
+// do not.
+func (o *outcome) addLevels(facts pod.Facts, report confined.Report) {
+	for _, level := range []struct {
+		name confined.Level
+		spec confined.Judgement
+		meet *workloadclaim.Fact
+	}{{confined.Baseline, facts.Baseline, &o.claims.Baseline}, {confined.Restricted, facts.Restricted, &o.claims.Restricted}} {
+		ran := report.Judge(level.name)
+		*level.meet = confined.Meets(level.spec, ran)
+		if *level.meet == workloadclaim.Yes {
+			continue
+		}
+		for _, why := range append(level.spec.Reasons(), ran.Reasons()...) {
+			o.absent = append(o.absent, fmt.Sprintf("runtime:%s: %s", level.name, why))
+		}
+		return
 	}
 }
 
@@ -211,8 +246,10 @@ func (a *attestor) close() error {
 }
 
 // podGetter is a Kubernetes client as pod.Getter.
-type podGetter struct{ client corev1client.PodsGetter }
+type podGetter struct{ client rest.Interface }
 
-func (g podGetter) GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error) {
-	return g.client.Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+// Get implements pod.Getter. It asks for JSON, which keeps the fields that this version does not know.
+func (g podGetter) Get(ctx context.Context, resource, namespace, name string) ([]byte, error) {
+	return g.client.Get().NamespaceIfScoped(namespace, namespace != "").Resource(resource).Name(name).
+		SetHeader("Accept", "application/json").DoRaw(ctx)
 }

@@ -39,6 +39,8 @@ type Config struct {
 	AllowedHostPaths []string `hcl:"allowed_host_paths"`
 	// ProcRoot is the proc file system whose process IDs SPIRE gives; default /proc.
 	ProcRoot string `hcl:"proc_root"`
+	// CgroupRoot is where the cgroup file systems are mounted; default /sys/fs/cgroup. Only the selector pids-limit needs it.
+	CgroupRoot string `hcl:"cgroup_root"`
 	// Kubeconfig is a file with access to the API (get pods), or InCluster the pod's own service account. With
 	// neither, no selector sa is emitted.
 	Kubeconfig string `hcl:"kubeconfig"`
@@ -112,6 +114,7 @@ type KeylessConfig struct {
 const (
 	defaultCRITimeout = 5 * time.Second
 	defaultProcRoot   = "/proc"
+	defaultCgroupRoot = "/sys/fs/cgroup"
 
 	defaultKubeletRoot = "/var/lib/kubelet"
 
@@ -130,7 +133,8 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	var notes []string
 	node := c.node(p)
 	a := &attestor{node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
-	a.proc = procinfo.New(c.procRoot(p))
+	a.proc = procinfo.New(absolute(p, "proc_root", c.ProcRoot, defaultProcRoot))
+	a.cgroups = absolute(p, "cgroup_root", c.CgroupRoot, defaultCgroupRoot)
 	a.own = c.ownPaths(p)
 	a.snapshotters = c.AllowedSnapshotters
 	a.dialRuntime(c, p)
@@ -139,11 +143,11 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	case err != nil:
 		p.Add("kubeconfig", "%v", err)
 	case api == nil:
-		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa and no runtime:restricted will be emitted")
+		notes = append(notes, "neither kubeconfig nor in_cluster is set: no selector sa, runtime-class or runtime will be emitted")
 	}
 	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
 	if api != nil {
-		a.pods = pod.New(pod.Config{Node: node, Pods: podGetter{api}, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
+		a.pods = pod.New(pod.Config{Node: node, Pods: podGetter{api.RESTClient()}, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
 	}
 	if c.PullSecrets && api == nil {
 		p.Add("pull_secrets", "needs kubeconfig or in_cluster: pull secrets are read from the Kubernetes API")
@@ -236,14 +240,15 @@ func (c Config) node(p *pluginconf.Problems) string {
 	return name
 }
 
-func (c Config) procRoot(p *pluginconf.Problems) string {
-	if c.ProcRoot == "" {
-		return defaultProcRoot
+// absolute is the folder that key gives, or def.
+func absolute(p *pluginconf.Problems, key, given, def string) string {
+	if given == "" {
+		return def
 	}
-	if !filepath.IsAbs(c.ProcRoot) {
-		p.Add("proc_root", "%q is not an absolute path", c.ProcRoot)
+	if !filepath.IsAbs(given) {
+		p.Add(key, "%q is not an absolute path", given)
 	}
-	return filepath.Clean(c.ProcRoot)
+	return filepath.Clean(given)
 }
 
 func (a *attestor) dialRuntime(c Config, p *pluginconf.Problems) {

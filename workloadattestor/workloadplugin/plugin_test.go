@@ -43,11 +43,15 @@ func TestAttest(t *testing.T) {
 	}
 }
 
+// posture are the kinds of selectors that say how the node's kernel confines the container.
+var posture = []string{"apparmor:", "capability:", "no-new-privileges:", "read-only-root:", "seccomp:", "user:", "user-namespace:"}
+
 func TestThreat22_WhatIsNotProvedIsAbsent(t *testing.T) {
 	cases := map[string]struct {
 		change func(w *world)
 		config func(hcl string) string
 		absent []string
+		add    []string
 		reason string // in the log
 	}{
 		"the registry is away": {
@@ -75,7 +79,50 @@ func TestThreat22_WhatIsNotProvedIsAbsent(t *testing.T) {
 				info := w.pod.ContainerInfo()
 				delete(info["runtimeSpec"].(map[string]any), "process")
 				w.putInfo(info)
-			}, absent: []string{"runtime:"}},
+			}, absent: append([]string{"runtime:"}, posture...), reason: "does not report how the container is confined"},
+		"a runtime that confines by itself": {
+			change: func(w *world) {
+				info := w.pod.ContainerInfo()
+				info["runtimeType"] = "io.containerd.wasmtime.v1"
+				w.putInfo(info)
+			}, absent: append([]string{"runtime:", "sandbox:"}, posture...), reason: "does not report how the container is confined"},
+		"fields of tomorrow in the pod": {
+			change: func(w *world) {
+				newer := strings.Replace(apiPod, `"runAsNonRoot"`, `"mayReadTheKernel":true,"runAsNonRoot"`, 1)
+				w.api.Store(&newer)
+			}, absent: []string{"runtime:"}, reason: `does not know what field spec.containers[0].securityContext.mayReadTheKernel allows`},
+		"fields of tomorrow that the API server fills in": {
+			change: func(w *world) {
+				newer := strings.Replace(apiPod, `"name":"main"`, `"name":"main","resizePolitely":true`, 1)
+				w.api.Store(&newer)
+			}},
+		"a field that is given twice": {
+			change: func(w *world) {
+				twice := strings.Replace(apiPod, `"serviceAccountName"`, `"nodeName":"fra-1","serviceAccountName"`, 1)
+				w.api.Store(&twice)
+			}, absent: []string{"sa:", "runtime:", "host-path:"}, reason: "ambiguous"},
+		"root by the image, whatever the pod's spec says": {
+			change: func(w *world) {
+				info := w.pod.ContainerInfo()
+				info["runtimeSpec"].(map[string]any)["process"].(map[string]any)["user"] = map[string]any{"uid": 0}
+				w.putInfo(info)
+			}, absent: []string{"runtime:restricted", "user:"}, add: []string{"user:0"}, reason: "runAsUser=0"},
+		"no seccomp filter, whatever the pod's spec says": {
+			change: func(w *world) {
+				info := w.pod.ContainerInfo()
+				delete(info["runtimeSpec"].(map[string]any)["linux"].(map[string]any), "seccomp")
+				w.putInfo(info)
+			}, absent: []string{"runtime:restricted", "seccomp:"}, add: []string{"seccomp:unconfined"}, reason: "seccompProfile"},
+		"baseline by the pod's spec": {
+			change: func(w *world) {
+				lax := strings.Replace(apiPod, `"runAsNonRoot":true`, `"runAsNonRoot":false`, 1)
+				w.api.Store(&lax)
+			}, absent: []string{"runtime:restricted"}, reason: "runtime:restricted: level restricted forbids: runAsNonRoot"},
+		"a runtime class": {
+			change: func(w *world) {
+				class := strings.Replace(apiPod, `"nodeName"`, `"runtimeClassName":"fast","nodeName"`, 1)
+				w.api.Store(&class)
+			}, add: []string{"runtime-class:fast"}},
 	}
 	for name, tc := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +134,10 @@ func TestThreat22_WhatIsNotProvedIsAbsent(t *testing.T) {
 			}
 			w.configure(hcl)
 			got, err := w.attest(42)
-			if d := cmp.Diff(without(w.selectors(), tc.absent...), got); err != nil || d != "" {
+			want := append(without(w.selectors(), tc.absent...), tc.add...)
+			slices.Sort(want)
+			slices.Sort(got)
+			if d := cmp.Diff(want, got); err != nil || d != "" {
 				t.Errorf("%v (-want +got)\n%s", err, d)
 			}
 			if !strings.Contains(w.log.String(), tc.reason) {
@@ -172,7 +222,7 @@ func TestPathsOfTheNode(t *testing.T) {
 		"another kubelet's folder":             {nil, "", `kubelet_root = "/data/kubelet"`, "host-path:true"},
 		"a part of a volume of its own":        {[]string{"rw " + own + "/volume-subpaths/e/main/0"}, `"volumes":[{"name":"e","emptyDir":{}}]`, "", "host-path:false"},
 		"a part of a path of the node":         {[]string{own + "/volume-subpaths/h/main/0"}, `"volumes":[{"name":"h","hostPath":{"path":"/run"}}],"containers":[{"name":"main","volumeMounts":[{"name":"h","subPath":"containerd","readOnly":true}]}]`, "", "host-path:true"},
-		"a part of a claim":                    {[]string{own + "/volume-subpaths/pv-1/main/0"}, claim + `,"containers":[{"name":"main","volumeMounts":[{"name":"d","subPath":"x"}]}]`, "", "host-path:true"},
+		"a part of a claim":                    {[]string{own + "/volume-subpaths/pv-1/main/0"}, claim + `,"containers":[{"name":"main","volumeMounts":[{"name":"d","subPath":"x"}]}]`, "", ""},
 		"one in another container of the pod":  {nil, `"volumes":[{"name":"h","hostPath":{"path":"/run/containerd"}}],"containers":[{"name":"main"},{"name":"other","volumeMounts":[{"name":"h"}]}]`, "", "host-path:true"},
 	}
 	for name, tc := range cases {
@@ -185,8 +235,9 @@ func TestPathsOfTheNode(t *testing.T) {
 			w.spec(tc.spec)
 			w.configure(w.hcl() + tc.config + "\n")
 			got, err := w.attest(42)
-			if restricted := slices.Contains(got, "runtime:restricted"); err != nil || !slices.Contains(got, tc.want) || restricted != (tc.want == "host-path:false") {
-				t.Errorf("got %v, %v; want %s", got, err, tc.want)
+			if restricted := slices.Contains(got, "runtime:restricted"); err != nil || !strings.Contains(strings.Join(got, " ")+" ", tc.want+" ") ||
+				tc.want == "" && strings.Contains(strings.Join(got, " "), "host-path:") || restricted != (tc.want == "host-path:false") {
+				t.Errorf("got %v, %v; want %q", got, err, tc.want)
 			}
 		})
 	}
@@ -209,7 +260,11 @@ func TestPathsOfTheNode(t *testing.T) {
 // spec adds to the spec of the API's pod.
 func (w *world) spec(more string) {
 	if more != "" {
-		changed := strings.Replace(apiPod, `"spec":{`, `"spec":{`+more+",", 1)
+		base := apiPod
+		if strings.Contains(more, `"containers":`) {
+			base = strings.Replace(base, `,"containers":[{"name":"main","securityContext":`+hardened+`}]`, "", 1)
+		}
+		changed := strings.Replace(base, `"spec":{`, `"spec":{`+more+",", 1)
 		w.api.Store(&changed)
 	}
 }

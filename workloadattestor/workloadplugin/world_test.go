@@ -77,7 +77,10 @@ type world struct {
 	config   configv1.ConfigServiceClient
 }
 
-const apiPod = `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":"api-0","uid":"` + podUID + `"},"spec":{"nodeName":"fra-1","serviceAccountName":"api"}}`
+const apiPod = `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":"api-0","uid":"` + podUID + `"},"spec":{"nodeName":"fra-1","serviceAccountName":"api","containers":[{"name":"main","securityContext":` + hardened + `}]}}`
+
+// hardened is what level restricted asks of a container.
+const hardened = `{"allowPrivilegeEscalation":false,"runAsNonRoot":true,"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}`
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
@@ -107,7 +110,7 @@ func (w *world) startRuntime() {
 	w.runtime = server
 	w.pod = runtimetest.Pod{
 		Namespace: "payments", Name: "api-0", UID: podUID, Container: "main", ContainerID: idA, SandboxID: idB,
-		CgroupsPath: "/kubepods/pod" + podUID + "/" + idA,
+		CgroupsPath: "/kubepods/pod" + podUID + "/" + idA, Hardened: true,
 	}
 }
 
@@ -267,9 +270,10 @@ func (w *world) attest(pid int32) ([]string, error) {
 
 func (w *world) selectors() []string {
 	return []string{
-		"container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
-		"image-config:" + w.pod.ImageID, "image-manifest:" + w.manifest, "node:fra-1", "ns:payments", "pod-name:api-0",
-		"pod-uid:" + podUID, "privileged:false", "runtime:restricted", "sa:api", "signed-by:release-key",
+		"apparmor:unconfined", "capability:none", "container:main", "host-ipc:false", "host-net:false", "host-path:false", "host-pid:false",
+		"image-config:" + w.pod.ImageID, "image-manifest:" + w.manifest, "no-new-privileges:true", "node:fra-1", "ns:payments", "pod-name:api-0",
+		"pod-uid:" + podUID, "privileged:false", "read-only-root:true", "runtime:baseline", "runtime:restricted", "sa:api", "sandbox:runc",
+		"seccomp:confined", "seccomp:runtime-default", "signed-by:release-key", "user:65532", "user-namespace:false",
 	}
 }
 

@@ -85,11 +85,12 @@ type Requirements struct {
 	// Image is what must be proved of the image of every container.
 	// +optional
 	Image ImageRequirement `json:"image,omitempty"`
-	// Runtime "restricted" refuses privileged containers, host namespaces, added
-	// capabilities, hostPath volumes that the administrator does not allow, and subPaths of
-	// claims and block devices, which might be one, in any of a pod's containers; "any" (the default) asks nothing.
+	// Runtime is a level of the Kubernetes Pod Security Standards that all of a pod's containers must meet, init and
+	// ephemeral ones among them: "baseline" or "restricted". "any" (the default) asks nothing. At both levels a
+	// PersistentVolumeClaim that is a folder or disk of the node counts as a hostPath volume, and the paths that the
+	// administrator allows may be mounted read-only. "restricted" also refuses containers that share their processes.
 	// +optional
-	// +kubebuilder:validation:Enum=restricted;any;""
+	// +kubebuilder:validation:Enum=baseline;restricted;any;""
 	Runtime RuntimeRequirement `json:"runtime,omitempty"`
 	// Drift is reserved for a later version. This one refuses it.
 	// +optional
@@ -100,8 +101,9 @@ type Requirements struct {
 // RuntimeRequirement is what is asked of a container's privileges.
 type RuntimeRequirement string
 
-// The runtime requirements.
+// The runtime requirements. What meets RuntimeRestricted meets RuntimeBaseline.
 const (
+	RuntimeBaseline   RuntimeRequirement = "baseline"
 	RuntimeRestricted RuntimeRequirement = "restricted"
 	RuntimeAny        RuntimeRequirement = "any"
 )

@@ -116,12 +116,22 @@ func Digest(image string) string {
 func Pod(namespace, name, account, node, ip string) *corev1.Pod {
 	p := &corev1.Pod{ObjectMeta: meta("Pod", namespace, name)}
 	p.Labels = map[string]string{"app": account}
-	p.Spec = corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "main", Image: "registry.example/" + account + ":1"}}}
+	p.Spec = corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{
+		{Name: "main", Image: "registry.example/" + account + ":1", SecurityContext: Hardened()}}}
 	p.Status = corev1.PodStatus{
 		Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
 		ContainerStatuses: []corev1.ContainerStatus{Status("main", account)},
 	}
 	return p
+}
+
+// Hardened is what Pod Security level "restricted" asks of a container.
+func Hardened() *corev1.SecurityContext {
+	no, yes := false, true
+	return &corev1.SecurityContext{
+		AllowPrivilegeEscalation: &no, RunAsNonRoot: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
 }
 
 // Status is what a kubelet reports of a container that runs an image.

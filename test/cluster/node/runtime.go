@@ -206,10 +206,9 @@ func (s PodSpec) container(lastWords *cri.Mount) *cri.ContainerConfig {
 		},
 		Annotations: map[string]string{"io.kubernetes.container.restartCount": "0"},
 		LogPath:     s.Container + ".log",
-		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
-			Privileged:       s.Privileged,
-			NamespaceOptions: &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER},
-		}},
+		Linux: &cri.LinuxContainerConfig{
+			SecurityContext: Confine(s.Privileged, &cri.NamespaceOption{Network: network, Pid: cri.NamespaceMode_CONTAINER}),
+		},
 	}
 }
 

@@ -22,7 +22,7 @@ var pods = []stage.Pod{
 }
 
 // whys are words of the reason for each.
-var whys = map[string]string{"privileged": "is privileged", "host-pid": "PID namespace", "host-path": "is /run/containerd of the node", "sub-path": "is /run of the node"}
+var whys = map[string]string{"privileged": "level restricted forbids: privileged", "host-pid": "hostPID=true", "host-path": "is /run/containerd of the node", "sub-path": "is /run of the node"}
 
 // Play plays it.
 func Play(ctx context.Context, s *stage.Stage, t *script.Script) error {

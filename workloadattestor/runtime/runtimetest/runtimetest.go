@@ -34,6 +34,9 @@ type Pod struct {
 	Capabilities         []string // beyond the default
 	Snapshotter          string
 	HostPaths            []string // mounted besides the pod's own, read-only but for those with "rw " in front
+	// Hardened gives the container what Pod Security level "restricted" asks for.
+	Hardened bool
+	Handler  string // runtime handler
 }
 
 // Server is the runtime.
@@ -196,7 +199,7 @@ func (p Pod) Answers() (*criv1.ContainerStatusResponse, *criv1.PodSandboxStatusR
 	sandbox := &criv1.PodSandboxStatusResponse{
 		Status: &criv1.PodSandboxStatus{
 			Id: p.SandboxID, Metadata: &criv1.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: p.UID},
-			State: criv1.PodSandboxState_SANDBOX_READY, Labels: labels,
+			State: criv1.PodSandboxState_SANDBOX_READY, Labels: labels, RuntimeHandler: p.Handler,
 			Linux: &criv1.LinuxPodSandboxStatus{Namespaces: &criv1.Namespace{Options: &criv1.NamespaceOption{
 				Network: node(p.HostNetwork, criv1.NamespaceMode_POD),
 				Pid:     node(p.HostPID, criv1.NamespaceMode_CONTAINER),
@@ -227,6 +230,10 @@ func (p Pod) ContainerInfo() map[string]any {
 	}
 	namespaces = append(namespaces, pid)
 	capabilities := append(append([]string(nil), defaultCapabilities...), p.Capabilities...)
+	process := map[string]any{"user": map[string]any{"uid": 0, "gid": 0}}
+	linux := map[string]any{
+		"maskedPaths": []string{"/proc/acpi", "/proc/kcore", "/proc/keys"}, "readonlyPaths": []string{"/proc/bus", "/proc/sys"},
+	}
 	security := map[string]any{"namespace_options": map[string]any{
 		"network": node(p.HostNetwork, criv1.NamespaceMode_POD),
 		"pid":     node(p.HostPID, criv1.NamespaceMode_CONTAINER),
@@ -238,17 +245,18 @@ func (p Pod) ContainerInfo() map[string]any {
 		devices = []map[string]any{{"allow": true, "access": "rwm"}}
 		capabilities = append(capabilities, "CAP_SYS_ADMIN")
 	}
+	if p.Hardened {
+		capabilities = append([]string{}, p.Capabilities...)
+		process["user"], process["noNewPrivileges"] = map[string]any{"uid": 65532, "gid": 65532}, true
+		security["seccomp"] = map[string]any{}
+		linux["seccomp"] = map[string]any{"defaultAction": "SCMP_ACT_ERRNO"}
+	}
+	process["capabilities"] = map[string]any{"bounding": capabilities, "effective": capabilities, "permitted": capabilities}
+	linux["cgroupsPath"], linux["namespaces"], linux["resources"] = p.CgroupsPath, namespaces, map[string]any{"devices": devices}
 	return map[string]any{
-		"sandboxID": p.SandboxID, "snapshotter": p.Snapshotter,
-		"config": map[string]any{"linux": map[string]any{"security_context": security}},
-		"runtimeSpec": map[string]any{
-			"process": map[string]any{"capabilities": map[string]any{
-				"bounding": capabilities, "effective": capabilities, "permitted": capabilities,
-			}},
-			"linux": map[string]any{
-				"cgroupsPath": p.CgroupsPath, "namespaces": namespaces, "resources": map[string]any{"devices": devices},
-			},
-		},
+		"sandboxID": p.SandboxID, "snapshotter": p.Snapshotter, "runtimeType": "io.containerd.runc.v2",
+		"config":      map[string]any{"linux": map[string]any{"security_context": security}},
+		"runtimeSpec": map[string]any{"process": process, "linux": linux, "root": map[string]any{"path": "rootfs", "readonly": p.Hardened}},
 	}
 }
 
