@@ -11,9 +11,10 @@ import (
 // ErrOften means that a machine attests more often than the server keeps a record of each time.
 var ErrOften = errors.New("this machine attests too often; try again in a minute")
 
-// Pace bounds the audit lines that a machine is owed. Each attempt that proved an EK has a line of its own, so that one machine
-// in a loop would fill the disk, or push the lines of all others out of the files that are kept. An attempt beyond the bound
-// is one of those that an [Allowance] may only count, and lets nobody in. The zero value is ready for use.
+// Pace bounds the audit lines that a machine is owed. Each attempt that proved an EK has a line of
+// its own, so that one machine in a loop would fill the disk, or push the lines of all others out
+// of the files that are kept. An attempt beyond the bound is one of those that an [Allowance] may
+// only count, and lets nobody in. The zero value is ready for use.
 type Pace struct {
 	mu   sync.Mutex
 	byEK map[nodeclaim.EKHash]*pace
@@ -26,16 +27,18 @@ type pace struct {
 }
 
 const (
-	// MaxProved is how many lines a machine is owed at once; one more is gained back each ProvedPace. That is some 1 600
-	// lines and 2 MB on a day in which it never stops.
+	// MaxProved is how many lines a machine is owed at once; one more is gained back each
+	// ProvedPace. That is some 1 600 lines and 2 MB on a day in which it never stops.
 	MaxProved  = 200
 	ProvedPace = time.Minute
 
-	// maxPaced bounds the machines that are remembered: a hundred bytes each. Who is owed all lines is forgotten first.
+	// maxPaced bounds the machines that are remembered: a hundred bytes each. Who is owed all lines
+	// is forgotten first.
 	maxPaced = 100_000
 )
 
-// Take asks for a line of a machine at a time of the monotonic clock. It is false where the machine is owed none.
+// Take asks for a line of a machine at a time of the monotonic clock. It is false where the machine
+// is owed none.
 func (p *Pace) Take(ek nodeclaim.EKHash, now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -58,8 +61,8 @@ func (m *pace) fill(now time.Duration) {
 	m.filled = now
 }
 
-// makeRoom forgets machines where there are too many: those that are owed all lines, and else any, some of them at once so that
-// the next ones find room.
+// makeRoom forgets machines where there are too many: those that are owed all lines, and else any,
+// some of them at once so that the next ones find room.
 func (p *Pace) makeRoom(now time.Duration) {
 	if p.byEK == nil {
 		p.byEK = map[nodeclaim.EKHash]*pace{}

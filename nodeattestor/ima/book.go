@@ -13,19 +13,21 @@ import (
 	"sync/atomic"
 )
 
-// Book has entries that are expected and knows what each of them hashes to, so that a list of them is read without hashing
-// them: an entry whose every byte is known need not be hashed to know its hash. A book is never changed once it is made, and
-// several replays may use it at once.
+// Book has entries that are expected and knows what each of them hashes to, so that a list of them
+// is read without hashing them: an entry whose every byte is known need not be hashed to know its
+// hash. A book is never changed once it is made, and several replays may use it at once.
 type Book struct {
 	seed  maphash.Seed
 	shift int // what is left of a key's hash are the bits that starts goes by
-	// starts tells by the first bits of a key's hash where the marks of such keys begin; marks are in the order of hashes.
+	// starts tells by the first bits of a key's hash where the marks of such keys begin; marks are
+	// in the order of hashes.
 	starts []uint32
 	marks  []mark
-	// pages have the keys in the order that they were put in, for what is near in a file system is measured together: before
-	// each its value and its size (4 bytes each, little-endian).
+	// pages have the keys in the order that they were put in, for what is near in a file system is
+	// measured together: before each its value and its size (4 bytes each, little-endian).
 	pages []byte
-	// sums are in the same order, for each layout of a template; made when a list has the first entry of that layout.
+	// sums are in the same order, for each layout of a template; made when a list has the first
+	// entry of that layout.
 	sums [Layouts]struct {
 		once sync.Once
 		of   atomic.Pointer[[]sums]
@@ -48,14 +50,15 @@ type sums struct {
 	_      [12]byte
 }
 
-// Lookups is how many entries a book looks up at once. It goes through them several times, so that no look-up waits for
-// memory that another one still waits for.
+// Lookups is how many entries a book looks up at once. It goes through them several times, so that
+// no look-up waits for memory that another one still waits for.
 const Lookups = batch
 
 // Missing is what a book says of an entry that it does not have.
 const Missing = -1 << 31
 
-// NewBook makes a book of paths and digests, each with a value that Find returns. What IMA cannot have written is left out.
+// NewBook makes a book of paths and digests, each with a value that Find returns. What IMA cannot
+// have written is left out.
 func NewBook(each func(yield func(path, digest string, value int32))) *Book {
 	b := &Book{seed: maphash.MakeSeed()}
 	var hashes []uint64 // by number
@@ -88,8 +91,9 @@ func (b *Book) key(m mark) []byte {
 	return b.pages[m.at+pageHead:][:size]
 }
 
-// Find looks up at most Lookups entries. found gets the value of each, or Missing. A replay that has these views does not
-// hash those that were found, where path and digest are all that they hold.
+// Find looks up at most Lookups entries. found gets the value of each, or Missing. A replay that
+// has these views does not hash those that were found, where path and digest are all that they
+// hold.
 func (b *Book) Find(views []View, found *[Lookups]int32) {
 	var hashes [Lookups]uint64
 	var from [Lookups]uint32
@@ -117,7 +121,8 @@ func (b *Book) Find(views []View, found *[Lookups]int32) {
 	}
 }
 
-// fetch has the processor load what comparing the entries will need, all of it at once. What it writes to loaded means nothing.
+// fetch has the processor load what comparing the entries will need, all of it at once. What it
+// writes to loaded means nothing.
 func (b *Book) fetch(views []View, from *[Lookups]uint32, loaded *[Lookups]int32) {
 	const line = 64
 	for i := range views {
@@ -155,7 +160,8 @@ func (b *Book) match(key []byte, hash uint64, from uint32) int {
 	return -1
 }
 
-// recall tells the replay what the entry hashes to, where its key and layout are all that its template data hold.
+// recall tells the replay what the entry hashes to, where its key and layout are all that its
+// template data hold.
 func (b *Book) recall(v *View, nth uint32) {
 	if v.legacy || v.more || len(v.Signature) > 0 {
 		return
@@ -176,8 +182,9 @@ func (b *Book) hash(layout Layout) *[]sums {
 	return &out
 }
 
-// appendData appends the template data of an entry that has a key, and nothing after it. A key has the digest with its NUL, the
-// name's length, and the name with its NUL; the digest's own length stands before it, and in a typed layout its type.
+// appendData appends the template data of an entry that has a key, and nothing after it. A key has
+// the digest with its NUL, the name's length, and the name with its NUL; the digest's own length
+// stands before it, and in a typed layout its type.
 func appendData(to, key []byte, layout Layout) []byte {
 	kind := ""
 	if layout.typed() && !bytes.HasPrefix(key, []byte(verityType)) {

@@ -22,7 +22,8 @@ func bookOf(entries []ima.Entry, step int) *ima.Book {
 	})
 }
 
-// recalled replays a list of which a book knows entries, and keeps them; n is how many were not hashed.
+// recalled replays a list of which a book knows entries, and keeps them; n is how many were not
+// hashed.
 func recalled(pcrs quote.PCRs, raw []byte, opt ima.Options, piece int, books ...*ima.Book) (res ima.Result, n int, err error) {
 	var entries []ima.Entry
 	r := ima.NewStream(pcrs, opt, func(views []ima.View) {
@@ -53,7 +54,8 @@ func recalled(pcrs quote.PCRs, raw []byte, opt ima.Options, piece int, books ...
 	return res, n, nil
 }
 
-// TestABookSavesHashingAndChangesNothing: what a book knows an entry to hash to is what it hashes to, in each template, in each bank.
+// TestABookSavesHashingAndChangesNothing: what a book knows an entry to hash to is what it hashes
+// to, in each template, in each bank.
 func TestABookSavesHashingAndChangesNothing(t *testing.T) {
 	for name, c := range map[string]struct {
 		list *list
@@ -85,8 +87,8 @@ func TestABookSavesHashingAndChangesNothing(t *testing.T) {
 	}
 }
 
-// TestABookBelievesNoFlippedBit: a list that a book knows is refused wherever it is without one, for the same reason, and proves the
-// same where it is not.
+// TestABookBelievesNoFlippedBit: a list that a book knows is refused wherever it is without one,
+// for the same reason, and proves the same where it is not.
 func TestABookBelievesNoFlippedBit(t *testing.T) {
 	l := every(nodeclaim.SHA256)
 	pcrs := l.quoted(t)
@@ -106,7 +108,8 @@ func TestABookBelievesNoFlippedBit(t *testing.T) {
 	}
 }
 
-// TestABookOfAnySizeFindsWhatItHasAndNothingElse has books of few and of many, and views of both sides of a batch.
+// TestABookOfAnySizeFindsWhatItHasAndNothingElse has books of few and of many, and views of both
+// sides of a batch.
 func TestABookOfAnySizeFindsWhatItHasAndNothingElse(t *testing.T) {
 	digest := func(i int) string { return fmt.Sprintf("sha256:%064x", i+1) }
 	path := func(i int) string { return fmt.Sprint("/usr/bin/", i) }
@@ -136,7 +139,8 @@ func TestABookOfAnySizeFindsWhatItHasAndNothingElse(t *testing.T) {
 	}
 }
 
-// TestWhatComesAfterTheQuotedValueIsNotLookedAt: entries beyond it may be in the same batch, changed or cut, and mean nothing.
+// TestWhatComesAfterTheQuotedValueIsNotLookedAt: entries beyond it may be in the same batch,
+// changed or cut, and mean nothing.
 func TestWhatComesAfterTheQuotedValueIsNotLookedAt(t *testing.T) {
 	l := newList(nodeclaim.SHA256)
 	for i := range 30 {

@@ -15,9 +15,9 @@ type rawEntry struct {
 	data     []byte // what is hashed: the template data; for "ima" digest and name, padded
 }
 
-// cut takes one entry off the list (Linux ima_measurements_show): PCR, recorded SHA-1, template name and data with
-// their lengths. n is 0 when b does not hold all of it yet. Lengths are checked before they
-// are waited for, so an entry cannot make us buffer more than its limit.
+// cut takes one entry off the list (Linux ima_measurements_show): PCR, recorded SHA-1, template
+// name and data with their lengths. n is 0 when b does not hold all of it yet. Lengths are checked
+// before they are waited for, so an entry cannot make us buffer more than its limit.
 func cut(b []byte, limit int) (raw rawEntry, n int, err error) {
 	const fixed = 4 + 20 + 4
 	if len(b) < fixed {
@@ -96,9 +96,9 @@ type entryReader struct {
 	keys  []byte          // of template "ima", whose list has no bytes like them
 }
 
-// batch is how many entries a visitor gets at once. Looking entries up one right after the other lets the
-// processor fetch what several need from memory at the same time, and takes a third of the time that it takes
-// between hashing one entry and the next.
+// batch is how many entries a visitor gets at once. Looking entries up one right after the other
+// lets the processor fetch what several need from memory at the same time, and takes a third of the
+// time that it takes between hashing one entry and the next.
 const batch = 64
 
 func newEntryReader() *entryReader { return &entryReader{views: make([]View, 0, batch)} }
@@ -106,8 +106,8 @@ func newEntryReader() *entryReader { return &entryReader{views: make([]View, 0, 
 // reset forgets what was read; the room is used again.
 func (r *entryReader) reset() { r.views, r.keys = r.views[:0], r.keys[:0] }
 
-// parse reads the entry's fields and checks them against the recorded hash. What it returns is a part of
-// the list, and good until reset.
+// parse reads the entry's fields and checks them against the recorded hash. What it returns is a
+// part of the list, and good until reset.
 func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 	v, err := r.read(raw, i)
 	if err == nil {
@@ -116,7 +116,8 @@ func (r *entryReader) parse(raw rawEntry, i int) (*View, error) {
 	return v, err
 }
 
-// read reads the entry's fields. That they are those of the recorded hash is still to be checked, but where they cannot be read.
+// read reads the entry's fields. That they are those of the recorded hash is still to be checked,
+// but where they cannot be read.
 func (r *entryReader) read(raw rawEntry, i int) (*View, error) {
 	if raw.pcr != PCR {
 		return nil, refuse("format", "entry %d extends PCR %d, only %d is known", i, raw.pcr, PCR)
@@ -135,7 +136,8 @@ func (r *entryReader) read(raw rawEntry, i int) (*View, error) {
 	return v, nil
 }
 
-// checkRecorded compares the entry's data with the hash that the list has for them. That of a violation covers nothing.
+// checkRecorded compares the entry's data with the hash that the list has for them. That of a
+// violation covers nothing.
 func checkRecorded(raw *rawEntry, v *View, i int) error {
 	if v.Violation {
 		return nil

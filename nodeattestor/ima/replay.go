@@ -13,7 +13,8 @@ import (
 // Options say how a list is to be read. They come from the server's configuration.
 type Options struct {
 	// PaddedSHA1 is for kernels before 5.8: they extend every bank with the SHA-1 of an entry,
-	// padded with zeros, and boot_aggregate is SHA-1 over PCRs 0 to 7 of the SHA-1 bank, which must then be quoted too. Weak.
+	// padded with zeros, and boot_aggregate is SHA-1 over PCRs 0 to 7 of the SHA-1 bank, which must
+	// then be quoted too. Weak.
 	PaddedSHA1 bool
 	// Limits; the zero value means DefaultLimits.
 	Limits Limits
@@ -56,7 +57,8 @@ func newRunning(alg nodeclaim.HashAlg, quoted []byte) *running {
 func (b *running) value() []byte  { return b.both[:b.size] }
 func (b *running) digest() []byte { return b.both[b.size:] }
 
-// NewReplayer replays to PCR 10 as it stands in every bank of pcrs that has it, and keeps every entry.
+// NewReplayer replays to PCR 10 as it stands in every bank of pcrs that has it, and keeps every
+// entry.
 func NewReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 	r := newReplayer(pcrs, opt)
 	r.visit = func(views []View) {
@@ -68,8 +70,8 @@ func NewReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 	return r
 }
 
-// NewStream is NewReplayer for lists too long to keep: it lends the entries to visit, in order and some at a
-// time, and keeps none. What visit learns is unproven until Finish has succeeded.
+// NewStream is NewReplayer for lists too long to keep: it lends the entries to visit, in order and
+// some at a time, and keeps none. What visit learns is unproven until Finish has succeeded.
 func NewStream(pcrs quote.PCRs, opt Options, visit func([]View)) *Replayer {
 	r := newReplayer(pcrs, opt)
 	r.visit = visit
@@ -77,8 +79,9 @@ func NewStream(pcrs quote.PCRs, opt Options, visit func([]View)) *Replayer {
 	return r
 }
 
-// Recall has the replay call look with entries before it hashes them, some at a time and in order, so that it can look them up in
-// books (Book.Find); those beyond the quoted PCR 10 may be among them. It returns the replayer.
+// Recall has the replay call look with entries before it hashes them, some at a time and in order,
+// so that it can look them up in books (Book.Find); those beyond the quoted PCR 10 may be among
+// them. It returns the replayer.
 func (r *Replayer) Recall(look func([]View)) *Replayer {
 	r.recall = look
 	return r
@@ -103,7 +106,8 @@ func newReplayer(pcrs quote.PCRs, opt Options) *Replayer {
 }
 
 // Write takes the next bytes of the list. It fails as soon as an entry cannot be right, with a
-// *nodeclaim.Refusal; it then takes nothing more. Bytes after quoted PCR 10 are counted and dropped.
+// *nodeclaim.Refusal; it then takes nothing more. Bytes after quoted PCR 10 are counted and
+// dropped.
 func (r *Replayer) Write(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
@@ -133,8 +137,8 @@ func (r *Replayer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// complete adds to the entry that an earlier Write ended in as much of p as it lacks, and returns the
-// rest of p. All others are read where they stand.
+// complete adds to the entry that an earlier Write ended in as much of p as it lacks, and returns
+// the rest of p. All others are read where they stand.
 func (r *Replayer) complete(p []byte) []byte {
 	had := len(r.pending)
 	if had == 0 || r.reached {
@@ -154,8 +158,8 @@ func (r *Replayer) complete(p []byte) []byte {
 	return nil
 }
 
-// read reads as many whole entries of b as a batch has room for, and returns their size. What is wrong with the entry after
-// them is held back: it counts only if these do not reach quoted PCR 10.
+// read reads as many whole entries of b as a batch has room for, and returns their size. What is
+// wrong with the entry after them is held back: it counts only if these do not reach quoted PCR 10.
 func (r *Replayer) read(b []byte) (size int) {
 	for len(r.reader.views) < batch {
 		at, i := len(r.reader.views), r.result.Count+len(r.reader.views)
@@ -180,8 +184,8 @@ func (r *Replayer) read(b []byte) (size int) {
 	return size
 }
 
-// extend checks and extends the entries that were read, up to quoted PCR 10, and shows them to the visitor. Nothing that was
-// read outlives it.
+// extend checks and extends the entries that were read, up to quoted PCR 10, and shows them to the
+// visitor. Nothing that was read outlives it.
 func (r *Replayer) extend() {
 	views := r.reader.views
 	if r.recall != nil && len(views) > 0 {
@@ -246,9 +250,10 @@ func (r *Replayer) check() {
 	r.reached = len(r.banks) > 0
 }
 
-// extend adds an entry to a bank (Linux security/integrity/ima: ima_queue.c, ima_crypto.c). A violation extends all
-// ones; else the SHA-1 bank takes the recorded SHA-1, others their own hash of the template
-// data, or before Linux 5.8 the SHA-1 padded with zeros. recalled is that hash where it is known, else nil.
+// extend adds an entry to a bank (Linux security/integrity/ima: ima_queue.c, ima_crypto.c). A
+// violation extends all ones; else the SHA-1 bank takes the recorded SHA-1, others their own hash
+// of the template data, or before Linux 5.8 the SHA-1 padded with zeros. recalled is that hash
+// where it is known, else nil.
 func (b *running) extend(raw *rawEntry, recalled *sums, padded bool) {
 	digest := b.digest()
 	switch {
@@ -266,8 +271,8 @@ func (b *running) extend(raw *rawEntry, recalled *sums, padded bool) {
 	b.sum(b.value(), b.both)
 }
 
-// sum writes the bank's hash of data to where it may stand itself. SHA-256 is what nearly every list is proven
-// by, and a third faster without the state of a hash.Hash.
+// sum writes the bank's hash of data to where it may stand itself. SHA-256 is what nearly every
+// list is proven by, and a third faster without the state of a hash.Hash.
 func (b *running) sum(to, data []byte) {
 	if b.alg == nodeclaim.SHA256 {
 		d := sha256.Sum256(data)

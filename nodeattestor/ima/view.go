@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// View is one entry of a list, lent to a visitor: its slices are parts of the list, not to be written to, and good
-// until the visitor returns. [View.Entry] is a copy to keep.
+// View is one entry of a list, lent to a visitor: its slices are parts of the list, not to be
+// written to, and good until the visitor returns. [View.Entry] is a copy to keep.
 type View struct {
 	Index     int    // position in the list, from 0; 0 is boot_aggregate
 	Violation bool   // the file was changed while it was measured; no digest covers Path, and there is nothing else
@@ -30,8 +30,8 @@ type View struct {
 	recalled *sums
 }
 
-// Key stands for path and digest together, so that one look-up tells whether an allow-list has them: it is
-// what [Key] makes of both. nil in a violation, and where the content is unknown.
+// Key stands for path and digest together, so that one look-up tells whether an allow-list has
+// them: it is what [Key] makes of both. nil in a violation, and where the content is unknown.
 func (v *View) Key() []byte { return v.key }
 
 // IsBootAggregate is [IsBootAggregate] of the entry.
@@ -39,8 +39,8 @@ func (v *View) IsBootAggregate() bool {
 	return !v.Violation && !v.Unknown && !v.NamedOnly && string(v.Path) == bootAggregate
 }
 
-// Digest is the entry's digest: by which algorithm (the kernel's name of it), and whether of the whole file
-// or, if verity, the file's fs-verity digest. There is none (nil) where there is no Key.
+// Digest is the entry's digest: by which algorithm (the kernel's name of it), and whether of the
+// whole file or, if verity, the file's fs-verity digest. There is none (nil) where there is no Key.
 func (v *View) Digest() (alg, sum []byte, verity bool) {
 	if v.key == nil {
 		return nil, nil, false
@@ -50,9 +50,10 @@ func (v *View) Digest() (alg, sum []byte, verity bool) {
 	return alg, rest[:len(rest)-fieldLength-len(v.Path)-1], verity
 }
 
-// Buffer reports whether the entry is of a buffer of the kernel, whose content stands in the entry itself (template ima-buf, d-ng|n-ng|buf; Linux
-// process_buffer_measurement): the digest is over that content. The template's name is in no digest and is not looked at; a file that holds
-// its own signature does not exist unless somebody who may write security.ima made it so.
+// Buffer reports whether the entry is of a buffer of the kernel, whose content stands in the entry
+// itself (template ima-buf, d-ng|n-ng|buf; Linux process_buffer_measurement): the digest is over
+// that content. The template's name is in no digest and is not looked at; a file that holds its own
+// signature does not exist unless somebody who may write security.ima made it so.
 func (v *View) Buffer() bool {
 	alg, sum, verity := v.Digest()
 	if alg == nil || verity || v.more || len(v.Signature) == 0 {
@@ -118,9 +119,10 @@ func (e Entry) View() View {
 }
 
 // Key stands for a path and a digest ("sha256:hex", "verity:sha256:hex") together; false where IMA
-// cannot have written such a digest. Its form is that of the two fields in template ima-ng: "sha256:" NUL digest, the
-// name's length (little-endian, 4 bytes), name NUL. So most lists have it in one piece, and nothing need be built to look an
-// entry up. The digest's length follows from its algorithm, so no two pairs have the same key.
+// cannot have written such a digest. Its form is that of the two fields in template ima-ng:
+// "sha256:" NUL digest, the name's length (little-endian, 4 bytes), name NUL. So most lists have it
+// in one piece, and nothing need be built to look an entry up. The digest's length follows from its
+// algorithm, so no two pairs have the same key.
 func Key(path, digest string) (string, bool) {
 	alg, sum, verity, ok := cutDigest(digest)
 	if !ok {
@@ -142,8 +144,8 @@ func appendKey(to, path, alg, sum []byte, verity bool) []byte {
 	return append(append(to, path...), 0)
 }
 
-// cutDigest takes a digest's text apart; false for what IMA cannot have written, and for zeros, which say that the content is
-// unknown.
+// cutDigest takes a digest's text apart; false for what IMA cannot have written, and for zeros,
+// which say that the content is unknown.
 func cutDigest(digest string) (alg string, sum []byte, verity, ok bool) {
 	rest, verity := strings.CutPrefix(digest, verityType)
 	alg, text, ok := strings.Cut(rest, ":")

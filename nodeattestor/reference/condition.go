@@ -45,7 +45,8 @@ type fact struct {
 	missing string
 }
 
-// proof is what a condition may look at: what quoted PCRs, the EK's certificate and the asset tag prove of one machine.
+// proof is what a condition may look at: what quoted PCRs, the EK's certificate and the asset tag
+// prove of one machine.
 type proof struct {
 	boot  eventlog.Facts
 	maker Maker
@@ -123,7 +124,8 @@ func compile(expr, message string) (condition, error) {
 	return c, err
 }
 
-// Reads tells whether a condition of the set reads a fact, or one of those that begin with a name and a dot.
+// Reads tells whether a condition of the set reads a fact, or one of those that begin with a name
+// and a dot.
 func (s Set) Reads(name string) bool {
 	return slices.ContainsFunc(s.conditions, func(c condition) bool {
 		return slices.ContainsFunc(c.needs, func(fact string) bool { return fact == name || strings.HasPrefix(fact, name+".") })

@@ -7,8 +7,8 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 )
 
-// notRequired is what a set's book says of a file that is allowed and that is none of the required paths; it says of those
-// which one they are.
+// notRequired is what a set's book says of a file that is allowed and that is none of the required
+// paths; it says of those which one they are.
 const notRequired = -1
 
 // newBook has the files of a policy.

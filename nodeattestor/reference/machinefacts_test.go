@@ -89,8 +89,8 @@ func TestConditionsOverMeasuredPaths(t *testing.T) {
 	}
 }
 
-// TestMeasuredPathsAreKnownWholeOrNotAtAll: a signer that signs many files can be made to fill the list; nothing is decided by a part
-// of it.
+// TestMeasuredPathsAreKnownWholeOrNotAtAll: a signer that signs many files can be made to fill the
+// list; nothing is decided by a part of it.
 func TestMeasuredPathsAreKnownWholeOrNotAtAll(t *testing.T) {
 	signer := imatest.NewSigner(t)
 	one := signedFile(t, signer, "/opt/0", "tool")
@@ -140,8 +140,8 @@ func longPaths(like ima.Entry, n, length int) (out []ima.Entry) {
 	return out
 }
 
-// TestAConditionOverManyPathsStaysWithinItsCost: what a fleet would write holds with as many paths as are kept, and what runs in squares
-// is cut.
+// TestAConditionOverManyPathsStaysWithinItsCost: what a fleet would write holds with as many paths
+// as are kept, and what runs in squares is cut.
 func TestAConditionOverManyPathsStaysWithinItsCost(t *testing.T) {
 	signer := imatest.NewSigner(t)
 	one := signedFile(t, signer, "/opt/0", "tool")
@@ -203,7 +203,8 @@ func TestPathsAndPoliciesOfEarlierAttestationsStayKnown(t *testing.T) {
 	}
 }
 
-// TestTheKernelsRecordsAreNoFilesWithoutADirectory: a set that does not look at memfds looks at a second policy of IMA.
+// TestTheKernelsRecordsAreNoFilesWithoutADirectory: a set that does not look at memfds looks at a
+// second policy of IMA.
 func TestTheKernelsRecordsAreNoFilesWithoutADirectory(t *testing.T) {
 	second := "dont_measure fsmagic=0xef53\n"
 	pods := edited(t, "good", "violations: deny", "violations: deny\n  bareNames: allow")

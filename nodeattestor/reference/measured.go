@@ -7,10 +7,10 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
-// Measured is what sets need to know of an IMA list, learned entry by entry (ima.NewStream), so that
-// a list of any length takes no more memory than its refusals do. It judges as a kept list
-// is judged, by the same code. It proves nothing before the replay has succeeded, and counts
-// only with the sets that made it.
+// Measured is what sets need to know of an IMA list, learned entry by entry (ima.NewStream), so
+// that a list of any length takes no more memory than its refusals do. It judges as a kept list is
+// judged, by the same code. It proves nothing before the replay has succeeded, and counts only with
+// the sets that made it.
 type Measured struct {
 	tallies []*tally
 	count   int
@@ -131,7 +131,8 @@ type tally struct {
 	more   int             // measurements that are refused besides
 	before bool            // entries of an earlier appraisal in this boot are refused
 	budget int             // signatures that may yet be verified in vain
-	// found is what the set's book says of the entries that were looked up last: as many as ahead, from one on.
+	// found is what the set's book says of the entries that were looked up last: as many as ahead,
+	// from one on.
 	found [ima.Lookups]int32
 	from  int
 	ahead int
@@ -147,8 +148,9 @@ func newTally(s Set) *tally {
 	return t
 }
 
-// add checks entries: the path of each must be listed with its digest. What is not listed, is listed with
-// another digest or was violated is refused. One look-up settles nearly every entry of a healthy machine.
+// add checks entries: the path of each must be listed with its digest. What is not listed, is
+// listed with another digest or was violated is refused. One look-up settles nearly every entry of
+// a healthy machine.
 func (t *tally) add(views []ima.View) {
 	for part := range slices.Chunk(views, ima.Lookups) {
 		found := t.foundOf(part)
@@ -224,7 +226,8 @@ func (t *tally) file(v *ima.View) {
 	}
 }
 
-// tell tells whether something is refused for the first time and to be named; the node chooses how much is.
+// tell tells whether something is refused for the first time and to be named; the node chooses how
+// much is.
 func (t *tally) tell(key string) bool {
 	if t.told[key] {
 		return false

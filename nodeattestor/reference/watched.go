@@ -8,16 +8,17 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/ima"
 )
 
-// Limits of what conditions can read of an IMA list. Beyond them a condition knows nothing, rather than a part.
+// Limits of what conditions can read of an IMA list. Beyond them a condition knows nothing, rather
+// than a part.
 const (
 	maxPaths     = 16384
 	maxPathBytes = 1 << 20
 	maxPolicies  = 16
 )
 
-// watched is what conditions read of an IMA list: the paths that a set accepts by its files and its keys, each once, and the
-// policies that the kernel recorded. What the set ignores is not in it, for any process on the machine can add to that. A nil
-// *watched learns nothing.
+// watched is what conditions read of an IMA list: the paths that a set accepts by its files and its
+// keys, each once, and the policies that the kernel recorded. What the set ignores is not in it,
+// for any process on the machine can add to that. A nil *watched learns nothing.
 type watched struct {
 	paths    []string // in the order of the list
 	bytes    int      // of all paths
@@ -58,7 +59,8 @@ func (w *watched) pathsKnown() (any, bool) {
 	return w.paths, true
 }
 
-// policiesKnown are the policies; false where the kernel recorded none, for it may not record them at all.
+// policiesKnown are the policies; false where the kernel recorded none, for it may not record them
+// at all.
 func (w *watched) policiesKnown() (any, bool) {
 	if w == nil || len(w.policies) == 0 || len(w.policies) > maxPolicies {
 		return nil, false
@@ -102,10 +104,11 @@ func (w *watched) size() int {
 	return n
 }
 
-// records are the names under which the kernel measures what changes what its list is worth, as buffers: policies of IMA as they were loaded
-// (critical data, label ima_policy) and as they were written to securityfs (func=POLICY_CHECK), and the command line of a kernel for
-// kexec (func=KEXEC_CMDLINE). The first two are in kernels whose security/integrity/ima has ima_measure_loaded_policy and
-// ima_measure_raw_policy.
+// records are the names under which the kernel measures what changes what its list is worth, as
+// buffers: policies of IMA as they were loaded (critical data, label ima_policy) and as they were
+// written to securityfs (func=POLICY_CHECK), and the command line of a kernel for kexec
+// (func=KEXEC_CMDLINE). The first two are in kernels whose security/integrity/ima has
+// ima_measure_loaded_policy and ima_measure_raw_policy.
 var records = []string{policyLoaded, policyWritten, "kexec-cmdline"}
 
 const (
@@ -113,9 +116,10 @@ const (
 	policyWritten = "ima_policy_written"
 )
 
-// kernelRecord tells whether an entry is such a record. A set that does not look at names without a directory looks at these all
-// the same: a process needs root to have the kernel write one. It does not where the IMA policy measures keys of every
-// keyring (func=KEY_CHECK without keyrings=), for a user gives his own keyring any name.
+// kernelRecord tells whether an entry is such a record. A set that does not look at names without a
+// directory looks at these all the same: a process needs root to have the kernel write one. It does
+// not where the IMA policy measures keys of every keyring (func=KEY_CHECK without keyrings=), for a
+// user gives his own keyring any name.
 func kernelRecord(v *ima.View) bool {
 	return bare(v.Path) && slices.ContainsFunc(records, func(name string) bool { return string(v.Path) == name }) && v.Buffer()
 }

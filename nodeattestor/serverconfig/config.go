@@ -94,9 +94,9 @@ const (
 	defaultMaxParallel = 64
 )
 
-// Read reads the plugin's configuration and every file that it names, by their validity at a time. It has no other
-// effect, so Configure and Validate share it. The problems are all of them, and with one there is no Config. The sighting
-// is of what was looked at, problems or not.
+// Read reads the plugin's configuration and every file that it names, by their validity at a time.
+// It has no other effect, so Configure and Validate share it. The problems are all of them, and
+// with one there is no Config. The sighting is of what was looked at, problems or not.
 func Read(text, trustDomain string, now time.Time) (*Config, watchfile.Sighting, *pluginconf.Problems) {
 	b := builder{now: now}
 	c := b.config(text, trustDomain)
@@ -153,8 +153,9 @@ type builder struct {
 	now      time.Time
 }
 
-// DefaultAuditFiles is how many rotated files of the audit log are kept where the configuration says nothing: 2 GiB of files of the
-// default size. A log that is never cut fills the disk, and then nobody is let in.
+// DefaultAuditFiles is how many rotated files of the audit log are kept where the configuration
+// says nothing: 2 GiB of files of the default size. A log that is never cut fills the disk, and
+// then nobody is let in.
 const DefaultAuditFiles = 32
 
 func (b *builder) rest(raw *hclConfig, c *Config) {

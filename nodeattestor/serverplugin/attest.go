@@ -106,7 +106,8 @@ func (a *attempt) challenge(ctx context.Context, challenge *verify.Challenge) (*
 	return response, nil
 }
 
-// identify finds which node a proved machine is, and goes on to its logs, of which the agent has sent the first chunks.
+// identify finds which node a proved machine is, and goes on to its logs, of which the agent has
+// sent the first chunks.
 func (a *attempt) identify(ctx context.Context, proved *verify.Proved, first []evidence.Chunk) verify.Appraisal {
 	reviewed, err := a.review(ctx, proved)
 	if err != nil {
@@ -148,8 +149,8 @@ func (a *attempt) read(ctx context.Context, bound *verify.Bound, first []evidenc
 	return end
 }
 
-// review has the Kubernetes API review the node's token, where the policy binds by one, and returns the node that the API finds in
-// it.
+// review has the Kubernetes API review the node's token, where the policy binds by one, and returns
+// the node that the API finds in it.
 func (a *attempt) review(ctx context.Context, proved *verify.Proved) (string, error) {
 	token := proved.Token()
 	if token == nil || a.store == nil {
@@ -182,8 +183,9 @@ func (a *attempt) known(ctx context.Context, m *verify.Named) (verify.Known, err
 	return known, err
 }
 
-// owners are the nodes that the machine is bound to. It claims the machine's EKs first, so that no other attestation of
-// this server binds them meanwhile, and asks the queue before the store, for that is where results go.
+// owners are the nodes that the machine is bound to. It claims the machine's EKs first, so that no
+// other attestation of this server binds them meanwhile, and asks the queue before the store, for
+// that is where results go.
 func (a *attempt) owners(ctx context.Context, m *verify.Named) ([]string, error) {
 	release, err := a.sinks.ekLock.Hold(m.MachineEKs(), m.Node())
 	if err != nil {
@@ -285,8 +287,9 @@ func (a *attempt) verdict(end verify.Appraisal) verdict.Result {
 	return verdictOf(end, a.TrustDomain, a.received.At, a.received.ValidUntil)
 }
 
-// redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was wrong, and reports whether it was
-// right. A machine that is proved bad is so at the right date; a trusted one is attested again soon.
+// redate dates the receipt anew where the Kubernetes API, heard since, shows that the clock was
+// wrong, and reports whether it was right. A machine that is proved bad is so at the right date; a
+// trusted one is attested again soon.
 func (a *attempt) redate() bool {
 	var right bool
 	a.received, right = a.clock.Date(a.received, a.ValidFor)

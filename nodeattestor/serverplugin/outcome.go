@@ -20,8 +20,9 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
-// believed is an appraisal in the light of what the evidence cannot show: where the server's clock was set, being out of
-// date proves nothing, and a list that is too long is not the work of its machine's owner alone.
+// believed is an appraisal in the light of what the evidence cannot show: where the server's clock
+// was set, being out of date proves nothing, and a list that is too long is not the work of its
+// machine's owner alone.
 func believed(end verify.Appraisal, now trustclock.Reading) verify.Appraisal {
 	excuse := trustclock.Excuse(end.Refusals, now)
 	if excuse == nil {
@@ -33,9 +34,10 @@ func believed(end verify.Appraisal, now trustclock.Reading) verify.Appraisal {
 	return end.Doubt(fmt.Errorf("%w: %s", excuse, end.Err.Error())) // end.Err is not wrapped: it is no refusal any more
 }
 
-// tooLong says why a list beyond the server's limits proves nothing against a machine; nil where more than that was refused. Any
-// process that maps many files makes the kernel add as many entries. Such a list is not judged, so that it does not let
-// anybody in either: the verdict that stands expires.
+// tooLong says why a list beyond the server's limits proves nothing against a machine; nil where
+// more than that was refused. Any process that maps many files makes the kernel add as many
+// entries. Such a list is not judged, so that it does not let anybody in either: the verdict that
+// stands expires.
 func tooLong(refusals nodeclaim.Refusals) error {
 	other := func(r nodeclaim.Refusal) bool { return r.Check != "ima.limit" }
 	if len(refusals) == 0 || slices.ContainsFunc(refusals, other) {
@@ -74,7 +76,8 @@ func entryOf(end verify.Appraisal, domain spiffeid.TrustDomain, now time.Time) a
 	return e
 }
 
-// verdictOf is the verdict on the node of an appraisal whose evidence was received at a time; it is stale after another.
+// verdictOf is the verdict on the node of an appraisal whose evidence was received at a time; it is
+// stale after another.
 func verdictOf(end verify.Appraisal, domain spiffeid.TrustDomain, received, until time.Time) verdict.Result {
 	r := verdict.Result{Node: end.Node, EKHash: end.EK.String(), AgentID: agentOf(end, domain), EvidenceDigest: end.EvidenceDigest,
 		Trusted: end.Outcome() == verify.Trusted, Reference: end.Claims.Reference, Tags: end.Claims.Tags, Refusals: end.Refusals,
@@ -97,8 +100,8 @@ func statusOf(end verify.Appraisal) error {
 	return status.Errorf(code, "keelson_tpm: %v", told(end.Err))
 }
 
-// told is what the agent may know of an error that is no refusal: what is wrong with its own message,
-// and that it should try again; not which addresses and files the server has.
+// told is what the agent may know of an error that is no refusal: what is wrong with its own
+// message, and that it should try again; not which addresses and files the server has.
 func told(err error) error {
 	for _, plain := range []error{admission.ErrFull, admission.ErrNewer, admission.ErrClaimed, admission.ErrOften} {
 		if errors.Is(err, plain) {

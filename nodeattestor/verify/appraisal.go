@@ -7,26 +7,29 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/nodeclaim"
 )
 
-// Appraisal is how an attestation ended, at whichever step. Complete.Finish alone makes one that is Trusted; Stop and the
-// steps' own Stop make the others. The zero Appraisal decides nothing.
+// Appraisal is how an attestation ended, at whichever step. Complete.Finish alone makes one that is
+// Trusted; Stop and the steps' own Stop make the others. The zero Appraisal decides nothing.
 type Appraisal struct {
-	// EK, Node and EvidenceDigest say whose attestation it was, as far as that was known: the zero value and "" before.
-	// EvidenceDigest is "sha256:<hex>" over the verified quotes; there is one as soon as the machine has shown that it
-	// holds its EK.
+	// EK, Node and EvidenceDigest say whose attestation it was, as far as that was known: the zero
+	// value and "" before. EvidenceDigest is "sha256:<hex>" over the verified quotes; there is one
+	// as soon as the machine has shown that it holds its EK.
 	EK             nodeclaim.EKHash
 	Node           string
 	EvidenceDigest string
-	// Bound tells that the evidence was proved to be the node's own, so that refusals lower its verdict.
+	// Bound tells that the evidence was proved to be the node's own, so that refusals lower its
+	// verdict.
 	Bound bool
-	// Claims and Tag are what was proved, and zero unless the outcome is Trusted. Tag is zero too where none was shown.
+	// Claims and Tag are what was proved, and zero unless the outcome is Trusted. Tag is zero too
+	// where none was shown.
 	Claims nodeclaim.Claims
 	Tag    assettag.Tag
-	// Refusals say what is wrong with the evidence. Err is the error that ended the attestation: these refusals, or why
-	// nothing could be decided. It is nil when the outcome is Trusted.
+	// Refusals say what is wrong with the evidence. Err is the error that ended the attestation:
+	// these refusals, or why nothing could be decided. It is nil when the outcome is Trusted.
 	Refusals nodeclaim.Refusals
 	Err      error
-	// State is what to keep for the next appraisal of this EK, where the outcome is Trusted or Untrusted: how far the
-	// IMA log was proved and how it was judged, or after a refusal the boot alone.
+	// State is what to keep for the next appraisal of this EK, where the outcome is Trusted or
+	// Untrusted: how far the IMA log was proved and how it was judged, or after a refusal the boot
+	// alone.
 	State State
 	// Resumed tells that only what is new in the IMA log was read.
 	Resumed bool
@@ -58,7 +61,8 @@ func (a Appraisal) Outcome() Outcome {
 	return Inconclusive
 }
 
-// Proved reports whether the machine has shown that it holds its EK; whose node it is is another matter.
+// Proved reports whether the machine has shown that it holds its EK; whose node it is is another
+// matter.
 func (a Appraisal) Proved() bool { return a.EvidenceDigest != "" }
 
 // Doubt is the appraisal where something beside the evidence keeps the server from deciding by it.
@@ -66,7 +70,8 @@ func (a Appraisal) Doubt(why error) Appraisal {
 	return Appraisal{EK: a.EK, Node: a.Node, EvidenceDigest: a.EvidenceDigest, Bound: a.Bound, Resumed: a.Resumed, Err: why}
 }
 
-// Malformed marks a message that could not be read or is out of place. It proves nothing about a machine.
+// Malformed marks a message that could not be read or is out of place. It proves nothing about a
+// machine.
 type Malformed struct{ Err error }
 
 // Error is the error's text.
@@ -75,7 +80,8 @@ func (m Malformed) Error() string { return m.Err.Error() }
 // Unwrap is the error itself.
 func (m Malformed) Unwrap() error { return m.Err }
 
-// errNone stands for an error that a caller forgot to give: an attestation that stops is never trusted.
+// errNone stands for an error that a caller forgot to give: an attestation that stops is never
+// trusted.
 var errNone = errors.New("verify: the attestation was stopped, and nothing says why")
 
 // Stop ends an attestation whose payload was not taken.
@@ -93,7 +99,8 @@ func (c *Challenge) Stop(why error) Appraisal {
 	return a
 }
 
-// Stop ends the attestation before it was known which node it is of. The node is the one that the inventory has.
+// Stop ends the attestation before it was known which node it is of. The node is the one that the
+// inventory has.
 func (p *Proved) Stop(why error) Appraisal {
 	a := Stop(why)
 	a.EK, a.Node, a.EvidenceDigest = p.EK(), p.listed(), p.digest

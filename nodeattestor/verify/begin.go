@@ -16,8 +16,8 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// machine is what Begin finds out about the sender of a payload, and what it demands of it. It is never changed, and all
-// steps of one attestation share it.
+// machine is what Begin finds out about the sender of a payload, and what it demands of it. It is
+// never changed, and all steps of one attestation share it.
 type machine struct {
 	policy   *Policy
 	sets     reference.Sets // that may accept this machine
@@ -27,7 +27,8 @@ type machine struct {
 	token    []byte // projected service-account token, unreviewed
 	// userspace is set where the node says that it has a log of user space.
 	userspace bool
-	// earlier is where an earlier appraisal ended, the zero State without one; last is the boot that was seen last.
+	// earlier is where an earlier appraisal ended, the zero State without one; last is the boot
+	// that was seen last.
 	earlier State
 	last    ima.Boot
 }
@@ -35,7 +36,8 @@ type machine struct {
 // EK identifies the trusted EK of this attestation.
 func (m *machine) EK() nodeclaim.EKHash { return m.identity.Hash() }
 
-// MachineEKs are all EKs that the inventory lists for this EK's machine; without an inventory that has it, the EK alone.
+// MachineEKs are all EKs that the inventory lists for this EK's machine; without an inventory that
+// has it, the EK alone.
 func (m *machine) MachineEKs() []nodeclaim.EKHash {
 	if entry, listed := m.policy.Anchors.Inventory[m.EK()]; listed {
 		return slices.Clone(entry.EKHashes)
@@ -43,7 +45,8 @@ func (m *machine) MachineEKs() []nodeclaim.EKHash {
 	return []nodeclaim.EKHash{m.EK()}
 }
 
-// listed is the node that the inventory has the EK under; "" where the policy binds by token alone, or it has none.
+// listed is the node that the inventory has the EK under; "" where the policy binds by token alone,
+// or it has none.
 func (m *machine) listed() string {
 	if m.policy.Binding == ByToken {
 		return ""
@@ -51,8 +54,8 @@ func (m *machine) listed() string {
 	return m.identity.Node()
 }
 
-// Challenge is an attestation whose payload was taken: a trusted EK and a sound AK, of which nothing is proved. It is
-// answered once.
+// Challenge is an attestation whose payload was taken: a trusted EK and a sound AK, of which
+// nothing is proved. It is answered once.
 type Challenge struct {
 	*machine
 	message  *evidence.Challenge
@@ -61,10 +64,11 @@ type Challenge struct {
 	answered bool
 }
 
-// Begin checks who the payload claims to be and makes the challenge for it. rand is the source of secret, seed and
-// nonce; the nonce is drawn for this call alone. If earlier, which may be nil, knows the State that an accepted appraisal
-// of this EK left, the node is asked for what its IMA log holds since. Whether the state fits shows once the quotes have
-// been verified; if it does not, the whole log is asked for.
+// Begin checks who the payload claims to be and makes the challenge for it. rand is the source of
+// secret, seed and nonce; the nonce is drawn for this call alone. If earlier, which may be nil,
+// knows the State that an accepted appraisal of this EK left, the node is asked for what its IMA
+// log holds since. Whether the state fits shows once the quotes have been verified; if it does not,
+// the whole log is asked for.
 func Begin(p *evidence.Payload, policy *Policy, earlier Earlier, now time.Time, rand io.Reader) (*Challenge, error) {
 	id, err := ek.Verify(p.EKCertificates, p.EKPublic, policy.Anchors, now)
 	if err != nil {
@@ -116,7 +120,8 @@ func (c *Challenge) draw(p *evidence.Payload, rand io.Reader) error {
 // Message is what to send to the node.
 func (c *Challenge) Message() *evidence.Challenge { return c.message }
 
-// withNotes adds to the refusal of a node without an EK certificate why its TPM has none that can be used, in the node's words.
+// withNotes adds to the refusal of a node without an EK certificate why its TPM has none that can
+// be used, in the node's words.
 func withNotes(err error, p *evidence.Payload) error {
 	r := nodeclaim.AsRefusals(err)
 	if len(p.EKCertificates) > 0 || len(p.EKNotes) == 0 || len(r) != 1 {
@@ -150,9 +155,10 @@ func checkPayload(p *evidence.Payload, policy *Policy) error {
 	return nil
 }
 
-// setsFor are the reference sets that may accept the machine of an EK: those of its class, where the inventory says so. It is asked before
-// anything is proved, so that what the inventory lacks lowers no verdict. Where it has classes, an EK that it does not list has none: a machine
-// could else show one that nobody listed, and choose its class.
+// setsFor are the reference sets that may accept the machine of an EK: those of its class, where
+// the inventory says so. It is asked before anything is proved, so that what the inventory lacks
+// lowers no verdict. Where it has classes, an EK that it does not list has none: a machine could
+// else show one that nobody listed, and choose its class.
 func setsFor(id nodeclaim.EKHash, policy *Policy) (reference.Sets, error) {
 	machine, listed := policy.Anchors.Inventory[id]
 	if !listed && policy.Anchors.Inventory.Classed() {

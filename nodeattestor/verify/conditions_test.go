@@ -41,7 +41,8 @@ func TestConditionsSeeTheTPMsMakerAndMeasuredPaths(t *testing.T) {
 	}
 }
 
-// TestConditionsOverPathsHoldWhenOnlyWhatIsNewWasRead: a server that remembers a list remembers its paths.
+// TestConditionsOverPathsHoldWhenOnlyWhatIsNewWasRead: a server that remembers a list remembers its
+// paths.
 func TestConditionsOverPathsHoldWhenOnlyWhatIsNewWasRead(t *testing.T) {
 	b, k := newBench(t), &kept{}
 	b.demand(t, `"/bin/probe" in ima.paths`)

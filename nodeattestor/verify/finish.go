@@ -9,9 +9,9 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// Finish appraises the logs and the tag. It goes on through boot, measured files and tag after a refusal, so that the
-// refusals tell everything that is wrong; an IMA log that does not replay ends it at once, for nothing can be said about
-// its files.
+// Finish appraises the logs and the tag. It goes on through boot, measured files and tag after a
+// refusal, so that the refusals tell everything that is wrong; an IMA log that does not replay ends
+// it at once, for nothing can be said about its files.
 func (c *Complete) Finish(now time.Time) Appraisal {
 	a := c.appraise(now)
 	a.Resumed = c.logs.resumed

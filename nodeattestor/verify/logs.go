@@ -54,9 +54,10 @@ type Complete struct {
 	logs  *logs
 }
 
-// Read takes the chunks that came with the response, and asks for the rest of the logs. The event logs are complete when the
-// node says that they ended (their replay then proves that), the IMA log when it has reached quoted PCR 10 or ended. Each
-// chunk must continue its log exactly; one that does not is Malformed. An error of ask is returned as it is.
+// Read takes the chunks that came with the response, and asks for the rest of the logs. The event
+// logs are complete when the node says that they ended (their replay then proves that), the IMA log
+// when it has reached quoted PCR 10 or ended. Each chunk must continue its log exactly; one that
+// does not is Malformed. An error of ask is returned as it is.
 func (b *Bound) Read(first []evidence.Chunk, ask Ask) (*Complete, error) {
 	if err := b.Revoked(); err != nil {
 		return nil, err
@@ -103,7 +104,8 @@ func (l *logs) next() (*evidence.Continue, error) {
 	return &evidence.Continue{Log: evidence.IMALog, Offset: l.imaOffset}, nil
 }
 
-// take adds one chunk. An error that is no refusal says that the chunk is malformed or out of place.
+// take adds one chunk. An error that is no refusal says that the chunk is malformed or out of
+// place.
 func (l *logs) take(c *evidence.Chunk) error {
 	err := l.add(c)
 	if err != nil && len(nodeclaim.AsRefusals(err)) == 0 {
@@ -160,11 +162,12 @@ func (l *logs) addIMA(c *evidence.Chunk) error {
 	return nil
 }
 
-// chunkRoom lends room for one chunk while it is replayed, which keeps nothing of it: a list then costs no memory
-// but that, however long it is.
+// chunkRoom lends room for one chunk while it is replayed, which keeps nothing of it: a list then
+// costs no memory but that, however long it is.
 var chunkRoom = sync.Pool{New: func() any { return new([roomForChunk]byte) }}
 
-// roomForChunk is a little more than a chunk: the decoder is faster where it may write past the end.
+// roomForChunk is a little more than a chunk: the decoder is faster where it may write past the
+// end.
 const roomForChunk = evidence.MaxChunkRaw + 64
 
 func rawAt(c *evidence.Chunk, want uint64, room []byte) ([]byte, error) {
@@ -180,7 +183,8 @@ func (l *logs) finish(pcrs quote.PCRs, osExtended []int) (*ima.Result, error) {
 		return nil, nil
 	}
 	if l.ima.Doubtful() {
-		// User space has extended PCRs since the kernel computed boot_aggregate; the event logs prove what they were.
+		// User space has extended PCRs since the kernel computed boot_aggregate; the event logs
+		// prove what they were.
 		if boot, err := eventlog.ReplayBoth(l.eventLog, l.userspace, pcrs, osExtended...); err == nil {
 			l.ima.Booted(boot.Booted)
 		}

@@ -8,8 +8,8 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/verify"
 )
 
-// TestTheOrderIsInTheTypes: what a step lets its caller do, and nothing of another step, so that a wrong order does not
-// compile.
+// TestTheOrderIsInTheTypes: what a step lets its caller do, and nothing of another step, so that a
+// wrong order does not compile.
 func TestTheOrderIsInTheTypes(t *testing.T) {
 	for _, step := range []struct {
 		of      any

@@ -11,8 +11,8 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/quote"
 )
 
-// Proved is an attestation whose sender has shown that it holds the EK, and what its TPM's PCRs are. Which node it is,
-// and whether that is this machine, is another matter.
+// Proved is an attestation whose sender has shown that it holds the EK, and what its TPM's PCRs
+// are. Which node it is, and whether that is this machine, is another matter.
 type Proved struct {
 	*machine
 	quoted
@@ -28,8 +28,8 @@ type quoted struct {
 	starts uint32
 }
 
-// Prove checks the answer to the challenge: the activated secret, then the quotes. A challenge is answered once and in
-// time; a second answer is refused whatever it says.
+// Prove checks the answer to the challenge: the activated secret, then the quotes. A challenge is
+// answered once and in time; a second answer is refused whatever it says.
 func (c *Challenge) Prove(r *evidence.Response, now time.Time) (*Proved, error) {
 	if c.answered {
 		return nil, nodeclaim.Refuse("challenge.used", "the challenge was answered before")
@@ -97,8 +97,9 @@ func (m *machine) quote(q evidence.Quote, sel nodeclaim.Selection) (quote.Quoted
 	return quoted, nil
 }
 
-// Token is the projected service-account token that came with the payload, for the Kubernetes API to review; nil where the
-// policy binds by inventory alone. There is none before the proof: a stranger's token is worth no request.
+// Token is the projected service-account token that came with the payload, for the Kubernetes API
+// to review; nil where the policy binds by inventory alone. There is none before the proof: a
+// stranger's token is worth no request.
 func (p *Proved) Token() []byte {
 	if !p.policy.Binding.UsesToken() {
 		return nil
@@ -106,8 +107,9 @@ func (p *Proved) Token() []byte {
 	return p.token
 }
 
-// Named says which node the machine is. reviewed is the node that the Kubernetes API found in the token, "" where the policy
-// binds by inventory alone. Where the inventory names one too, both must agree.
+// Named says which node the machine is. reviewed is the node that the Kubernetes API found in the
+// token, "" where the policy binds by inventory alone. Where the inventory names one too, both must
+// agree.
 func (p *Proved) Named(reviewed string) (*Named, error) {
 	switch {
 	case p.policy.Binding.UsesToken() && reviewed == "":

@@ -8,9 +8,10 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/reference"
 )
 
-// State is what an appraisal leaves to the next one of its EK: its boot, and where it was accepted how far the IMA log was
-// proven and how it was judged. That serves one Policy value, one AK and one boot of the TPM; with any other
-// the whole log is read. It is never changed, and two appraisals may use it at once.
+// State is what an appraisal leaves to the next one of its EK: its boot, and where it was accepted
+// how far the IMA log was proven and how it was judged. That serves one Policy value, one AK and
+// one boot of the TPM; with any other the whole log is read. It is never changed, and two
+// appraisals may use it at once.
 type State struct {
 	policy *Policy
 	seen   ima.Boot
@@ -37,7 +38,8 @@ func (c *Complete) state() State {
 	return s
 }
 
-// Seen is the state without what serves its policy alone, so that it can be kept when the policy is not.
+// Seen is the state without what serves its policy alone, so that it can be kept when the policy is
+// not.
 func (s State) Seen() State { return State{seen: s.seen} }
 
 // boot names the boot of the verified quotes.
@@ -45,8 +47,8 @@ func (p *Proved) boot() ima.Boot {
 	return ima.Boot{AKName: string(p.key.Name()), ResetCount: p.resets, RestartCount: p.starts}
 }
 
-// recall looks up where to go on, and the boot that was seen last. A state that another policy's sets judged, or
-// of another AK, is nothing to go on from.
+// recall looks up where to go on, and the boot that was seen last. A state that another policy's
+// sets judged, or of another AK, is nothing to go on from.
 func (m *machine) recall(earlier Earlier) (from State, last ima.Boot) {
 	if earlier == nil {
 		return State{}, ima.Boot{}
@@ -61,10 +63,12 @@ func (m *machine) recall(earlier Earlier) (from State, last ima.Boot) {
 	return from, s.seen
 }
 
-// counters judges the TPM's reset counters against those that were seen last. They are the TPM's own word, signed
-// with the quote. resetCount rises with each TPM Reset; restartCount with each TPM Restart or Resume, and is zero after a Reset.
-// Nothing lowers them otherwise but TPM2_Clear (TPM 2.0 Part 1, 36.5 and 36.6, clock information; Part 3, 24.6), which nobody does to a running node
-// unnoticed: it also hides how often the TPM was reset before. Why more is not judged: design/2026-11-26-reset-counters.md.
+// counters judges the TPM's reset counters against those that were seen last. They are the TPM's
+// own word, signed with the quote. resetCount rises with each TPM Reset; restartCount with each TPM
+// Restart or Resume, and is zero after a Reset. Nothing lowers them otherwise but TPM2_Clear (TPM
+// 2.0 Part 1, 36.5 and 36.6, clock information; Part 3, 24.6), which nobody does to a running node
+// unnoticed: it also hides how often the TPM was reset before. Why more is not judged:
+// design/2026-11-26-reset-counters.md.
 func (p *Proved) counters() (notes []string, refusals nodeclaim.Refusals) {
 	now, last := p.boot(), p.last
 	if last.AKName == "" {

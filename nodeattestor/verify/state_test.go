@@ -23,8 +23,8 @@ func (k *kept) earlier(nodeclaim.EKHash) (verify.State, bool) { return k.state, 
 // sent is what a node sent of its IMA log, by offset.
 type sent struct{ offsets, sizes []int }
 
-// attest runs one attestation with a server that keeps k, as the two plugins do: the node sends the first chunk of its IMA log
-// from the challenge's offset on without being asked.
+// attest runs one attestation with a server that keeps k, as the two plugins do: the node sends the
+// first chunk of its IMA log from the challenge's offset on without being asked.
 func (b *bench) attest(t testing.TB, k *kept) (verify.Appraisal, sent) {
 	t.Helper()
 	c, r := b.beginAgain(t, k.earlier)

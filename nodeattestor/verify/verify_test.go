@@ -373,7 +373,8 @@ func TestChunksOutOfPlaceAreErrorsAndNoRefusals(t *testing.T) {
 	}
 }
 
-// TestWhatStopsTheReadingIsToldAsItIs: the server tells a full disk and a newer attestation apart from a bad chunk.
+// TestWhatStopsTheReadingIsToldAsItIs: the server tells a full disk and a newer attestation apart
+// from a bad chunk.
 func TestWhatStopsTheReadingIsToldAsItIs(t *testing.T) {
 	why := errors.New("the stream ended")
 	bound := newBench(t).bound(t)
@@ -383,7 +384,8 @@ func TestWhatStopsTheReadingIsToldAsItIs(t *testing.T) {
 	}
 }
 
-// TestNothingButFinishMakesATrustedAppraisal: what a caller can put together by itself lets nobody in.
+// TestNothingButFinishMakesATrustedAppraisal: what a caller can put together by itself lets nobody
+// in.
 func TestNothingButFinishMakesATrustedAppraisal(t *testing.T) {
 	b := newBench(t)
 	c, r := b.begin(t)
@@ -439,7 +441,8 @@ func TestThreat11_AnEmptyIMALogIsNotACleanOne(t *testing.T) {
 	wantCheck(t, b.appraise(t, 1000).Err, "ima.empty")
 }
 
-// TestAListThatNoPCRFollowedIsSaidToBeOne: IMA that starts before the TPM's driver writes a list and extends nothing.
+// TestAListThatNoPCRFollowedIsSaidToBeOne: IMA that starts before the TPM's driver writes a list
+// and extends nothing.
 func TestAListThatNoPCRFollowedIsSaidToBeOne(t *testing.T) {
 	b := newBench(t)
 	b.values[10] = make([]byte, 32)
@@ -494,7 +497,8 @@ func TestThreat22_PoliciesThatWouldLetAnybodyInAreRefused(t *testing.T) {
 	}
 }
 
-// TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone: the node's words are for a person, and decide nothing.
+// TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone: the node's words are for a person, and
+// decide nothing.
 func TestARefusalOfANodeWithoutACertificateSaysWhyItHasNone(t *testing.T) {
 	b := newBench(t)
 	key, err := ek.CertificateKey(b.payload.EKCertificates[0])

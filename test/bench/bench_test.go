@@ -73,7 +73,8 @@ const (
 	more    = 100
 )
 
-// BenchmarkPromises prints a table, and writes the same as JSON into the file that KEELSON_BENCH_JSON names.
+// BenchmarkPromises prints a table, and writes the same as JSON into the file that
+// KEELSON_BENCH_JSON names.
 func BenchmarkPromises(b *testing.B) {
 	var table []figure
 	table = append(table, whole(b)...)
@@ -104,9 +105,9 @@ func BenchmarkPromises(b *testing.B) {
 	}
 }
 
-// whole is an appraisal of all that a machine has against what no appraisal can do without, and the same of a machine that
-// started its programs in no order, and of one whose programs no set lists. Machine and measure have their turns, so that
-// other load meets both.
+// whole is an appraisal of all that a machine has against what no appraisal can do without, and the
+// same of a machine that started its programs in no order, and of one whose programs no set lists.
+// Machine and measure have their turns, so that other load meets both.
 func whole(b *testing.B) []figure {
 	m := newMachine(b)
 	m.run(0, entries)
@@ -133,7 +134,8 @@ func whole(b *testing.B) []figure {
 	}
 }
 
-// against is an appraisal of a machine by what no appraisal can do without, and by one pass over the same bytes.
+// against is an appraisal of a machine by what no appraisal can do without, and by one pass over
+// the same bytes.
 func against(b *testing.B, m *machine) (ratio, onePass float64, detail string) {
 	sent := slices.Concat(chunks(b, evidence.EventLog, m.log, 0), chunks(b, evidence.IMALog, m.list, 0))
 	var ratios, onceRatios []float64
@@ -156,7 +158,8 @@ func against(b *testing.B, m *machine) (ratio, onePass float64, detail string) {
 		m.entries, float64(len(m.list))/1e6, median(took), median(signatures), median(hashes))
 }
 
-// verifySignatures checks as many signatures as an appraisal has: EK certificate, its issuer, quote.
+// verifySignatures checks as many signatures as an appraisal has: EK certificate, its issuer,
+// quote.
 func verifySignatures(b *testing.B, n int) time.Duration {
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(b)
 	sum := sha256.Sum256(nil)
@@ -170,8 +173,8 @@ func verifySignatures(b *testing.B, n int) time.Duration {
 	return cpu(b) - start
 }
 
-// hashAsIMADoes hashes each entry as its format asks for: SHA-1 over the template data (the recorded
-// hash), SHA-256 over the same (the bank's), SHA-256 over PCR and digest (the extension).
+// hashAsIMADoes hashes each entry as its format asks for: SHA-1 over the template data (the
+// recorded hash), SHA-256 over the same (the bank's), SHA-256 over PCR and digest (the extension).
 func hashAsIMADoes(b *testing.B, m *machine) time.Duration {
 	start := cpu(b)
 	sha256.Sum256(m.log)
@@ -257,7 +260,8 @@ func manyStates(b *testing.B) figure {
 	return promise(fmt.Sprintf("state for %d nodes", nodes), float64(used)/mib, 64, "MiB", fmt.Sprintf("the store counts %.1f MiB for them, and bounds that", float64(counted)/mib))
 }
 
-// longList is the peak of the heap while a server takes a list of a million entries that are all different.
+// longList is the peak of the heap while a server takes a list of a million entries that are all
+// different.
 func longList(b *testing.B) figure {
 	const million = 1_000_000
 	m := newMachine(b)

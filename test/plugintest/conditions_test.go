@@ -10,8 +10,9 @@ import (
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
 
-// A reference set that asks for the machine's tag, for its TPM's maker and for a measured file accepts it by these, over a TPM and
-// both plugins; with another tag, with none, and with another maker it does not.
+// A reference set that asks for the machine's tag, for its TPM's maker and for a measured file
+// accepts it by these, over a TPM and both plugins; with another tag, with none, and with another
+// maker it does not.
 func TestConditionsOverTagMakerAndMeasuredFilesDecide(t *testing.T) {
 	ca := must2(tpmtest.NewCA())(t)
 	key := newTagKey(t)
