@@ -258,7 +258,7 @@ func cutChain(raw []byte) [][]byte {
 func cutDER(raw []byte) (cert, rest []byte) {
 	var v asn1.RawValue
 	rest, err := asn1.Unmarshal(raw, &v)
-	if err != nil || v.Tag != asn1.TagSequence || !v.IsCompound {
+	if err != nil || v.Class != asn1.ClassUniversal || v.Tag != asn1.TagSequence || !v.IsCompound {
 		return nil, raw
 	}
 	return v.FullBytes, rest

@@ -133,6 +133,7 @@ func FuzzCutCertificate(f *testing.F) {
 	f.Add(append(bytes.Clone(der), 0xFF, 0xFF))
 	f.Add(append([]byte{0x10, 1, 0, 0, 7, 0x10, 2}, der...))
 	f.Add([]byte{0x10, 1, 0, 0xFF, 0xFF, 0x10, 2})
+	f.Add([]byte{0x70, 1, 1}) // a SEQUENCE of another class
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		cert, err := cutCertificate(raw)
 		if (cert == nil) == (err == nil) {
