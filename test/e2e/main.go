@@ -70,7 +70,7 @@ func (o *options) scenarios() []scenario {
 // onlyVM is played when it is asked for: by its name, or by BOOT=vm in the environment.
 const onlyVM = "virtual"
 
-// unmet is played when it is asked for by its name: what it expects of new pods' times does not come true yet, see its README.
+// unmet is played when it is asked for by its name: what it expects of new pods' times is to be measured again, see its README.
 const unmet = "tenants"
 
 // last takes away what all others need.
