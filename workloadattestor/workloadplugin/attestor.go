@@ -31,9 +31,10 @@ type attestor struct {
 	credentials *image.CredentialsFile
 	closers     []func() error
 
-	cgroups string // where the cgroup file systems are
-	socket  string // of the runtime
-	listen  string // address of metrics and health, "" for none
+	cgroups string   // where the cgroup file systems are
+	brokers []string // SPIFFE IDs of brokers that may refer to processes
+	socket  string   // of the runtime
+	listen  string   // address of metrics and health, "" for none
 }
 
 // outcome is what attesting one process came to.

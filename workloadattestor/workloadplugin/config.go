@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -41,6 +42,8 @@ type Config struct {
 	ProcRoot string `hcl:"proc_root"`
 	// CgroupRoot is where the cgroup file systems are mounted; default /sys/fs/cgroup. Only the selector pids-limit needs it.
 	CgroupRoot string `hcl:"cgroup_root"`
+	// AllowedBrokers are the SPIFFE IDs of brokers (SPIFFE Broker API) that may refer to any process of this node.
+	AllowedBrokers []string `hcl:"allowed_brokers"`
 	// Kubeconfig is a file with access to the API (get pods), or InCluster the pod's own service account. With
 	// neither, no selector sa is emitted.
 	Kubeconfig string `hcl:"kubeconfig"`
@@ -136,6 +139,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	a.proc = procinfo.New(absolute(p, "proc_root", c.ProcRoot, defaultProcRoot))
 	a.cgroups = absolute(p, "cgroup_root", c.CgroupRoot, defaultCgroupRoot)
 	a.own = c.ownPaths(p)
+	a.brokers = c.brokers(p)
 	a.snapshotters = c.AllowedSnapshotters
 	a.dialRuntime(c, p)
 	api, err := c.api()
@@ -238,6 +242,16 @@ func (c Config) node(p *pluginconf.Problems) string {
 		p.Add(key, "the Kubernetes name of this node is required: %v", err)
 	}
 	return name
+}
+
+// brokers are the brokers that may refer to processes.
+func (c Config) brokers(p *pluginconf.Problems) []string {
+	for _, id := range c.AllowedBrokers {
+		if _, err := spiffeid.FromString(id); err != nil {
+			p.Add("allowed_brokers", "%v", err)
+		}
+	}
+	return c.AllowedBrokers
 }
 
 // absolute is the folder that key gives, or def.

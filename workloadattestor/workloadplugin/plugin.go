@@ -129,6 +129,9 @@ func (p *Plugin) AttestReference(ctx context.Context, req *workloadattestorv1.At
 	if err := req.GetReference().UnmarshalTo(&ref); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "workload attestor: reference: %v", err)
 	}
+	if err := p.mayRefer(ctx); err != nil {
+		return nil, err
+	}
 	selectors, err := p.attest(ctx, ref.GetPid())
 	if err != nil {
 		return nil, err
