@@ -56,7 +56,7 @@ func (a arrivals) look() error {
 		return errors.New("a data plane was installed: start again to use it")
 	}
 	if a.config.Snapshot.Calico && found.Calico && found.CalicoDefinitions != a.config.Snapshot.CalicoDefinitions {
-		return errors.New("Calico's API server came or went: start again")
+		return errors.New("the API server of Calico came or went: start again")
 	}
 	for _, kind := range a.config.Snapshot.Absent {
 		if !slices.Contains(found.Absent, kind) && a.config.Snapshot.Istio {

@@ -20,7 +20,8 @@ type Allowance struct {
 const (
 	// MaxUnproved is how many such lines may be written at once; a line of a few hundred bytes is gained back each
 	// UnprovedPace. That is some 15 000 lines and 7 MB a day; 90 MB where a stranger makes each as long as he can.
-	MaxUnproved  = 100
+	MaxUnproved = 100
+	// UnprovedPace is how long it takes until one more may be written.
 	UnprovedPace = 6 * time.Second
 )
 

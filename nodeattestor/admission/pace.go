@@ -29,7 +29,8 @@ type pace struct {
 const (
 	// MaxProved is how many lines a machine is owed at once; one more is gained back each
 	// ProvedPace. That is some 1 600 lines and 2 MB on a day in which it never stops.
-	MaxProved  = 200
+	MaxProved = 200
+	// ProvedPace is how long it takes until a machine is owed one more.
 	ProvedPace = time.Minute
 
 	// maxPaced bounds the machines that are remembered: a hundred bytes each. Who is owed all lines

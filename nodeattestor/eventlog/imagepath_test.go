@@ -25,7 +25,7 @@ func loadEvent(nodes ...[]byte) []byte {
 }
 
 func node(kind, sub byte, data []byte) []byte {
-	return append(binary.LittleEndian.AppendUint16([]byte{kind, sub}, uint16(4+len(data))), data...) //nolint:gosec // short
+	return append(binary.LittleEndian.AppendUint16([]byte{kind, sub}, uint16(4+len(data))), data...)
 }
 
 // fromDisk is an image's event with a path in a file system, fromFlash one of the firmware's own.

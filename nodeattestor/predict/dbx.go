@@ -96,7 +96,7 @@ func appended(old, update []byte) ([]byte, error) {
 			continue
 		}
 		head := slices.Clone(l.head)
-		binary.LittleEndian.PutUint32(head[guidSize:], uint32(len(head)+len(fresh)))
+		binary.LittleEndian.PutUint32(head[guidSize:], uint32(len(head)+len(fresh))) //nolint:gosec // bounded where files are read
 		out = append(append(out, head...), fresh...)
 	}
 	return out, nil
@@ -197,5 +197,5 @@ func dbxContent(data []byte) ([]byte, bool) {
 		head[sizeEnd:]) {
 		return nil, false
 	}
-	return data[len(head):], binary.LittleEndian.Uint64(data[sizeAt:]) == uint64(len(data)-len(head))
+	return data[len(head):], binary.LittleEndian.Uint64(data[sizeAt:]) == uint64(len(data)-len(head)) //nolint:gosec // not negative
 }

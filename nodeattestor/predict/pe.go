@@ -84,7 +84,7 @@ func ParseImage(data []byte) (Image, error) {
 
 // findDirectory finds the entry of the certificate table, which is not hashed.
 func (img *Image) findDirectory(optional, table int) error {
-	countAt := 0
+	var countAt int
 	switch magic := binary.LittleEndian.Uint16(img.data[optional:]); magic {
 	case magicPE32:
 		countAt = optional + 92

@@ -119,7 +119,7 @@ func nearest[T any](alternatives []T, differences func(T) []finding) []finding {
 // its commands and the files that it read are pinned (see eventlog.Facts.Scripted).
 func (c *checker) scripted() {
 	b := c.set.boot
-	if c.set.late() && c.facts.Scripted() && !(b.exact(8) && b.exact(9)) {
+	if c.set.late() && c.facts.Scripted() && (!b.exact(8) || !b.exact(9)) {
 		c.refuse("bootloader.scripted", "a boot loader that takes commands (GRUB) ran, which can start a kernel that PCR 4 does not have; %s looks at %s, but does not pin PCR 8 and 9 of bank %s, which hold its commands and files", c, lateNames(), b.bank)
 	}
 }

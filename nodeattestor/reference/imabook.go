@@ -15,7 +15,7 @@ const notRequired = -1
 func newBook(p *imaPolicy) *ima.Book {
 	required := make(map[string]int32, len(p.required))
 	for i, file := range p.required {
-		required[file] = int32(i) //nolint:gosec // a set's file is bounded.
+		required[file] = int32(i)
 	}
 	return ima.NewBook(func(yield func(path, digest string, value int32)) {
 		for _, file := range slices.Sorted(maps.Keys(p.files)) {

@@ -45,7 +45,7 @@ func New(log *slog.Logger, now func() time.Time, registry prometheus.Registerer)
 // Catch recovers the panic of the goroutine that defers it. If there was one, then gets it as an error, so that nobody waits for a
 // result for ever; nil is fine. Part is a few fixed words: a metric's label.
 func (r *Recorder) Catch(part string, then func(error)) {
-	value := recover() //nolint:revive // Catch is what callers defer
+	value := recover()
 	if value == nil {
 		return
 	}

@@ -197,7 +197,7 @@ var errGone = errors.New("connection refused")
 
 func (f fakeSPIRE) Read(ctx context.Context) (*snapshot.SPIRE, error) {
 	f.mu.Lock()
-	f.fakeWorld.spireReads++
+	f.spireReads++
 	hang := f.hang
 	f.mu.Unlock()
 	if hang != nil {

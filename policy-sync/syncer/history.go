@@ -199,7 +199,8 @@ func (s *Syncer) flushHistory(ctx context.Context) {
 	defer cancel()
 	if c.writing != nil {
 		select {
-		case <-c.writing:
+		case err := <-c.writing:
+			s.historyTrouble(err)
 		case <-ctx.Done():
 			return
 		}

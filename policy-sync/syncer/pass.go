@@ -326,7 +326,8 @@ func (p *progress) closeSPIRE(ctx context.Context, operations []plan.Operation) 
 	var until time.Time
 	operations = inTurns(operations)
 	silent := false
-	for n := 0; len(operations) > 0; operations = operations[n:] {
+	var n int
+	for ; len(operations) > 0; operations = operations[n:] {
 		for n = 1; n < min(len(operations), entriesATurn) && operations[n].Action == operations[0].Action; n++ {
 		}
 		evicts := operations[0].Action == plan.DeleteAgent

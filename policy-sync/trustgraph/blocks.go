@@ -76,7 +76,7 @@ func (c *common) believedRanges() ranges {
 }
 
 // newBlocks chooses between the two sources.
-func (c *common) newBlocks(r ranges, byAffinity, byCIDR *blocks, tally map[string]*votes) *blocks {
+func (c *common) newBlocks(r ranges, byAffinity *blocks, tally map[string]*votes) *blocks {
 	out := byAffinity
 	if !c.calicoIPAM(byAffinity, tally) {
 		mixed := maps.Clone(r.cidrs)

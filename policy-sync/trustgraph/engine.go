@@ -201,7 +201,7 @@ func (e *Engine) changes(before, c *common, sources map[string]source) dirt {
 			k = &keptPart{}
 			e.namespaces[name] = k
 		}
-		if !slices.Equal(k.source.pods, from.pods) {
+		if !slices.Equal(k.pods, from.pods) {
 			e.claim(name, from.pods, &d)
 			k.part = nil
 		}
@@ -217,7 +217,7 @@ func (e *Engine) changes(before, c *common, sources map[string]source) dirt {
 	a.readNodes(c.s.Nodes)
 	e.byAffinity, e.byCIDR = byAffinity, byCIDR
 	used := a.blocks
-	a.blocks = c.newBlocks(e.ranges, byAffinity, byCIDR, a.tally)
+	a.blocks = c.newBlocks(e.ranges, byAffinity, a.tally)
 	if used != nil && used.affinities != a.blocks.affinities {
 		d.all = true
 	}
@@ -379,7 +379,7 @@ func (d dirt) touches(k *keptPart) bool {
 			return true
 		}
 	}
-	for _, a := range k.source.had {
+	for _, a := range k.had {
 		if slices.ContainsFunc(a.Addresses, d.concerns) {
 			return true
 		}
@@ -398,7 +398,7 @@ func (k *keptPart) stale(c *common, namespace string, from source) bool {
 	switch {
 	case p.contested, c.s.At.Before(k.at), !p.until.IsZero() && !c.s.At.Before(p.until):
 		return true
-	case !slices.Equal(k.source.pods, from.pods), !sameMemory(k.source.had, from.had):
+	case !slices.Equal(k.pods, from.pods), !sameMemory(k.had, from.had):
 		return true
 	}
 	keys := policyKeys(from.policies)

@@ -34,7 +34,7 @@ func (b *builder) judgePosture(pod *corev1.Pod, p *Policy) confined.Judgement {
 		return confined.Judgement{}
 	}
 	rules := confined.Rules{AllowedHostPaths: b.s.Config.AllowedHostPaths}
-	if b.common.volumes != nil {
+	if b.volumes != nil {
 		rules.Claims = noted{b}
 	}
 	return confined.Judge(level, pod, rules)
@@ -51,7 +51,7 @@ type noted struct{ b *builder }
 
 // Claim implements confined.Claims.
 func (n noted) Claim(pod *corev1.Pod, volume *corev1.Volume) confined.Volume {
-	out := n.b.common.volumes.Claim(pod, volume)
+	out := n.b.volumes.Claim(pod, volume)
 	n.b.rests.volumes[volumeQuestion{pod, volume}] = out
 	return out
 }

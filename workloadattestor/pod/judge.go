@@ -43,7 +43,7 @@ func decodePod(raw []byte) (p *corev1.Pod, strange []string, err error) {
 	for _, problem := range problems {
 		m := unknownField.FindStringSubmatch(problem.Error())
 		if m == nil { // a field that is given twice: which of the two is meant is not known
-			return nil, nil, fmt.Errorf("the API's answer is ambiguous: %.200s", problem)
+			return nil, nil, fmt.Errorf("the API's answer is ambiguous: %w", problem)
 		}
 		if bearing.MatchString(m[1]) && len(strange) < maxStrange {
 			strange = append(strange, fmt.Sprintf("this version of Keelson does not know what field %.200s allows", m[1]))

@@ -36,7 +36,7 @@ func crowd(b *testing.B, pods int) *world {
 // attested attests one process and returns how long it took.
 func (w *world) attested(pid int) time.Duration {
 	begun := time.Now()
-	got, err := w.attest(int32(pid)) //nolint:gosec // a test's
+	got, err := w.attest(int32(pid))
 	took := time.Since(begun)
 	if err != nil || !slices.Contains(got, "signed-by:release-key") {
 		w.t.Errorf("process %d: %v, %v", pid, got, err)
@@ -62,7 +62,7 @@ func BenchmarkAttest(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				defer client.Close() //nolint:errcheck // a test's
+				defer client.Close()
 				for i := range n {
 					w.attested(1000 + i)
 				}
