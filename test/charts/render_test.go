@@ -267,6 +267,31 @@ func objects(t testing.TB, documents ...string) []*unstructured.Unstructured {
 	return out
 }
 
+// TestTheCleanupMayDeleteWhatPolicySyncKeeps: every ConfigMap that it writes, by name, and no other.
+func TestTheCleanupMayDeleteWhatPolicySyncKeeps(t *testing.T) {
+	for _, o := range objects(t, render(t, parse(t, minimal)).Hooks...) {
+		if o.GetKind() != "Role" || o.GetName() != "keelson-cleanup" {
+			continue
+		}
+		rules, _, _ := unstructured.NestedSlice(o.Object, "rules")
+		for _, r := range rules {
+			rule := r.(map[string]any)
+			if resources, _, _ := unstructured.NestedStringSlice(rule, "resources"); !slices.Equal(resources, []string{"configmaps"}) {
+				continue
+			}
+			got, _, _ := unstructured.NestedStringSlice(rule, "resourceNames")
+			want := kube.MemoryNames()
+			slices.Sort(got)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("it may delete %v, want %v", got, want)
+			}
+			return
+		}
+	}
+	t.Error("no role of the cleanup names ConfigMaps")
+}
+
 // TestRolesAndGuardsAreTheCodes compares what Helm renders with what the Go code says, whatever the values are.
 func TestRolesAndGuardsAreTheCodes(t *testing.T) {
 	for name, tc := range map[string]struct {
