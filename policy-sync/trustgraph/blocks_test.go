@@ -280,3 +280,25 @@ func TestEqualClaimsOfManyNodesTakeNoLonger(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 }
+
+// TestANamespaceThatCannotBeJudgedIsClosedAndCutOff: none of its pods is attested, and what it has on a bad node is revoked.
+func TestANamespaceThatCannotBeJudgedIsClosedAndCutOff(t *testing.T) {
+	s := snapshottest.Demo()
+	c := judged(t, s)
+	sources, err := sourcesOf(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := failedPart(c, "payments", sources["payments"], "index out of range")
+	for _, pod := range p.pods {
+		if pod.Attested || pod.Retained || len(pod.Why) == 0 {
+			t.Errorf("%s: %+v", pod.Key(), pod)
+		}
+	}
+	if len(p.pods) != 3 || len(p.revoked) != 1 || p.revoked[0].Address != "10.3.0.10" || p.revoked[0].Node != "evil-1" {
+		t.Errorf("%d pods, revoked %+v", len(p.pods), p.revoked)
+	}
+	if !p.contested {
+		t.Error("it is not tried again")
+	}
+}

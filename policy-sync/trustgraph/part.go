@@ -154,7 +154,7 @@ func failedPart(c *common, namespace string, from source, cause any) *part {
 	why := fmt.Sprintf("namespace %s could not be judged, which is a fault of Keelson's: %v", namespace, cause)
 	b := &builder{common: c, namespace: namespace, source: from}
 	b.rests = rests{nodes: map[string]bool{}, contested: true} // it is tried again each time
-	b.attested = from.had
+	b.attested, b.disbelieved = from.had, map[string][]string{}
 	b.part.reports = []string{why}
 	b.live = map[string]*corev1.Pod{}
 	mode := c.modes[namespace]
@@ -171,5 +171,18 @@ func failedPart(c *common, namespace string, from source, cause any) *part {
 			LastAccepted: tp.Status.LastAccepted, Problems: []string{why}})
 	}
 	b.public = &Part{Namespace: b.namespace, Pods: b.pods, Live: b.raw}
+	b.revokeStill()
 	return &b.part
+}
+
+// revokeStill revokes what a namespace that could not be judged has on lost nodes: who makes the judgement
+// fail must not keep a bad machine's flows open. A panic here leaves the addresses out.
+func (b *builder) revokeStill() {
+	defer func() {
+		if p := recover(); p != nil {
+			b.revoked = nil
+			b.report("namespace %s: nor could its addresses on lost nodes be revoked: %v", b.namespace, p)
+		}
+	}()
+	b.buildRevocations()
 }
