@@ -87,7 +87,7 @@ func waits(s *stage.Stage, name string) corev1.Container {
 // shelf is a Deployment whose pods end as they should, and are ready when their callers are let in.
 func shelf(s *stage.Stage, replicas int32) *appsv1.Deployment {
 	c := server(s)
-	c.Args = append(c.Args, "-ready", fmt.Sprintf(":%d", readiness), "-when", "/pod/labels", "-text", v1alpha1.PodAttestedLabel+`="true"`, "-after", "3s")
+	c.Args = append(c.Args, "-ready", fmt.Sprintf(":%d", readiness), "-when", "/pod/labels", "-text", v1alpha1.PodAttestedLabel+`="true"`, "-after", "6s")
 	c.VolumeMounts = []corev1.VolumeMount{{Name: "pod", MountPath: "/pod", ReadOnly: true}}
 	c.ReadinessProbe = &corev1.Probe{
 		ProbeHandler:        corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(readiness)}},

@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -23,24 +24,20 @@ type way struct {
 // the computer rarely does.
 const timeout = 2 * time.Second
 
-// during tries all ways while meanwhile runs, and for a little longer.
+// stretch is how long one program in a container tries at most. Starting one takes seconds on a busy computer, in which nothing is
+// tried; and it may run for a minute.
+const stretch = 40 * time.Second
+
+// during tries all ways while meanwhile runs.
 func during(ctx context.Context, s *stage.Stage, ways []*way, meanwhile func(context.Context) error) error {
 	group, limited := errgroup.WithContext(ctx)
 	over := make(chan struct{})
-	for _, w := range ways {
+	for i, w := range ways {
 		group.Go(func() error {
-			for {
-				tries, err := s.Probe(limited, w.from, stage.Probing{For: 5 * time.Second, Every: 100 * time.Millisecond, Timeout: timeout}, w.target)
-				if err != nil {
-					return fmt.Errorf("rollout: %s: %w", w.name, err)
-				}
-				w.tries = append(w.tries, tries...)
-				select {
-				case <-over:
-					return nil
-				default:
-				}
+			if err := w.again(limited, s, i, over); err != nil {
+				return fmt.Errorf("rollout: %s: %w", w.name, err)
 			}
+			return nil
 		})
 	}
 	group.Go(func() error {
@@ -50,21 +47,44 @@ func during(ctx context.Context, s *stage.Stage, ways []*way, meanwhile func(con
 	return group.Wait()
 }
 
+// again tries the way until it is over, a stretch after the other.
+func (w *way) again(ctx context.Context, s *stage.Stage, number int, over <-chan struct{}) error {
+	for {
+		name := fmt.Sprintf("rollout-way-%d-%d", number, time.Now().UnixNano())
+		ended := make(chan error, 1)
+		go func() {
+			tries, err := s.Probe(ctx, w.from, stage.Probing{For: stretch, Every: 100 * time.Millisecond, Timeout: timeout, Name: name}, w.target)
+			w.tries = append(w.tries, tries...)
+			ended <- err
+		}()
+		select {
+		case err := <-ended:
+			if err != nil {
+				return err
+			}
+		case <-over:
+			return errors.Join(s.Stop(ctx, w.from, name), <-ended)
+		}
+	}
+}
+
 // near is how far apart two failures may lie that have one cause.
 const near = 3 * time.Second
 
-// denied are the tries of a way that failed as one does that is denied, or whose connection is cut, while nothing failed that Keelson
-// has no part in. An answer that nobody listens comes from where packets arrive.
+// denied are the tries of a way that failed as one does that is denied, or whose connection is cut, while what Keelson has no part in
+// was tried and did not fail. An answer that nobody listens comes from where packets arrive.
 func denied(tries, control []said.Try) (out []said.Try, stalls int) {
 	for _, t := range tries {
 		if t.OK {
 			continue
 		}
-		stalled := t.Kind == said.Refused
+		served, failed := false, false
 		for _, c := range control {
-			stalled = stalled || !c.OK && c.Begun < t.Ended+int64(near) && c.Ended > t.Begun-int64(near)
+			beside := c.Begun < t.Ended+int64(near) && c.Ended > t.Begun-int64(near)
+			served = served || beside && c.OK
+			failed = failed || beside && !c.OK
 		}
-		if stalled {
+		if t.Kind == said.Refused || failed || !served {
 			stalls++
 			continue
 		}
@@ -81,7 +101,7 @@ func (w *way) judge(t *script.Script, control *way) {
 		detail = fmt.Sprintf("; the first at %s: %s", time.Unix(0, bad[0].Begun).UTC().Format("15:04:05.000"), bad[0].Error)
 	}
 	t.Expect(len(w.tries) > 0 && len(bad) == 0 && stalls <= len(w.tries)/10, w.name+": none of the tries that policy allows is denied",
-		"%d tries, %d failed; %d more found nobody listening, or failed while somebody who is not enrolled did%s", len(w.tries), len(bad), stalls, detail)
+		"%d tries, %d failed; %d more found nobody listening, or failed while somebody who is not enrolled did or did not try%s", len(w.tries), len(bad), stalls, detail)
 }
 
 // held is a connection that is kept open.

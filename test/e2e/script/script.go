@@ -127,13 +127,33 @@ func (s *Script) Table(order []string) {
 	}
 }
 
+// mostNamed is how many expectations an error names.
+const mostNamed = 5
+
+// failures names the expectations that did not come true, since the end of a log may be all that
+// is kept of it.
+func (s *Script) failures() string {
+	text := fmt.Sprintf("%d expectations did not come true", s.failed)
+	named := 0
+	for _, e := range s.Events {
+		if !e.Expected || e.OK {
+			continue
+		}
+		if named++; named > mostNamed {
+			break
+		}
+		text += fmt.Sprintf("\n    after %.2f s: %s: %s", e.Seconds, e.What, e.Detail)
+	}
+	return text
+}
+
 // Close ends the scenario and writes the record into dir. The error is the scenario's: what it stopped at, or that expectations
 // did not come true.
 func (s *Script) Close(dir string, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil && s.failed > 0 {
-		err = fmt.Errorf("%d expectations did not come true", s.failed)
+		err = errors.New(s.failures())
 	}
 	s.Seconds, s.OK = time.Since(s.Started).Seconds(), err == nil
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -30,8 +31,8 @@ func TestAnExpectationThatDoesNotComeTrueFailsTheScenario(t *testing.T) {
 	s.Expect(true, "good", "")
 	s.Expect(false, "bad", "because of %s", "this")
 	s.Measure("time", 1500*time.Microsecond)
-	if err := s.Close(dir, nil); err == nil {
-		t.Error("no error")
+	if err := s.Close(dir, nil); err == nil || !strings.Contains(err.Error(), "bad: because of this") || strings.Contains(err.Error(), "good") {
+		t.Errorf("the error does not name what failed, and that alone: %v", err)
 	}
 	content, err := os.ReadFile(filepath.Join(dir, "x.json"))
 	if err != nil {
