@@ -20,9 +20,9 @@ type way struct {
 	tries        []said.Try
 }
 
-// timeout of a try: a dropped packet is sent again after a second, so what is shut for longer than a moment fails, and a stall of
-// the computer rarely does.
-const timeout = 2 * time.Second
+// timeout of a try: a dropped packet is sent again after one second and after three, so that what is shut for longer fails, and a
+// stall of a busy computer rarely does. What is shut for less shows in the watched labels and revoked addresses.
+const timeout = 5 * time.Second
 
 // stretch is how long one program in a container tries at most. Starting one takes seconds on a busy computer, in which nothing is
 // tried; and it may run for a minute.

@@ -124,7 +124,7 @@ func once(ctx context.Context, s *stage.Stage, t *script.Script, run int) error 
 		at   time.Time
 	}{{toRevoked, seen.revoked}, {toLabel, seen.unlabelled}} {
 		t.Saw(m.at, "%s", m.what)
-		within(t, m.what, m.at, seen.verdict, l4Bound, "as the API tells")
+		within(t, m.what, m.at, seen.verdict, apiBound, "as the API tells")
 	}
 	p.judge(t, seen.verdict)
 	return left(ctx, s, t, seen.verdict)
