@@ -16,6 +16,9 @@
 //     signatures over those manifests with the verifiers that the configuration names.
 //  5. procinfo looks at the process once more: gone, replaced or moved means no claims.
 //
+// A broker (SPIFFE Broker API) may refer to another process, or to a pod of this node as a whole. For a pod, steps 2 to 4 are
+// taken for each of its containers, and a selector of image or runtime is what all of them have.
+//
 // # What a missing selector means
 //
 // A selector is emitted only for a fact that was proved. What could not be proved (registry away, no signature, no

@@ -17,23 +17,35 @@ import (
 	"github.com/keelson-project/keelson/test/parts"
 )
 
+// sandbox is a pod that was started over CRI.
+type sandbox struct {
+	number  int // of its node
+	id, uid string
+	config  *criv1.PodSandboxConfig
+	options *criv1.NamespaceOption
+}
+
 // start starts a pod with one container over CRI as a kubelet would; privileged gives it every namespace of the host.
 func (m *machine) start(ctx context.Context, number int, podName, uid, image string, privileged bool) string {
+	m.t.Helper()
+	return m.add(ctx, m.startSandbox(ctx, number, podName, uid, privileged), "main", image, privileged)
+}
+
+func (m *machine) startSandbox(ctx context.Context, number int, podName, uid string, privileged bool) sandbox {
 	m.t.Helper()
 	labels := map[string]string{"io.kubernetes.pod.namespace": "payments", "io.kubernetes.pod.name": podName, "io.kubernetes.pod.uid": uid}
 	options := &criv1.NamespaceOption{Pid: criv1.NamespaceMode_CONTAINER}
 	if privileged {
 		options = &criv1.NamespaceOption{Pid: criv1.NamespaceMode_NODE, Network: criv1.NamespaceMode_NODE, Ipc: criv1.NamespaceMode_NODE}
 	}
-	sandbox := &criv1.PodSandboxConfig{
+	config := &criv1.PodSandboxConfig{
 		Metadata: &criv1.PodSandboxMetadata{Name: podName, Namespace: "payments", Uid: uid}, Labels: labels,
 		Linux: &criv1.LinuxPodSandboxConfig{
 			CgroupParent:    fmt.Sprintf("/keelson-wl-%d/kubepods/pod%s", os.Getpid(), uid),
 			SecurityContext: &criv1.LinuxSandboxSecurityContext{NamespaceOptions: options, Privileged: privileged},
 		},
 	}
-	client := m.cri(number)
-	ran, err := client.RunPodSandbox(ctx, &criv1.RunPodSandboxRequest{Config: sandbox})
+	ran, err := m.cri(number).RunPodSandbox(ctx, &criv1.RunPodSandboxRequest{Config: config})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -44,20 +56,27 @@ func (m *machine) start(ctx context.Context, number int, podName, uid, image str
 			m.t.Error(err)
 		}
 	})
-	lastWords, err := m.nodes[number].LastWords(uid, "main")
+	return sandbox{number: number, id: ran.GetPodSandboxId(), uid: uid, config: config, options: options}
+}
+
+// add starts a container in a pod.
+func (m *machine) add(ctx context.Context, s sandbox, name, image string, privileged bool) string {
+	m.t.Helper()
+	client := m.cri(s.number)
+	lastWords, err := m.nodes[s.number].LastWords(s.uid, name)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	container := &criv1.ContainerConfig{
 		Mounts:   []*criv1.Mount{lastWords},
-		Metadata: &criv1.ContainerMetadata{Name: "main"}, Image: &criv1.ImageSpec{Image: image},
-		Labels: map[string]string{"io.kubernetes.container.name": "main"},
-		Linux:  &criv1.LinuxContainerConfig{SecurityContext: node.Confine(privileged, options)},
+		Metadata: &criv1.ContainerMetadata{Name: name}, Image: &criv1.ImageSpec{Image: image},
+		Labels: map[string]string{"io.kubernetes.container.name": name},
+		Linux:  &criv1.LinuxContainerConfig{SecurityContext: node.Confine(privileged, s.options)},
 	}
-	for k, v := range labels {
+	for k, v := range s.config.Labels {
 		container.Labels[k] = v
 	}
-	created, err := client.CreateContainer(ctx, &criv1.CreateContainerRequest{PodSandboxId: ran.GetPodSandboxId(), Config: container, SandboxConfig: sandbox})
+	created, err := client.CreateContainer(ctx, &criv1.CreateContainerRequest{PodSandboxId: s.id, Config: container, SandboxConfig: s.config})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -130,4 +149,17 @@ func writeTar(path, dir string) (err error) {
 		_, err = w.Write(content)
 		return err
 	})
+}
+
+// replace starts the container "sidecar" of a pod anew, from another image, as a kubelet does after a tag was moved.
+func (m *machine) replace(ctx context.Context, s sandbox, container, image string) {
+	m.t.Helper()
+	client := m.cri(s.number)
+	if _, err := client.StopContainer(ctx, &criv1.StopContainerRequest{ContainerId: container}); err != nil {
+		m.t.Fatal(err)
+	}
+	if _, err := client.RemoveContainer(ctx, &criv1.RemoveContainerRequest{ContainerId: container}); err != nil {
+		m.t.Fatal(err)
+	}
+	m.add(ctx, s, "sidecar", image, false)
 }

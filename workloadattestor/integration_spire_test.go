@@ -71,6 +71,7 @@ func TestRealSPIREGivesIdentitiesToSignedImagesAlone(t *testing.T) {
 		t.Errorf("signed image with a folder of the node: got %+v", got)
 	}
 	m.numbersArrive(ctx, metrics)
+	m.refer(ctx, agent, signed)
 }
 
 // numbersArrive waits for the plugin's numbers among SPIRE's own: they reach it a little later than what they count.
@@ -121,6 +122,7 @@ func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.Spir
 		m.t.Fatal(err)
 	}
 	m.t.Cleanup(func() { _ = conn.Close() }) // the server ends with the test
+	m.spire = conn
 	token, err := agentv1.NewAgentClient(conn).CreateJoinToken(ctx, &agentv1.CreateJoinTokenRequest{Ttl: 600})
 	if err != nil {
 		m.t.Fatal(err)
@@ -140,7 +142,7 @@ func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.Spir
 	confined := &types.Entry{SpiffeId: &types.SPIFFEID{TrustDomain: "keelson.test", Path: "/confined"}, ParentId: entry.ParentId, Selectors: []*types.Selector{
 		{Type: "keelson", Value: "pod-uid:" + uidThree}, {Type: "keelson", Value: "runtime:restricted"},
 	}}
-	created, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*types.Entry{entry, loose, confined}})
+	created, err := entryv1.NewEntryClient(conn).BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: append(m.pairEntries(entry.ParentId), entry, loose, confined)})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -151,9 +153,11 @@ func (m *machine) startSPIRE(ctx context.Context, metricsPort int) *cluster.Spir
 	}
 	agent, err := cluster.StartSpireAgent(ctx, m.group, cluster.SpireAgentOptions{
 		Name: "agent", Dir: m.dir, Log: m.t.Output(), Server: server, JoinToken: token.GetValue(), MetricsPort: metricsPort,
+		Brokers: []string{ztunnel, unlisted},
 		Plugins: []cluster.Plugin{
 			{Type: "NodeAttestor", Name: "join_token"},
-			{Type: "WorkloadAttestor", Name: "keelson", Cmd: plugin, Data: m.config(0, "fra-1") + fmt.Sprintf("allowed_host_paths = [%q]\n", filepath.Join(m.dir, "public"))},
+			{Type: "WorkloadAttestor", Name: "keelson", Cmd: plugin, Data: m.config(0, "fra-1") +
+				fmt.Sprintf("allowed_host_paths = [%q]\nallowed_brokers = [%q]\n", filepath.Join(m.dir, "public"), ztunnel)},
 		},
 	})
 	if err != nil {

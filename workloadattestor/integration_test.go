@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ const (
 	uidOne   = "11111111-2222-3333-4444-555555555551"
 	uidTwo   = "11111111-2222-3333-4444-555555555552"
 	uidThree = "11111111-2222-3333-4444-555555555553"
+	uidFour  = "11111111-2222-3333-4444-555555555554"
 )
 
 // machine is one machine with a containerd for each of two nodes.
@@ -45,7 +47,9 @@ type machine struct {
 	group    *cluster.Group
 	registry *node.Registry
 	nodes    []*node.Runtime
-	api      string // kubeconfig
+	api      string           // kubeconfig
+	noReview atomic.Bool      // the API reviews no access
+	spire    *grpc.ClientConn // the SPIRE server's API
 	signed   node.Pushed
 	unsigned node.Pushed
 	layout   string // OCI layout that holds an image no registry has, with its signature
@@ -238,19 +242,26 @@ func (m *machine) pushImages(ctx context.Context) {
 // startAPI answers for the pods of namespace payments, except batch; a real API has its tests in test/cluster.
 func (m *machine) startAPI() {
 	m.t.Helper()
-	pods := map[string]string{"api": uidOne, "admin": "admin-uid", "greedy": uidThree}
+	pods := map[string]string{"api": uidOne, "admin": "admin-uid", "greedy": uidThree, "pair": uidFour}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		if r.URL.Path == "/apis/authorization.k8s.io/v1/subjectaccessreviews" {
+			m.review(w, r)
+			return
+		}
 		pod, found := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/payments/pods/")
 		if !found || pods[pod] == "" {
 			w.WriteHeader(http.StatusNotFound)
 			_, _ = io.WriteString(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404}`)
 			return
 		}
+		more := ""
+		if pod == "pair" {
+			more = `,{"name":"sidecar","securityContext":` + hardened + `}`
+		}
 		_, _ = fmt.Fprintf(w, `{"kind":"Pod","apiVersion":"v1","metadata":{"namespace":"payments","name":%q,"uid":%q},"spec":{"nodeName":"fra-1","serviceAccountName":%q,
-			"containers":[{"name":"main","securityContext":{"allowPrivilegeEscalation":false,"runAsNonRoot":true,"capabilities":{"drop":["ALL"]},
-			"seccompProfile":{"type":"RuntimeDefault"}}}]}}`,
-			pod, pods[pod], pod+"-account")
+			"containers":[{"name":"main","securityContext":%s}%s]}}`,
+			pod, pods[pod], pod+"-account", hardened, more)
 	}))
 	m.t.Cleanup(server.Close)
 	m.api = filepath.Join(m.dir, "kubeconfig")
@@ -259,6 +270,9 @@ func (m *machine) startAPI() {
 		m.t.Fatal(err)
 	}
 }
+
+// hardened is what level restricted asks of a container.
+const hardened = `{"allowPrivilegeEscalation":false,"runAsNonRoot":true,"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}`
 
 // serve runs a plugin for one of the nodes.
 func (m *machine) serve(number int, nodeName string) workloadattestorv1.WorkloadAttestorPluginClient {

@@ -54,6 +54,8 @@ func TestBadValuesAreRefused(t *testing.T) {
 		"if a namespace's rule says nothing, refuse":            {"policySync: {config: {images: {namespaces: {a: {}}}}}", []string{"/policySync/config/images/namespaces/a", "minProperties"}},
 		"if a namespace's list is empty, refuse":                {"policySync: {config: {images: {namespaces: {a: {verifiers: []}}}}}", []string{"/policySync/config/images/namespaces/a/verifiers", "minItems"}},
 		"if secrets are to be read in a pattern, refuse":        {"pullSecrets: {namespaces: ['*']}", []string{"/pullSecrets/namespaces/0", "does not match pattern"}},
+		"if a broker is no SPIFFE ID, refuse":                   {"spire: {brokers: [{id: ztunnel}]}", []string{"/spire/brokers/0/id", "does not match pattern"}},
+		"if a broker's namespace is a pattern, refuse":          {"spire: {brokers: [{id: 'spiffe://a/b', namespaces: ['*']}]}", []string{"/spire/brokers/0/namespaces/0", "does not match pattern"}},
 		"if what a removal takes is no truth value, refuse":     {"uninstall: {removeObjects: 'yes'}", []string{"/uninstall/removeObjects", "got string, want boolean"}},
 		"if a port is none, refuse":                             {"node: {ports: {metrics: 70000}}", []string{"/node/ports/metrics", "maximum: got 70,000, want 65,535"}},
 	} {

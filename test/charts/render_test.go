@@ -153,6 +153,7 @@ plugins: {image: {tag: v3}}
 spire:
   servers: [{namespace: a, serviceAccount: one}, {namespace: b, serviceAccount: two}]
   agents: [{namespace: c, serviceAccount: three}, {namespace: d, serviceAccount: four}]
+  brokers: [{id: "spiffe://example.org/ztunnel"}, {id: "spiffe://example.org/gateway", namespaces: [payments, shop]}]
 pullSecrets: {policySync: true, agents: true, namespaces: [payments, shop]}
 guards: {adminGroups: [platform, "oidc:sec ops"], kubeletGroups: ["system:nodes", virtual], calicoAPIServerUsers: [], calicoNodeUsers: [canal]}
 networkPolicy:

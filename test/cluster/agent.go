@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -29,6 +30,8 @@ type SpireAgentOptions struct {
 	JoinToken string
 	// Restart starts the agent again when it ends (an evicted or refused agent exits), after this pause; zero does not.
 	Restart time.Duration
+	// Brokers are the SPIFFE IDs that may use the SPIFFE Broker API, at BrokerSocket; none leaves it out.
+	Brokers []string
 	// MetricsPort is where SPIRE serves its own metrics to Prometheus, on 127.0.0.1; 0 is nowhere.
 	MetricsPort int
 }
@@ -37,6 +40,8 @@ type SpireAgentOptions struct {
 type SpireAgent struct {
 	// Socket is the path of the Workload API's Unix socket. It is there only while the agent is attested.
 	Socket string
+	// BrokerSocket is the path of the SPIFFE Broker API's Unix socket, if the agent has brokers.
+	BrokerSocket string
 	// Log is the path of the log over all starts.
 	Log string
 
@@ -67,7 +72,10 @@ func StartSpireAgent(ctx context.Context, g *Group, o SpireAgentOptions) (*Spire
 		Socket: filepath.Join(o.Dir, "public", "api.sock"), group: g, pause: o.Restart,
 		stop: make(chan struct{}), ended: make(chan struct{}),
 	}
-	if err := socketFits(a.Socket); err != nil {
+	if len(o.Brokers) > 0 { // SPIRE wants it in a folder of its own
+		a.BrokerSocket = filepath.Join(o.Dir, "broker", "api.sock")
+	}
+	if err := errors.Join(socketFits(a.Socket), socketFits(a.BrokerSocket)); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(o.Dir, "agent.conf")
@@ -92,7 +100,15 @@ func (o SpireAgentOptions) config(a *SpireAgent) string {
 	if o.JoinToken != "" {
 		fmt.Fprintf(&b, "  join_token = %q\n", o.JoinToken)
 	}
-	fmt.Fprintf(&b, "  experimental { sync_interval = \"1s\" }\n}\n")
+	fmt.Fprintf(&b, "  experimental {\n    sync_interval = \"1s\"\n")
+	if len(o.Brokers) > 0 {
+		fmt.Fprintf(&b, "    broker {\n      socket_path = %q\n      brokers = [\n", a.BrokerSocket)
+		for _, id := range o.Brokers {
+			fmt.Fprintf(&b, "        { id = %q, allowed_reference_types = [{ type_url = \"*\" }] },\n", id)
+		}
+		fmt.Fprintf(&b, "      ]\n    }\n")
+	}
+	fmt.Fprintf(&b, "  }\n}\n")
 	writeTelemetry(&b, o.MetricsPort)
 	writePlugins(&b, append([]Plugin{{Type: "KeyManager", Name: "memory"}}, o.Plugins...))
 	return b.String()

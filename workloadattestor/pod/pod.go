@@ -82,27 +82,52 @@ func (l *Lookup) Facts(ctx context.Context, namespace, name, uid string) (Facts,
 	if ok && now.Sub(have.at) < l.config.Fresh {
 		return have.facts, nil
 	}
+	facts, _, err := l.ask(ctx, namespace, name, uid)
+	var away *awayError
+	if errors.As(err, &away) && ok && now.Sub(have.at) < l.config.Keep {
+		return have.facts, nil
+	}
+	return facts, err
+}
+
+// Find asks the API about the pod with this namespace and name, and with this UID unless uid is "". Nothing that was heard before
+// stands in for its answer. It returns the pod's UID too. ErrNotFound when the API says that there is none like that on this node.
+func (l *Lookup) Find(ctx context.Context, namespace, name, uid string) (Facts, string, error) {
+	return l.ask(ctx, namespace, name, uid)
+}
+
+// awayError means that the API did not answer.
+type awayError struct{ err error }
+
+func (e *awayError) Error() string { return e.err.Error() }
+func (e *awayError) Unwrap() error { return e.err }
+
+// ask asks the API and keeps the answer. uid "" is any.
+func (l *Lookup) ask(ctx context.Context, namespace, name, uid string) (Facts, string, error) {
+	now := l.config.Now()
 	ctx, cancel := context.WithTimeout(ctx, l.config.Timeout)
 	defer cancel()
 	p, strange, err := l.getPod(ctx, namespace, name)
 	switch {
 	case apierrors.IsNotFound(err):
 		l.forget(types.UID(uid))
-		return Facts{}, fmt.Errorf("pod: %s/%s: the API has no such pod: %w", namespace, name, ErrNotFound)
-	case err != nil && ok && now.Sub(have.at) < l.config.Keep:
-		return have.facts, nil
+		return Facts{}, "", fmt.Errorf("pod: %s/%s: the API has no such pod: %w", namespace, name, ErrNotFound)
 	case err != nil:
-		return Facts{}, fmt.Errorf("pod: %s/%s: %w", namespace, name, err)
+		return Facts{}, "", &awayError{fmt.Errorf("pod: %s/%s: %w", namespace, name, err)}
 	}
-	account, err := accountOf(p, l.config.Node, namespace, name, types.UID(uid))
+	want := types.UID(uid)
+	if want == "" {
+		want = p.UID
+	}
+	account, err := accountOf(p, l.config.Node, namespace, name, want)
 	if err != nil {
-		l.forget(types.UID(uid))
-		return Facts{}, err
+		l.forget(want)
+		return Facts{}, "", err
 	}
 	facts := l.judge(ctx, p, strange)
 	facts.Account = account
-	l.put(types.UID(uid), answer{namespace: namespace, name: name, facts: facts, at: now})
-	return facts, nil
+	l.put(want, answer{namespace: namespace, name: name, facts: facts, at: now})
+	return facts, string(want), nil
 }
 
 // accountOf holds the API's object against what the runtime says: a pod of the same name that was made anew, or that runs on
@@ -112,7 +137,7 @@ func accountOf(p *corev1.Pod, node, namespace, name string, uid types.UID) (stri
 	case p.Namespace != namespace || p.Name != name:
 		return "", fmt.Errorf("pod: asked for %s/%s, got %s/%s: %w", namespace, name, p.Namespace, p.Name, ErrNotFound)
 	case uid == "" || p.UID != uid:
-		return "", fmt.Errorf("pod: %s/%s has UID %s in the API, %s in the runtime: %w", namespace, name, p.UID, uid, ErrNotFound)
+		return "", fmt.Errorf("pod: %s/%s has UID %s in the API, not %.128q: %w", namespace, name, p.UID, uid, ErrNotFound)
 	case node == "" || p.Spec.NodeName != node:
 		return "", fmt.Errorf("pod: %s/%s is on node %q, this is %q: %w", namespace, name, p.Spec.NodeName, node, ErrNotFound)
 	case p.Spec.ServiceAccountName == "":

@@ -127,15 +127,17 @@ type parsed struct {
 	info  info
 }
 
-func parseContainer(id string, answer *criv1.ContainerStatusResponse) (parsed, error) {
+// parseContainer reads an answer about a container that runs or, where ended allows it, one that has ended.
+func parseContainer(id string, answer *criv1.ContainerStatusResponse, ended bool) (parsed, error) {
 	s := answer.GetStatus()
 	// containerd finds containers by any unambiguous prefix of their ID, so the answer's ID is compared.
 	if s.GetId() != id {
 		return parsed{}, fmt.Errorf("runtime: asked about container %s, got an answer about %q", id, s.GetId())
 	}
-	switch s.GetState() {
-	case criv1.ContainerState_CONTAINER_RUNNING:
-	case criv1.ContainerState_CONTAINER_EXITED:
+	switch state := s.GetState(); {
+	case state == criv1.ContainerState_CONTAINER_RUNNING:
+	case state == criv1.ContainerState_CONTAINER_EXITED && ended:
+	case state == criv1.ContainerState_CONTAINER_EXITED:
 		return parsed{}, fmt.Errorf("runtime: container %s is not running (%s)", id, s.GetState())
 	default: // created, unknown
 		return parsed{}, fmt.Errorf("runtime: container %s (%s): %w", id, s.GetState(), ErrNotYet)

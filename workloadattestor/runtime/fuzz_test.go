@@ -25,7 +25,7 @@ func FuzzInfo(f *testing.F) {
 				Labels: map[string]string{labelNamespace: "n", labelPodName: "p", labelPodUID: "u", labelContainer: "main"},
 			},
 			Info: map[string]string{"info": container},
-		})
+		}, false)
 		if err != nil {
 			return
 		}

@@ -145,6 +145,15 @@ func (c *Client) Close() error { return c.conn.Close() }
 // sandbox of that ID. ErrNotYet when it does not say that the container runs. An error that wraps a gRPC status came from the call;
 // every other one is a refusal of what the runtime said.
 func (c *Client) Container(ctx context.Context, id string) (Container, error) {
+	return c.container(ctx, id, false)
+}
+
+// Started is Container for one that runs or has ended.
+func (c *Client) Started(ctx context.Context, id string) (Container, error) {
+	return c.container(ctx, id, true)
+}
+
+func (c *Client) container(ctx context.Context, id string, ended bool) (Container, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	answer, err := c.runtime.ContainerStatus(ctx, &criv1.ContainerStatusRequest{ContainerId: id, Verbose: true})
@@ -154,7 +163,7 @@ func (c *Client) Container(ctx context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, fmt.Errorf("runtime: container %s: %w", id, err)
 	}
-	container, err := parseContainer(id, answer)
+	container, err := parseContainer(id, answer, ended)
 	if err != nil {
 		return Container{}, err
 	}

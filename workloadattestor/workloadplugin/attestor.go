@@ -32,7 +32,8 @@ type attestor struct {
 	closers     []func() error
 
 	cgroups string   // where the cgroup file systems are
-	brokers []string // SPIFFE IDs of brokers that may refer to processes
+	brokers []string // SPIFFE IDs of brokers that may refer to workloads
+	reviews reviewer // of each reference; nil where the configuration leaves them out
 	socket  string   // of the runtime
 	listen  string   // address of metrics and health, "" for none
 }
@@ -51,8 +52,8 @@ type outcome struct {
 // could not be asked.
 var errRefused = errors.New("refused")
 
-// attest follows the steps of package workloadattestor's documentation.
-func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err error) {
+// attest follows the steps of package workloadattestor's documentation. may refuses a broker the process's pod.
+func (a *attestor) attest(ctx context.Context, pid int32, may permission) (out outcome, err error) {
 	process, err := a.proc.Pin(pid)
 	if err != nil {
 		return outcome{}, refused(err)
@@ -80,28 +81,48 @@ func (a *attestor) attest(ctx context.Context, pid int32) (out outcome, err erro
 		return out, refused(err)
 	}
 	out.claims = claimsOf(a.node, container)
+	if err := may(ctx, container.Namespace, container.PodName); err != nil {
+		return out, err
+	}
 	// The limit only adds a selector, and agents need not see the cgroup file systems.
 	if limit, err := process.PIDsLimit(a.cgroups); err == nil && out.claims.Sandbox != workloadclaim.SandboxKata {
 		out.claims.Posture.PIDsLimit = limit
 	}
 	out.owner = image.Owner{Namespace: container.Namespace}
-	out.addPod(ctx, a.pods, container, a.own.foreign(container))
-	if err := a.unpacked(container); err != nil {
-		out.absent = append(out.absent, "image: "+err.Error())
-	} else {
-		out.addImage(ctx, a.images, container)
+	mounted := a.own.foreign(container)
+	out.addMounts(mounted)
+	if facts, ok := out.lookUp(ctx, a.pods); ok {
+		out.addPod(facts, container, mounted)
 	}
+	out.addRunning(ctx, a, container)
 	if err := process.Recheck(); err != nil {
 		return out, refused(err)
 	}
-	selectors, err := out.claims.Selectors()
+	return out, out.spell()
+}
+
+// permission refuses a broker a pod. The agent itself has every pod's.
+type permission func(ctx context.Context, namespace, name string) error
+
+// addRunning adds what is proved about the image that the container was made from.
+func (o *outcome) addRunning(ctx context.Context, a *attestor, container runtime.Container) {
+	if err := a.unpacked(container); err != nil {
+		o.absent = append(o.absent, "image: "+err.Error())
+		return
+	}
+	o.addImage(ctx, a.images, container)
+}
+
+// spell makes the selectors of all claims.
+func (o *outcome) spell() error {
+	selectors, err := o.claims.Selectors()
 	if err != nil {
-		return out, refused(err)
+		return refused(err)
 	}
 	for _, s := range selectors {
-		out.selectors = append(out.selectors, s.String())
+		o.selectors = append(o.selectors, s.String())
 	}
-	return out, nil
+	return nil
 }
 
 func refused(err error) error { return fmt.Errorf("%w: %w", errRefused, err) }
@@ -143,22 +164,31 @@ func reportOf(c runtime.Container) confined.Report {
 	}
 }
 
-// addPod adds what the API says of the pod: its service account, and what all of its containers may. mounted is what of the
-// node the runtime has in this one. Without the API nothing is known of the others, and of a part of a volume not what it is a
-// part of.
-func (o *outcome) addPod(ctx context.Context, pods *pod.Lookup, c runtime.Container, mounted mounts) {
+// addMounts adds that the container has something of the node that it may not have.
+func (o *outcome) addMounts(mounted mounts) {
 	if mounted.foreign != "" {
 		o.claims.HostPath = workloadclaim.Yes
 		o.absent = append(o.absent, fmt.Sprintf("runtime: %q of the node is mounted, which is not allowed (read-only, and among allowed_host_paths)", mounted.foreign))
 	}
+}
+
+// lookUp asks the API about the pod; not ok where there is none to ask, or it gives no facts.
+func (o *outcome) lookUp(ctx context.Context, pods *pod.Lookup) (pod.Facts, bool) {
 	if pods == nil {
-		return
+		return pod.Facts{}, false
 	}
 	facts, err := pods.Facts(ctx, o.claims.Namespace, o.claims.PodName, o.claims.PodUID)
 	if err != nil {
 		o.absent = append(o.absent, "sa: "+err.Error())
-		return
+		return pod.Facts{}, false
 	}
+	return facts, true
+}
+
+// addPod adds what the API says of the pod: its service account, and what all of its containers may. mounted is what of the
+// node the runtime has in this one. Without the API nothing is known of the others, and of a part of a volume not what it is a
+// part of.
+func (o *outcome) addPod(facts pod.Facts, c runtime.Container, mounted mounts) {
 	o.claims.ServiceAccount, o.claims.RuntimeClass = facts.Account, facts.RuntimeClass
 	o.owner.Account, o.owner.PullSecrets = facts.Account, facts.PullSecrets
 	switch {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	authorizationv1client "k8s.io/client-go/kubernetes/typed/authorization/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -42,8 +42,10 @@ type Config struct {
 	ProcRoot string `hcl:"proc_root"`
 	// CgroupRoot is where the cgroup file systems are mounted; default /sys/fs/cgroup. Only the selector pids-limit needs it.
 	CgroupRoot string `hcl:"cgroup_root"`
-	// AllowedBrokers are the SPIFFE IDs of brokers (SPIFFE Broker API) that may refer to any process of this node.
+	// AllowedBrokers are the SPIFFE IDs of brokers (SPIFFE Broker API) that may refer to workloads of this node.
 	AllowedBrokers []string `hcl:"allowed_brokers"`
+	// BrokerAccessPolicy is "enforced" (default: the Kubernetes API reviews whether the broker may refer to the pod) or "permissive".
+	BrokerAccessPolicy string `hcl:"broker_access_policy"`
 	// Kubeconfig is a file with access to the API (get pods), or InCluster the pod's own service account. With
 	// neither, no selector sa is emitted.
 	Kubeconfig string `hcl:"kubeconfig"`
@@ -139,7 +141,6 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	a.proc = procinfo.New(absolute(p, "proc_root", c.ProcRoot, defaultProcRoot))
 	a.cgroups = absolute(p, "cgroup_root", c.CgroupRoot, defaultCgroupRoot)
 	a.own = c.ownPaths(p)
-	a.brokers = c.brokers(p)
 	a.snapshotters = c.AllowedSnapshotters
 	a.dialRuntime(c, p)
 	api, err := c.api()
@@ -151,8 +152,9 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	}
 	keep := duration(p, "cache_ttl", c.CacheTTL, image.DefaultTTL)
 	if api != nil {
-		a.pods = pod.New(pod.Config{Node: node, Pods: podGetter{api.RESTClient()}, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
+		a.pods = pod.New(pod.Config{Node: node, Pods: podGetter{api.core.RESTClient()}, Fresh: podFresh, Keep: keep, Timeout: podTimeout, Now: now, AllowedHostPaths: c.AllowedHostPaths})
 	}
+	a.brokers, a.reviews = c.allowedBrokers(p), c.reviewer(api, p)
 	if c.PullSecrets && api == nil {
 		p.Add("pull_secrets", "needs kubeconfig or in_cluster: pull secrets are read from the Kubernetes API")
 	}
@@ -213,11 +215,11 @@ func (c Config) keychain(a *attestor, p *pluginconf.Problems) authn.Keychain {
 	return image.Keychains(file, providers)
 }
 
-func (c Config) pullSecrets(api *corev1client.CoreV1Client, now func() time.Time) image.PullSecrets {
+func (c Config) pullSecrets(api *apiClients, now func() time.Time) image.PullSecrets {
 	if !c.PullSecrets || api == nil {
 		return nil
 	}
-	return pullsecret.New(pullsecret.Client{CoreV1Interface: api}, now)
+	return pullsecret.New(pullsecret.Client{CoreV1Interface: api.core}, now)
 }
 
 func (c Config) rules() map[string]image.NamespaceRule {
@@ -242,16 +244,6 @@ func (c Config) node(p *pluginconf.Problems) string {
 		p.Add(key, "the Kubernetes name of this node is required: %v", err)
 	}
 	return name
-}
-
-// brokers are the brokers that may refer to processes.
-func (c Config) brokers(p *pluginconf.Problems) []string {
-	for _, id := range c.AllowedBrokers {
-		if _, err := spiffeid.FromString(id); err != nil {
-			p.Add("allowed_brokers", "%v", err)
-		}
-	}
-	return c.AllowedBrokers
 }
 
 // absolute is the folder that key gives, or def.
@@ -280,8 +272,14 @@ func (a *attestor) dialRuntime(c Config, p *pluginconf.Problems) {
 	a.closers = append(a.closers, client.Close)
 }
 
-// api makes the API client; nil when none is configured.
-func (c Config) api() (*corev1client.CoreV1Client, error) {
+// apiClients ask one Kubernetes API.
+type apiClients struct {
+	core          *corev1client.CoreV1Client
+	authorization *authorizationv1client.AuthorizationV1Client
+}
+
+// api makes the API's clients; nil when none is configured.
+func (c Config) api() (*apiClients, error) {
 	var config *rest.Config
 	var err error
 	switch {
@@ -299,7 +297,12 @@ func (c Config) api() (*corev1client.CoreV1Client, error) {
 	}
 	// The client's defaults (5 requests a second) would make a node's start wait.
 	config.QPS, config.Burst = 50, 100
-	return corev1client.NewForConfig(config)
+	core, err1 := corev1client.NewForConfig(config)
+	authorization, err2 := authorizationv1client.NewForConfig(config)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	return &apiClients{core: core, authorization: authorization}, nil
 }
 
 func (c Config) verifiers(p *pluginconf.Problems) []image.Verifier {

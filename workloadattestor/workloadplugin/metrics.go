@@ -9,6 +9,8 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 
 	"github.com/keelson-project/keelson/nodeattestor/pluginmetrics"
+	"github.com/keelson-project/keelson/workloadattestor/pod"
+	"github.com/keelson-project/keelson/workloadattestor/runtime"
 )
 
 // metrics is what the plugin counts. Label values are this program's own words and the names of configured verifiers,
@@ -32,7 +34,7 @@ func newMetrics(p *Plugin) *metrics {
 	s := pluginmetrics.New("keelson", p.unready)
 	return &metrics{
 		Set: s,
-		attestations: s.Counter("attestations", "Attestations of processes by result: attested, none (in no container of this node's runtime), "+
+		attestations: s.Counter("attestations", "Attestations by result: attested, none (in no container of this node's runtime, or no pod of this node), "+
 			"refused (evidence that contradicts itself) or unavailable (something could not be asked).", "result"),
 		absent: s.Counter("absent", "Proofs that were missing from attested processes: sa, image, runtime (a path of the node is mounted), or signed-by:<verifier>.", "proof"),
 		took:   s.Seconds("attestation_seconds", "How long attestations took, by result.", "result"),
@@ -45,6 +47,8 @@ func (m *metrics) count(out outcome, err error, took time.Duration) {
 	switch {
 	case errors.Is(err, errRefused):
 		result = "refused"
+	case errors.Is(err, pod.ErrNotFound), errors.Is(err, runtime.ErrNoPod):
+		result = "none"
 	case err != nil:
 		result = "unavailable"
 	case out.notOurs != nil:

@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
 	"github.com/spiffe/spire-plugin-sdk/pluginsdk"
 	workloadattestorv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/workloadattestor/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/keelson-project/keelson/workloadattestor/pod"
+	"github.com/keelson-project/keelson/workloadattestor/runtime"
 )
 
 var _ pluginsdk.NeedsLogger = (*Plugin)(nil)
@@ -118,47 +120,40 @@ func (p *Plugin) Attest(ctx context.Context, req *workloadattestorv1.AttestReque
 	return &workloadattestorv1.AttestResponse{SelectorValues: selectors}, nil
 }
 
-// AttestReference answers for references to a process (SPIFFE Broker API, WorkloadPIDReference); every other type of reference
-// is InvalidArgument, as SPIRE asks of a plugin that does not support it.
-func (p *Plugin) AttestReference(ctx context.Context, req *workloadattestorv1.AttestReferenceRequest) (*workloadattestorv1.AttestReferenceResponse, error) {
-	var ref broker.WorkloadPIDReference
-	if !req.GetReference().MessageIs(&ref) {
-		return nil, status.Errorf(codes.InvalidArgument, "workload attestor: reference type %.200q is not supported, want %s",
-			req.GetReference().GetTypeUrl(), ref.ProtoReflect().Descriptor().FullName())
-	}
-	if err := req.GetReference().UnmarshalTo(&ref); err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "workload attestor: reference: %v", err)
-	}
-	if err := p.mayRefer(ctx); err != nil {
-		return nil, err
-	}
-	selectors, err := p.attest(ctx, ref.GetPid())
-	if err != nil {
-		return nil, err
-	}
-	return &workloadattestorv1.AttestReferenceResponse{SelectorValues: selectors}, nil
-}
-
 func (p *Plugin) attest(ctx context.Context, pid int32) ([]string, error) {
 	a := p.acquire()
 	if a == nil {
-		return nil, status.Error(codes.FailedPrecondition, "workload attestor: not configured")
+		return nil, errNotConfigured
 	}
 	defer p.release(a)
+	return p.attestPID(ctx, a.attestor, pid, "")
+}
+
+var errNotConfigured = status.Error(codes.FailedPrecondition, "workload attestor: not configured")
+
+// attestPID attests a process; broker is who refers to it, "" for the agent itself.
+func (p *Plugin) attestPID(ctx context.Context, a *attestor, pid int32, broker string) ([]string, error) {
+	return p.decide(fmt.Sprintf("process %d", pid), broker, func() (outcome, error) { return a.attest(ctx, pid, a.mayRefer(broker)) })
+}
+
+// decide attests, counts the result and logs it. what is the workload in words.
+func (p *Plugin) decide(what, broker string, attest func() (outcome, error)) ([]string, error) {
 	started := p.now()
-	out, err := a.attest(ctx, pid)
+	out, err := attest()
 	took := p.now().Sub(started)
 	p.metrics.count(out, err, took)
-	p.logDecision(pid, out, err, took)
+	p.logDecision(what, broker, out, err, took)
 	if err != nil {
-		return nil, status.Error(codeOf(err), fmt.Sprintf("workload attestor: process %d: %v", pid, err))
+		return nil, status.Error(codeOf(err), fmt.Sprintf("workload attestor: %s: %v", what, err))
 	}
 	return out.selectors, nil
 }
 
-// codeOf: PermissionDenied is a refusal, Unavailable what could not be asked.
+// codeOf: PermissionDenied is a refusal, NotFound a pod that this node does not have, Unavailable what could not be asked.
 func codeOf(err error) codes.Code {
 	switch {
+	case errors.Is(err, pod.ErrNotFound), errors.Is(err, runtime.ErrNoPod):
+		return codes.NotFound
 	case errors.Is(err, errRefused):
 		return codes.PermissionDenied
 	case errors.Is(err, context.Canceled):
@@ -171,9 +166,12 @@ func codeOf(err error) codes.Code {
 }
 
 // logDecision writes the one line about a decision: for whom, what, and why not more.
-func (p *Plugin) logDecision(pid int32, out outcome, err error, took time.Duration) {
+func (p *Plugin) logDecision(what, broker string, out outcome, err error, took time.Duration) {
 	c := out.claims
-	args := []any{"pid", pid, "container", out.container, "took", took.Round(time.Millisecond).String()}
+	args := []any{"workload", what, "container", out.container, "took", took.Round(time.Millisecond).String()}
+	if broker != "" {
+		args = append(args, "broker", broker)
+	}
 	if c.PodName != "" {
 		args = append(args, "pod", c.Namespace+"/"+c.PodName, "name", c.Container)
 	}

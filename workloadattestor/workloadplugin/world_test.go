@@ -69,6 +69,7 @@ type world struct {
 	registry string
 	down     atomic.Bool
 	objects  sync.Map     // further objects of the API, by their paths
+	allowed  sync.Map     // what the API lets brokers do: "user verb resource namespace/name"
 	password atomic.Value // that the registry wants, where it is set
 	manifest string
 	log      *logBuffer
@@ -120,6 +121,10 @@ func (w *world) startAPI() {
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Content-Type", "application/json")
 		body := *w.api.Load()
+		if r.URL.Path == "/apis/authorization.k8s.io/v1/subjectaccessreviews" {
+			w.review(rw, r)
+			return
+		}
 		if other, ok := w.objects.Load(r.URL.Path); ok {
 			_, _ = fmt.Fprint(rw, other)
 			return

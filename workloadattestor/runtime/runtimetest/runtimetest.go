@@ -17,7 +17,7 @@ import (
 	criv1 "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Pod describes a pod with one container.
+// Pod describes a pod with one container. Pods of the same sandbox are one pod with several.
 type Pod struct {
 	Namespace, Name, UID string
 	Container            string
@@ -47,9 +47,13 @@ type Server struct {
 	mu         sync.Mutex
 	containers map[string]*criv1.ContainerStatusResponse
 	sandboxes  map[string]*criv1.PodSandboxStatusResponse
+	sandboxOf  map[string]string // of a container
 	images     map[string]*criv1.Image
 	failure    error
 	asked      []string
+
+	extraSandboxes  []*criv1.PodSandbox
+	extraContainers []*criv1.Container
 }
 
 // Serve listens at a Unix socket until stop is called.
@@ -61,6 +65,7 @@ func Serve(socket string) (s *Server, stop func(), err error) {
 	s = &Server{
 		containers: map[string]*criv1.ContainerStatusResponse{},
 		sandboxes:  map[string]*criv1.PodSandboxStatusResponse{},
+		sandboxOf:  map[string]string{},
 		images:     map[string]*criv1.Image{},
 	}
 	g := grpc.NewServer()
@@ -93,6 +98,7 @@ func (s *Server) Put(container *criv1.ContainerStatusResponse, sandbox *criv1.Po
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.containers[container.GetStatus().GetId()] = container
+	s.sandboxOf[container.GetStatus().GetId()] = sandbox.GetStatus().GetId()
 	s.sandboxes[sandbox.GetStatus().GetId()] = sandbox
 }
 
@@ -148,6 +154,62 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *criv1.PodSandboxStatus
 		return p, nil
 	}
 	return nil, status.Errorf(codes.NotFound, "an error occurred when try to find sandbox: not found")
+}
+
+// ListPodSandbox answers as containerd does: filtered by state and labels.
+func (s *Server) ListPodSandbox(_ context.Context, req *criv1.ListPodSandboxRequest) (*criv1.ListPodSandboxResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, "ListPodSandbox")
+	if s.failure != nil {
+		return nil, s.failure
+	}
+	out := &criv1.ListPodSandboxResponse{}
+	for _, answer := range s.sandboxes {
+		p := answer.GetStatus()
+		fits := req.GetFilter().GetState() == nil || req.GetFilter().GetState().GetState() == p.GetState()
+		for k, v := range req.GetFilter().GetLabelSelector() {
+			fits = fits && p.GetLabels()[k] == v
+		}
+		if fits {
+			out.Items = append(out.Items, &criv1.PodSandbox{Id: p.GetId(), Metadata: p.GetMetadata(), State: p.GetState(), Labels: p.GetLabels(), RuntimeHandler: p.GetRuntimeHandler()})
+		}
+	}
+	out.Items = append(out.Items, s.extraSandboxes...)
+	return out, nil
+}
+
+// ListContainers answers as containerd does: filtered by sandbox.
+func (s *Server) ListContainers(_ context.Context, req *criv1.ListContainersRequest) (*criv1.ListContainersResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked = append(s.asked, "ListContainers")
+	if s.failure != nil {
+		return nil, s.failure
+	}
+	out := &criv1.ListContainersResponse{}
+	for id, answer := range s.containers {
+		if c := answer.GetStatus(); s.sandboxOf[id] == req.GetFilter().GetPodSandboxId() {
+			out.Containers = append(out.Containers, &criv1.Container{Id: id, PodSandboxId: s.sandboxOf[id], Metadata: c.GetMetadata(), Image: c.GetImage(),
+				ImageRef: c.GetImageRef(), State: c.GetState(), Labels: c.GetLabels()})
+		}
+	}
+	out.Containers = append(out.Containers, s.extraContainers...)
+	return out, nil
+}
+
+// List adds to what every list has, whatever its filter.
+func (s *Server) List(sandboxes []*criv1.PodSandbox, containers []*criv1.Container) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.extraSandboxes, s.extraContainers = sandboxes, containers
+}
+
+// Remove takes a container away.
+func (s *Server) Remove(container string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, container)
 }
 
 // ImageStatus answers about an image; none is no error in CRI.
