@@ -178,8 +178,7 @@ func (f collectFlags) logs(files map[string][]byte) error {
 	if files[fileEventLog], err = boundedfile.Read(f.eventLog, eventlog.MaxLogSize); err != nil {
 		return err
 	}
-	files[fileSystemdLog], err = boundedfile.Read(f.systemdLog, eventlog.MaxUserspaceLog)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if files[fileSystemdLog], err = systemdRecords(f.systemdLog); err != nil {
 		return err
 	}
 	files[fileIMALog], err = boundedfile.Read(f.imaLog, ima.DefaultLimits().Total)
@@ -188,4 +187,20 @@ func (f collectFlags) logs(files map[string][]byte) error {
 	}
 	files[fileCommandLine], err = boundedfile.Read(f.commandLine, eventlog.MaxCommandLine)
 	return err
+}
+
+// systemdRecords is what systemd's log has of PCRs; nothing where there is none.
+func systemdRecords(name string) (log []byte, err error) {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if log, err = eventlog.PCRRecords(f); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return log, nil
 }

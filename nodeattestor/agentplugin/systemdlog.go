@@ -10,17 +10,15 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 	"github.com/keelson-project/keelson/nodeattestor/evidence"
 )
-
-// maxSystemdLog bounds what is read of systemd's log, in bytes; the server's bound is what decides.
-const maxSystemdLog = 8 << 20
 
 // patience is how long systemd may take to measure something before a quote goes on without waiting: a measurement is
 // one command to the TPM.
 const patience = 3 * time.Second
 
-// quoteWithLog quotes, and reads systemd's log if the server wants it, while nothing writes to that log: systemd holds it locked
+// quoteWithLog quotes, and reads what systemd's log has of PCRs if the server wants it, while nothing writes to that log: systemd holds it locked
 // while it extends a PCR and adds the record, and asks who quotes to lock it too (systemd-pcrextend(8), Files). Without
 // that, a PCR could be quoted whose record is not there yet.
 func (n *node) quoteWithLog(ctx context.Context, c *evidence.Challenge) (quotes []evidence.Quote, err error) {
@@ -38,12 +36,9 @@ func (n *node) quoteWithLog(ctx context.Context, c *evidence.Challenge) (quotes 
 	if quotes, err = n.quote(ctx, c); err != nil {
 		return nil, err
 	}
-	log, err := io.ReadAll(io.LimitReader(f, maxSystemdLog+1))
+	log, err := eventlog.PCRRecords(f)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", n.config.systemdLog, err)
-	}
-	if len(log) > maxSystemdLog {
-		return nil, fmt.Errorf("%s has more than the %d bytes allowed", n.config.systemdLog, maxSystemdLog)
 	}
 	n.logs[evidence.UserspaceLog] = &logReader{kind: evidence.UserspaceLog, from: io.NopCloser(bytes.NewReader(log))}
 	return quotes, nil

@@ -3,6 +3,7 @@ package eventlog
 import (
 	"bytes"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -18,8 +19,8 @@ type extender struct {
 	// those that it then extends any number of times (a soft reboot). Each is measured as it stands.
 	starts [][]string
 	again  []string
-	// prefix begins texts whose rest differs from machine to machine.
-	prefix string
+	// is tells texts that differ from machine to machine, where there are any.
+	is func(text []byte) bool
 	// logged says that systemd's log has what it extends.
 	logged bool
 	// normal says that the PCR may end elsewhere on any machine: no key of the configuration is needed.
@@ -49,6 +50,14 @@ const (
 	nvpcrSeparator = "nvpcr-separator"
 )
 
+// imdsUserdata begins what systemd-imdsd measures of a cloud's user data: their SHA-256, and the first 256 bytes
+// (systemd src/shared/pcrextend-util.c: pcrextend_imds_userdata_word).
+const imdsUserdata = "imds-userdata:"
+
+// isUserdata tells whether a text is of that form to the last byte. Nothing that stub or boot loader measure
+// into PCR 12 can be: command lines end in NUL, archives and device trees begin otherwise.
+var isUserdata = regexp.MustCompile(`^` + imdsUserdata + `[0-9a-f]{64}:[A-Za-z0-9+/]{0,342}={0,2}$`).Match
+
 // upAndDown are systemd's marks from the start of the system manager to its end. A soft reboot passes
 // through all of them again.
 var upAndDown = []string{"sysinit", "ready", "shutdown", "final"}
@@ -74,10 +83,11 @@ var extenders = []extender{
 	},
 	{
 		who: "systemd-tpm2-setup's NvPCR records (systemd 259 and later)", pcrs: []int{9}, source: systemdMeasurements,
-		logged: true, prefix: nvpcrInit,
+		logged: true, is: func(text []byte) bool { return bytes.HasPrefix(text, []byte(nvpcrInit)) },
 		// Where the TPM has no room for NvPCRs, systemd goes on without, and measures the separators all the same.
 		starts: [][]string{{nvpcrSeparator, osSeparator}, {osSeparator, nvpcrSeparator}},
 	},
+	{who: "systemd-imdsd's user data", pcrs: []int{12}, source: systemdMeasurements, logged: true, is: isUserdata},
 	{who: "systemd's machine id and volume keys", pcrs: []int{15}, source: systemdMeasurements, logged: true, normal: true},
 	{who: "Bottlerocket's settings and user data", pcrs: []int{8}, source: bottlerocketMeasure},
 	{who: "Bottlerocket's kernel command line", pcrs: []int{9}, source: bottlerocketMeasure},
@@ -157,8 +167,10 @@ func (w *words) ofUserspace(alg nodeclaim.HashAlg, e *event, digest []byte) (wor
 	if word, ok := w.userspace[NewDigest(alg, digest)]; ok {
 		return word, true
 	}
-	ok = e.pcr == 9 && bytes.HasPrefix(e.data, []byte(nvpcrInit)) && bytes.Equal(sum(alg, e.data), digest)
-	return "", ok
+	ok = slices.ContainsFunc(extenders, func(x extender) bool {
+		return x.is != nil && slices.Contains(x.pcrs, e.pcr) && x.is(e.data)
+	})
+	return "", ok && bytes.Equal(sum(alg, e.data), digest)
 }
 
 // OSExtendable tells whether a PCR may be configured as extended by the operating system: 8 to 15 are its

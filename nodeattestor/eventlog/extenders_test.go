@@ -75,6 +75,44 @@ func TestThreat08_OnlyAConfirmedNvPCRRecordInPCR9IsNoMeasurement(t *testing.T) {
 	}
 }
 
+// systemd-imdsd measures a cloud's user data into PCR 12, which has the boot loader's command line too.
+func TestUserDataOfACloudTakeNoFactAway(t *testing.T) {
+	text := "imds-userdata:" + strings.Repeat("5a", 32) + ":I2Nsb3VkLWNvbmZpZwo="
+	line := append(vectors.UTF16("quiet"), 0, 0)
+	boot := func() *vectors.Log {
+		l := booted(nodeclaim.SHA1, nodeclaim.SHA256).Unquote(10)
+		return l.Measure(12, vectors.IPL, line)
+	}
+	before, after, without := boot(), boot(), boot()
+	want := replay(t, before.Raw(), before.Quoted(t))
+	user := after.Userspace(nil, 12, "imds_userdata", []byte(text), text)
+	if diff := cmp.Diff(factsJSON(t, want), factsJSON(t, both(t, after, user))); diff != "" {
+		t.Errorf("user data change facts (-before +after):\n%s", diff)
+	}
+	without.Extend(12, []byte(text))
+	_, err := eventlog.ReplayBoth(without.Raw(), nil, without.Quoted(t))
+	if err == nil || !strings.Contains(err.Error(), "systemd-imdsd's user data") || !strings.Contains(err.Error(), "/run/log/systemd") {
+		t.Errorf("without the log: %v", err)
+	}
+	for name, c := range map[string]struct {
+		pcr            int
+		measured, text string
+	}{
+		"another command line under its name": {12, "evil", text},
+		"something after it":                  {12, text + "\x00", text + "\x00"},
+		"a new line after it":                 {12, text + "\n", text + "\n"},
+		"no digest":                           {12, "imds-userdata:5a:aaaa", "imds-userdata:5a:aaaa"},
+		"in PCR 9":                            {9, text, text},
+	} {
+		l := boot()
+		log := l.Userspace(nil, c.pcr, "imds_userdata", []byte(c.measured), c.text)
+		shown := slices.ContainsFunc(both(t, l, log).Events(nodeclaim.SHA256), func(e eventlog.Entry) bool { return strings.HasPrefix(e.Type, "systemd:") })
+		if !shown {
+			t.Errorf("%s: it is not among the measurements", name)
+		}
+	}
+}
+
 func TestPhasesOfTalosAndOfSoftRebootsAreKnown(t *testing.T) {
 	up, down := []string{"sysinit", "ready"}, []string{"shutdown", "final"}
 	initrd := []string{"enter-initrd", "leave-initrd"}
