@@ -19,29 +19,35 @@ func TestWhatAnyProcessCanHaveTheKernelWriteIsJudgedByTheSetsRules(t *testing.T)
 	pods := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/lib/containers]\n  violations: deny\n  bareNames: allow")
 	dirs := edited(t, "good", "violations: deny", "ignoreDirectories: [/var/lib/containers]\n  violations: deny\n  bareNames: deny")
 	violations := edited(t, "good", "violations: deny", "violations: allow")
+	hosts := edited(t, "good", "violations: deny", "ignoreFiles: [/etc/hosts, /bin/busybox]\n  violations: deny")
 	listed := edited(t, "good", "violations: deny", "violations: deny\n  bareNames: allow", "  files:\n", "  files:\n    tool: []\n")
 	cases := map[string]struct {
 		set  reference.Set
 		e    ima.Entry
 		want string // "": accepted
 	}{
-		"opened with O_DIRECT, anywhere":           {plain, direct("/home/x/tool"), "file /home/x/tool has unknown content"},
-		"the same in an ignored directory":         {dirs, direct("/var/lib/containers/x/direct.bin"), ""},
-		"the same beside it":                       {dirs, direct("/var/lib/containers2/x"), "file /var/lib/containers2/x has unknown content"},
-		"the same, climbing out of it":             {dirs, direct("/var/lib/containers/../x"), "has unknown content"},
-		"the same where violations are allowed":    {violations, direct("/home/x/tool"), ""},
-		"a listed file, opened with O_DIRECT":      {pods, direct("/bin/busybox"), "file /bin/busybox has unknown content"},
-		"a file named boot_aggregate":              {plain, named, "what a kernel left behind that kexec started"},
-		"the same where bare names are allowed":    {pods, named, ""},
-		"the same with unknown content":            {pods, direct("boot_aggregate"), ""},
-		"boot_aggregate itself where they are":     {pods, ev.IMA.Entries[0], "started by kexec"},
-		"a memfd":                                  {dirs, memfd, "bareNames: allow would let such files pass"},
-		"a memfd where bare names are allowed":     {pods, memfd, ""},
-		"an absolute path named boot_aggregate":    {pods, ima.Entry{Path: "/boot_aggregate", Digest: other}, "file /boot_aggregate has digest"},
-		"a listed bare name":                       {listed, ima.Entry{Path: "tool", Digest: other}, "allows nothing under that path"},
-		"a name with a new line":                   {plain, ima.Entry{Path: "a\nb", Digest: other}, `"a\nb"`},
-		"a violation where bare names are allowed": {pods, ima.Entry{Path: "boot_aggregate", Violation: true}, "is a violation"},
-		"a relative path that climbs":              {dirs, ima.Entry{Path: "../var/lib/containers/x", Digest: other}, "does not have that path"},
+		"opened with O_DIRECT, anywhere":               {plain, direct("/home/x/tool"), "file /home/x/tool has unknown content"},
+		"the same in an ignored directory":             {dirs, direct("/var/lib/containers/x/direct.bin"), ""},
+		"the same beside it":                           {dirs, direct("/var/lib/containers2/x"), "file /var/lib/containers2/x has unknown content"},
+		"the same, climbing out of it":                 {dirs, direct("/var/lib/containers/../x"), "has unknown content"},
+		"the same where violations are allowed":        {violations, direct("/home/x/tool"), ""},
+		"a listed file, opened with O_DIRECT":          {pods, direct("/bin/busybox"), "file /bin/busybox has unknown content"},
+		"a file named boot_aggregate":                  {plain, named, "what a kernel left behind that kexec started"},
+		"the same where bare names are allowed":        {pods, named, ""},
+		"the same with unknown content":                {pods, direct("boot_aggregate"), ""},
+		"boot_aggregate itself where they are":         {pods, ev.IMA.Entries[0], "started by kexec"},
+		"a memfd":                                      {dirs, memfd, "bareNames: allow would let such files pass"},
+		"a memfd where bare names are allowed":         {pods, memfd, ""},
+		"an absolute path named boot_aggregate":        {pods, ima.Entry{Path: "/boot_aggregate", Digest: other}, "file /boot_aggregate has digest"},
+		"a listed bare name":                           {listed, ima.Entry{Path: "tool", Digest: other}, "allows nothing under that path"},
+		"a name with a new line":                       {plain, ima.Entry{Path: "a\nb", Digest: other}, `"a\nb"`},
+		"a violation where bare names are allowed":     {pods, ima.Entry{Path: "boot_aggregate", Violation: true}, "is a violation"},
+		"a file that is not looked at":                 {hosts, ima.Entry{Path: "/etc/hosts", Digest: other}, ""},
+		"the same, opened with O_DIRECT":               {hosts, direct("/etc/hosts"), ""},
+		"one below it":                                 {hosts, ima.Entry{Path: "/etc/hosts/x", Digest: other}, "does not have that path"},
+		"one whose name begins so":                     {hosts, ima.Entry{Path: "/etc/hosts2", Digest: other}, "does not have that path"},
+		"one that is listed and not looked at besides": {hosts, ima.Entry{Path: "/bin/busybox", Digest: other}, "file /bin/busybox has digest"},
+		"a relative path that climbs":                  {dirs, ima.Entry{Path: "../var/lib/containers/x", Digest: other}, "does not have that path"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

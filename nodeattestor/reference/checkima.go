@@ -55,11 +55,14 @@ func (c *checker) violation(e ima.Entry) {
 	c.refuse("ima.violation", "IMA entry %d is a violation: a file was changed while it was measured (the node names %s), %s denies violations", e.Index, quoteText(e.Path), c)
 }
 
-// ignores tells whether a path is in a directory where anything goes, or has none and the set does not look at such names. A
-// listed path is not ignored: it has its digests.
+// ignores tells whether a path is in a directory where anything goes, is itself not looked at, or has no directory and the set
+// does not look at such names. A listed path is not ignored: it has its digests.
 func (p *imaPolicy) ignores(file []byte) bool {
 	if bare(file) {
 		return p.allowBareNames
+	}
+	if slices.ContainsFunc(p.ignoreFiles, func(name string) bool { return name == string(file) }) {
+		return true
 	}
 	return slices.ContainsFunc(p.ignore, func(dir string) bool { return len(file) > len(dir) && string(file[:len(dir)]) == dir }) && clean(file)
 }
@@ -70,7 +73,7 @@ func bare[T string | []byte](name T) bool { return len(name) == 0 || name[0] != 
 
 // unhashed refuses a file of which the kernel could not tell what it holds.
 func (c *checker) unhashed(e ima.Entry) {
-	c.refuse("ima.file", "%s %s has unknown content: the kernel could not hash it and recorded zeros (a file opened with O_DIRECT, for example); %s allows that only under its ignoreDirectories, or with violations: allow%s",
+	c.refuse("ima.file", "%s %s has unknown content: the kernel could not hash it and recorded zeros (a file opened with O_DIRECT, for example); %s allows that only under its ignoreDirectories and ignoreFiles, or with violations: allow%s",
 		kind(e.Path), printable(e.Path), c, bareHint(e))
 }
 

@@ -38,6 +38,7 @@ func (s Set) Describe() []string {
 	d.each("other files allowed: signed by key ", keyIDs(s.ima))
 	d.each("required file: ", s.ima.required)
 	d.each("not looked at: files under ", s.ima.ignore)
+	d.each("not looked at: file ", s.ima.ignoreFiles)
 	if s.ima.allowBareNames {
 		d.add("not looked at: files that the kernel names without a directory")
 	}

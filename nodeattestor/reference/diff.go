@@ -149,6 +149,8 @@ func (d *differ) ima(from, to *imaPolicy) {
 	}
 	d.each("files under it are no longer looked at: ", without(to.ignore, from.ignore))
 	d.each("files under it are looked at now: ", without(from.ignore, to.ignore))
+	d.each("file is no longer looked at: ", without(to.ignoreFiles, from.ignoreFiles))
+	d.each("file is looked at now: ", without(from.ignoreFiles, to.ignoreFiles))
 	d.each("measured file now required: ", without(to.required, from.required))
 	d.each("measured file no longer required: ", without(from.required, to.required))
 	d.each("signed files are now allowed, of key ", without(keyIDs(to), keyIDs(from)))

@@ -96,6 +96,9 @@ func (p imaPolicy) node() *yaml.Node {
 	if len(p.ignore) > 0 {
 		put(n, "ignoreDirectories", list(p.ignore))
 	}
+	if len(p.ignoreFiles) > 0 {
+		put(n, "ignoreFiles", list(p.ignoreFiles))
+	}
 	if len(p.required) > 0 {
 		put(n, "required", list(p.required))
 	}

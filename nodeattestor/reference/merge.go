@@ -126,6 +126,7 @@ func (m *merger) pcrs(s Set) {
 func (m *merger) ima(s Set) {
 	p := m.out.ima
 	m.same(slices.Equal(p.ignore, s.ima.ignore), s, "the directories that are not looked at")
+	m.same(slices.Equal(p.ignoreFiles, s.ima.ignoreFiles), s, "the files that are not looked at")
 	m.same(slices.Equal(p.required, s.ima.required), s, "the required files")
 	m.same(slices.Equal(keyIDs(p), keyIDs(s.ima)), s, "the keys that may sign files")
 	m.same(p.allowViolations == s.ima.allowViolations, s, "whether violations are allowed")

@@ -207,6 +207,8 @@ func (p *parser) ima(n *yaml.Node) *imaPolicy {
 			})
 		case "ignoreDirectories":
 			p.sequence(v, key, func(item *yaml.Node) { out.ignore = append(out.ignore, p.directory(item)) })
+		case "ignoreFiles":
+			p.sequence(v, key, func(item *yaml.Node) { out.ignoreFiles = append(out.ignoreFiles, p.ignoredFile(item)) })
 		case "required":
 			p.sequence(v, key, func(item *yaml.Node) {
 				if file := p.text(item, key); !slices.Contains(out.required, file) {
@@ -269,6 +271,15 @@ func (p *parser) directory(n *yaml.Node) string {
 		p.at(n, "directory %.200q is not an absolute, clean path below the root", dir)
 	}
 	return clean + "/"
+}
+
+// ignoredFile reads the path of a file that is not looked at.
+func (p *parser) ignoredFile(n *yaml.Node) string {
+	file := p.text(n, "file")
+	if !strings.HasPrefix(file, "/") || path.Clean(file) != file || file == "/" {
+		p.at(n, "file %.200q is not an absolute, clean path", file)
+	}
+	return file
 }
 
 func (p *parser) imaDigest(n *yaml.Node) string {

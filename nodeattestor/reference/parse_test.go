@@ -28,7 +28,7 @@ func TestASetSurvivesWritingAndReading(t *testing.T) {
 	}
 	full := edited(t, "good", "name: good\n", "name: good\nnotBefore: 2026-01-01T00:00:00Z\nnotAfter: 2027-01-01T00:00:00Z\n",
 		"commandLine:\n", "commandLine:\n    - digest: sha256:"+strings.Repeat("1", 64)+"\n",
-		"violations: deny", "ignoreDirectories: [/var/]\n  required: [/init]\n  violations: allow").Marshal()
+		"violations: deny", "ignoreDirectories: [/var/]\n  ignoreFiles: [/etc/hosts]\n  required: [/init]\n  violations: allow").Marshal()
 	again, err := reference.ParseSet(full)
 	if err != nil || !bytes.Equal(again.Marshal(), full) {
 		t.Errorf("%v: got\n%s\nwant\n%s", err, again.Marshal(), full)
@@ -72,6 +72,7 @@ boot:
 ima:
   files: {/init: [abc], /x: abc}
   ignoreDirectories: [/, relative, /a/../b]
+  ignoreFiles: [/, etc/hosts, /etc/, /a/../b, /a//b]
   violations: perhaps
   &a anchored: 1
 `
@@ -87,7 +88,8 @@ ima:
 		`line 14: pcrs: `, `line 15: "abc" is not 32 bytes`, `line 15: PCR 10 follows every measured file`, `line 15: pcrs of sha256 has no key "24"`,
 		`line 15: pcrs of sha256 has no key "x"`, `line 17: digest "abc"`, `line 17: digests of /x is not a list`,
 		`line 18: directory "/" is not`, `line 18: directory "relative" is not`, `line 18: directory "/a/../b" is not`,
-		`line 19: violations "perhaps": use deny or allow`, `line 20: ima has a key that is no plain text`,
+		`line 19: file "/" is not`, `line 19: file "etc/hosts" is not`, `line 19: file "/etc/" is not`, `line 19: file "/a/../b" is not`,
+		`line 19: file "/a//b" is not`, `line 20: violations "perhaps": use deny or allow`, `line 21: ima has a key that is no plain text`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("not told: %s", want)
