@@ -30,9 +30,11 @@ captured set, as it was edited, with the prediction's values; without, a set is 
 Say what will be booted, in one of three ways:
   a unified kernel image    --uki FILE, with --loader FILE for each image that runs before it, in order (shim, systemd-boot)
   systemd-boot and a kernel --kernel FILE --initrd FILE... --command-line TEXT, with --loader FILE...; TEXT as /proc/cmdline will show it
-  GRUB                      --replace OLD=NEW for each file that it reads or that is started (kernel, initrd, grub.cfg, shim, GRUB), and
-                            --grub-text OLD=NEW for each text that changes in its commands (a version in paths, a word of the command line)
-What GRUB does is not computed from its configuration: all else is taken to stay as the golden node measured it.
+  GRUB                      --replace OLD=NEW for each file that it reads or that is started (kernel, initrd, grub.cfg, shim, GRUB).
+                            A grub.cfg is interpreted; where it cannot be, the line is named. Leave it out then, or beside it say
+                            --grub-text OLD=NEW for each text that changes in GRUB's commands (a version in paths, a word of the command line)
+The old grub.cfg must explain all that the golden node measured, and the new one may ask only what that boot answers: GRUB's environment
+block, what its modules set, which files are there. All else is taken to stay as the golden node measured it.
 With or without these, --dbx or --dbx-update say what dbx becomes (PCR 7). Apply that update by itself first, or give both.
 
 What cannot be predicted is named on standard error and is not pinned. To see whether the method fits your machines, run it with the
@@ -126,7 +128,7 @@ func (f predictFlags) validate() error {
 	case f.uki == "" && (f.profile != 0 || f.loadOptions != "" || f.extraDir != "" || f.loaderDir != ""):
 		return errors.New("--profile, --load-options, --extra-dir and --loader-dir go with --uki")
 	case f.kernel == "" && (len(f.initrds) > 0 || f.commandLine != ""):
-		return errors.New("--initrd and --command-line go with --kernel; with GRUB, say what changes with --replace and --grub-text")
+		return errors.New("--initrd and --command-line go with --kernel; with GRUB, say what changes with --replace")
 	case f.uki == "" && f.kernel == "" && len(f.loaders) > 0:
 		return errors.New("--loader goes with --uki or --kernel; with GRUB, say what changes with --replace")
 	case f.dbx != "" && f.dbxUpdate != "":

@@ -16,6 +16,7 @@ import (
 type Base struct {
 	alg    nodeclaim.HashAlg
 	byPCR  map[int][]event
+	order  []int // the PCR of each event, as the log has them; no digest covers it
 	facts  eventlog.Facts
 	begins int // how many events of PCR 4 stand before the images of the boot attempt
 }
@@ -54,6 +55,7 @@ func NewBase(log eventlog.Log, alg nodeclaim.HashAlg) (Base, error) {
 	for _, m := range all {
 		b.byPCR[m.PCR] = append(b.byPCR[m.PCR], event{typ: m.Type, digest: m.Digest, data: m.Data,
 			what: "as in the boot before"})
+		b.order = append(b.order, m.PCR)
 	}
 	images := len(b.facts.BootLoader)
 	b.begins = len(b.byPCR[4]) - images

@@ -7,7 +7,7 @@
 //
 //   - [UKI]: a unified kernel image with systemd-stub (PCRs 4, 9, 11, 12, 13);
 //   - [Linux]: a kernel, its initrds and its command line, started by systemd-boot or by the firmware (PCRs 4, 9, 12);
-//   - [GRUB]: files that GRUB reads, and texts in its commands (PCRs 4, 8, 9);
+//   - [GRUB]: files that GRUB reads, and its configuration or texts in its commands (PCRs 4, 8, 9);
 //   - [DBX]: an update of the forbidden signatures of secure boot (PCR 7).
 //
 // [Base.Predict] writes the event log that this boot will have and reads it as the server reads a
@@ -17,7 +17,7 @@
 // # What is not predicted
 //
 // What depends on more than files is named in Prediction.Unknown, and is in no set: what GRUB does
-// with its configuration, unless texts are replaced in commands that are known; a device tree or
+// with a configuration that asks what the boot before did not answer (package grubscript); a device tree or
 // firmware that the stub chooses by the machine's hardware; what user space extends after boot.
 // [Prediction.Compare] holds a prediction against a boot that took place: whoever has the files
 // that the golden machine booted checks the method by them.

@@ -10,9 +10,13 @@ import (
 	"github.com/keelson-project/keelson/nodeattestor/eventlog"
 )
 
-// GRUB is the boot before with other files and other texts. What GRUB does depends on its
-// configuration, its environment and the machine, so it is not computed: all that it measured
-// before is taken over, but what is named here.
+// GRUB is the boot before with other files, and other texts or another configuration. What GRUB does
+// depends on its configuration, its environment and the machine: all that it measured before is taken
+// over, but what is named here.
+//
+// If one of the files is a configuration (NAME.cfg) and no text is given, its commands are interpreted
+// (package grubscript): the old one must explain all that the boot before measured, and the new one may
+// ask only what that boot answers. Else PCR 8 is not known, with the line and the reason.
 type GRUB struct {
 	// Files replace files that the boot before read (PCR 9) or started (PCR 4): shim, GRUB, its
 	// configuration, kernel, initrd.
@@ -42,10 +46,21 @@ func (g GRUB) apply(d *draft) error {
 	if err != nil {
 		return err
 	}
+	var run *grubRun
+	var why error
+	if r, ok := g.updated(); ok {
+		if run, why = g.interpret(d, r); why == nil {
+			lines = run.lines
+		}
+	}
 	if err := g.files(d, lines); err != nil {
 		return err
 	}
-	g.configuration(d)
+	if run != nil {
+		run.apply(d)
+		return nil
+	}
+	g.configuration(d, why)
 	return nil
 }
 
@@ -112,6 +127,10 @@ func (g GRUB) together(d *draft) {
 	}
 }
 
+// stubPrefixes stand before the command line that the kernel is given: GRUB 2.12 puts one there, which
+// is not in PCR 8.
+var stubPrefixes = []string{"", "BOOT_IMAGE="}
+
 // commands replaces texts in PCR 8, and returns by what the stub's events of the command line are
 // replaced.
 func (g GRUB) commands(d *draft) (map[string]event, error) {
@@ -133,8 +152,7 @@ func (g GRUB) commands(d *draft) (map[string]event, error) {
 		}
 		events[i] = event{e.typ, hash(d.base.alg, []byte(to)), []byte(before + to + after), "command " + to}
 		old, line := strings.TrimRight(text, "\x00"), strings.TrimRight(to, "\x00")
-		for _, prefix := range []string{"",
-			"BOOT_IMAGE="} { // which GRUB 2.12 puts before it for the kernel, and not for PCR 8
+		for _, prefix := range stubPrefixes {
 			lines[string(hash(d.base.alg, wide(prefix+old)))] = d.base.measure(typeEventTag, wide(prefix+line),
 				"command line, by the kernel's stub")
 		}
@@ -157,14 +175,31 @@ func (g GRUB) replaced(text string, used []bool) string {
 }
 
 // configuration refuses to know PCR 8 where a configuration changes in other ways than by the
-// texts.
-func (g GRUB) configuration(d *draft) {
+// texts. why is the reason for which its commands could not be interpreted.
+func (g GRUB) configuration(d *draft, why error) {
 	for _, r := range g.Files {
-		if !strings.HasSuffix(r.New.Name, ".cfg") {
+		if !configures(r) || g.replaced(string(r.Old.Data), make([]bool, len(g.Texts))) == string(r.New.Data) {
 			continue
 		}
-		if want := g.replaced(string(r.Old.Data), make([]bool, len(g.Texts))); want != string(r.New.Data) {
-			d.unknown[8] = fmt.Sprintf("%s differs from %s by more than the texts that are replaced, and what GRUB will do with it is not computed", r.New.Name, r.Old.Name)
+		reason := fmt.Sprintf("%s differs from %s by more than the texts that are replaced", r.New.Name, r.Old.Name)
+		if why != nil {
+			reason = fmt.Sprintf("what GRUB does with it cannot be told: %v", why)
+		}
+		d.unknown[8] = reason + ". Say with texts what changes in GRUB's commands, or capture a node that has booted it"
+	}
+}
+
+func configures(r Replacement) bool { return strings.HasSuffix(r.New.Name, ".cfg") }
+
+// updated is the only configuration that is replaced, where no texts say what changes.
+func (g GRUB) updated() (r Replacement, ok bool) {
+	for _, f := range g.Files {
+		if configures(f) {
+			if ok {
+				return r, false
+			}
+			r, ok = f, true
 		}
 	}
+	return r, ok && len(g.Texts) == 0 && !bytes.Equal(r.Old.Data, r.New.Data)
 }

@@ -83,7 +83,7 @@ type never struct {
 }
 
 var pureNode = own("nodeattestor/nodeclaim", "nodeattestor/evidence", "nodeattestor/ek", "nodeattestor/ak", "nodeattestor/quote",
-	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/imasig", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/predict", "nodeattestor/appraise", "nodeattestor/verify")
+	"nodeattestor/dsse", "nodeattestor/eventlog", "nodeattestor/ima", "nodeattestor/imasig", "nodeattestor/assettag", "nodeattestor/reference", "nodeattestor/grubscript", "nodeattestor/predict", "nodeattestor/appraise", "nodeattestor/verify")
 
 var purePolicy = own("policy-sync/snapshot", "policy-sync/trustgraph", "policy-sync/desired", "policy-sync/calico", "policy-sync/istio",
 	"policy-sync/registration", "policy-sync/plan", "policy-sync/guard", "policy-sync/flows")
