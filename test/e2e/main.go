@@ -70,9 +70,6 @@ func (o *options) scenarios() []scenario {
 // onlyVM is played when it is asked for: by its name, or by BOOT=vm in the environment.
 const onlyVM = "virtual"
 
-// unmet is played when it is asked for by its name: what it expects of new pods' times is to be measured again, see its README.
-const unmet = "tenants"
-
 // last takes away what all others need.
 const last = "lifecycle"
 
@@ -101,7 +98,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()), "what scenario faults draws its victims from") // #nosec G115 -- any number will do
 	flags.IntVar(&o.runs, "runs", 3, "how many times scenario tampering tampers")
 	flags.IntVar(&o.pods, "pods", 12, "how many pods scenario rollout updates")
-	flags.BoolVar(&o.validates, "istiod-validates", false, "have istiod's validating webhook in force: what it refuses is not written, nor is anything of Istio's while it is down")
+	flags.BoolVar(&o.validates, "istiod-validates", true, "have istiod's validating webhook in force, as in an ordinary mesh: what it refuses is not written, nor is anything of Istio's while it is down")
 	flags.BoolVar(&o.down, "down", false, "end every such cluster on this computer, and clean up after those whose program is gone")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -154,7 +151,7 @@ func (o *options) choose() ([]scenario, error) {
 	all := o.scenarios()
 	if len(o.names) == 0 {
 		return slices.DeleteFunc(all, func(s scenario) bool {
-			return !o.list && (s.name == unmet || s.name == onlyVM && os.Getenv("BOOT") != "vm")
+			return !o.list && s.name == onlyVM && os.Getenv("BOOT") != "vm"
 		}), nil
 	}
 	var chosen []scenario
