@@ -6,23 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/keelson-project/keelson/examples/internal/walkthrough"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/tpmtest"
 )
-
-// step is one thing that the example shows.
-type step struct {
-	title string
-	run   func(context.Context) error
-}
 
 // run shows every step. It leaves nothing behind.
 func run(ctx context.Context, out io.Writer, hold bool) (err error) {
@@ -31,30 +25,19 @@ func run(ctx context.Context, out io.Writer, hold bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.close()) }()
-	w.say("Everything happens in %s.", w.dir)
 	one, two := &machine{name: "node-1", boot: "good"}, &machine{name: "node-2", boot: "cmdline"}
-	for i, s := range []step{
-		{"Two machines have booted; their TPMs are of one maker", func(ctx context.Context) error { return w.bootBoth(ctx, one, two) }},
-		{"Which TPM is it? Its endorsement keys go into the inventory", func(ctx context.Context) error { return w.inventory(ctx, one, two) }},
-		{"What is a good boot? A reference set is captured on node-1, and signed", func(ctx context.Context) error { return w.reference(ctx, one) }},
-		{"Where does it stand? Asset tags are signed, and written into the TPMs", func(ctx context.Context) error { return w.tags(ctx, one, two) }},
-		{"The SPIRE server starts", w.startServer},
-		{"node-1 attests, and is let in", func(ctx context.Context) error { return w.accepted(ctx, one) }},
-		{"node-2 booted another kernel command line, and is refused", func(ctx context.Context) error { return w.refused(ctx, two, "kernel.cmdline") }},
-		{"node-1 runs a program that no reference set allows, and is refused", func(ctx context.Context) error { return w.tampered(ctx, one) }},
-		{"The audit log is whole", w.verifyAudit},
-		{"Metrics and readiness", w.metrics},
-	} {
-		w.say("\n%d. %s", i+1, s.title)
-		if err := s.run(ctx); err != nil {
-			return fmt.Errorf("step %d: %s: %w", i+1, s.title, err)
-		}
-	}
-	if hold {
-		w.say("\nEverything runs on, in %s; Ctrl-C ends it.", w.dir)
-		<-ctx.Done()
-	}
-	return nil
+	return w.Walk(ctx, hold, []walkthrough.Step{
+		{Title: "Two machines have booted; their TPMs are of one maker", Run: func(ctx context.Context) error { return w.bootBoth(ctx, one, two) }},
+		{Title: "Which TPM is it? Its endorsement keys go into the inventory", Run: func(ctx context.Context) error { return w.inventory(ctx, one, two) }},
+		{Title: "What is a good boot? A reference set is captured on node-1, and signed", Run: func(ctx context.Context) error { return w.reference(ctx, one) }},
+		{Title: "Where does it stand? Asset tags are signed, and written into the TPMs", Run: func(ctx context.Context) error { return w.tags(ctx, one, two) }},
+		{Title: "The SPIRE server starts", Run: w.startServer},
+		{Title: "node-1 attests, and is let in", Run: func(ctx context.Context) error { return w.accepted(ctx, one) }},
+		{Title: "node-2 booted another kernel command line, and is refused", Run: func(ctx context.Context) error { return w.refused(ctx, two, "kernel.cmdline") }},
+		{Title: "node-1 runs a program that no reference set allows, and is refused", Run: func(ctx context.Context) error { return w.tampered(ctx, one) }},
+		{Title: "The audit log is whole", Run: w.verifyAudit},
+		{Title: "Metrics and readiness", Run: w.metrics},
+	}...)
 }
 
 func (w *world) bootBoth(ctx context.Context, machines ...*machine) error {
@@ -62,22 +45,22 @@ func (w *world) bootBoth(ctx context.Context, machines ...*machine) error {
 	if err != nil {
 		return err
 	}
-	if err := w.write("operator/ek-root.pem", string(maker.RootPEM())); err != nil {
+	if err := w.Write("operator/ek-root.pem", string(maker.RootPEM())); err != nil {
 		return err
 	}
 	for _, m := range machines {
 		if err := w.boot(ctx, maker, m); err != nil {
 			return err
 		}
-		w.say("  %s: %s, into which the recorded boot %q is replayed", m.name, m.tpm.Kind, m.boot)
+		w.Say("  %s: %s, into which the recorded boot %q is replayed", m.name, m.tpm.Kind, m.boot)
 	}
-	_, err = w.do(ctx, "keelson", "tpm", "info", "--tpm", "node-1/tpm.sock")
+	_, err = w.Do(ctx, "keelson", "tpm", "info", "--tpm", "node-1/tpm.sock")
 	return err
 }
 
 // ekHashes asks a machine's TPM for its endorsement keys.
 func (w *world) ekHashes(ctx context.Context, m *machine) ([]string, error) {
-	said, err := w.quietly(ctx, "keelson", "tpm", "info", "--tpm", m.name+"/tpm.sock", "-o", "json")
+	said, err := w.Quietly(ctx, "keelson", "tpm", "info", "--tpm", m.name+"/tpm.sock", "-o", "json")
 	if err != nil {
 		return nil, err
 	}
@@ -103,14 +86,14 @@ func (w *world) inventory(ctx context.Context, machines ...*machine) error {
 		}
 		list += fmt.Sprintf("- node: %s\n  ekHashes: [%s]\n", m.name, strings.Join(hashes, ", "))
 	}
-	w.say("  operator/inventory.yaml (hashes from keelson tpm info -o json):")
-	w.show(list)
-	return w.write("operator/inventory.yaml", list)
+	w.Say("  operator/inventory.yaml (hashes from keelson tpm info -o json):")
+	w.Show(list)
+	return w.Write("operator/inventory.yaml", list)
 }
 
 func (w *world) reference(ctx context.Context, golden *machine) error {
 	at := golden.name + "/"
-	if err := factory.WriteSigningKey(w.path("operator/reference-signer.key"), w.path("operator/reference-signer.pem")); err != nil {
+	if err := factory.WriteSigningKey(w.Path("operator/reference-signer.key"), w.Path("operator/reference-signer.pem")); err != nil {
 		return err
 	}
 	for _, args := range [][]string{
@@ -119,7 +102,7 @@ func (w *world) reference(ctx context.Context, golden *machine) error {
 		{"reference", "capture", "--dir", "operator/evidence", "--name", "prod", "-o", "operator/prod.yaml"},
 		{"reference", "sign", "--key", "operator/reference-signer.key", "--valid-for", "24h", "-o", "operator/references/prod.json", "operator/prod.yaml"},
 	} {
-		if _, err := w.do(ctx, "keelson", args...); err != nil {
+		if _, err := w.Do(ctx, "keelson", args...); err != nil {
 			return err
 		}
 	}
@@ -127,7 +110,7 @@ func (w *world) reference(ctx context.Context, golden *machine) error {
 }
 
 func (w *world) tags(ctx context.Context, machines ...*machine) error {
-	if err := factory.WriteSigningKey(w.path("operator/tag-signer.key"), w.path("operator/tag-signer.pem")); err != nil {
+	if err := factory.WriteSigningKey(w.Path("operator/tag-signer.key"), w.Path("operator/tag-signer.pem")); err != nil {
 		return err
 	}
 	for _, m := range machines {
@@ -139,10 +122,10 @@ func (w *world) tags(ctx context.Context, machines ...*machine) error {
 		for _, h := range hashes {
 			issue = append(issue, "--ek-hash", h)
 		}
-		if _, err := w.do(ctx, "keelson", issue...); err != nil {
+		if _, err := w.Do(ctx, "keelson", issue...); err != nil {
 			return err
 		}
-		if _, err := w.do(ctx, "keelson", "tag", "provision", "--tpm", m.name+"/tpm.sock", "--document", m.name+"/tag.json"); err != nil {
+		if _, err := w.Do(ctx, "keelson", "tag", "provision", "--tpm", m.name+"/tpm.sock", "--document", m.name+"/tag.json"); err != nil {
 			return err
 		}
 	}
@@ -150,27 +133,27 @@ func (w *world) tags(ctx context.Context, machines ...*machine) error {
 }
 
 func (w *world) startServer(ctx context.Context) error {
-	if _, err := w.do(ctx, "spire-server", "validate", "-config", "server.conf"); err != nil {
+	if _, err := w.Do(ctx, "spire-server", "validate", "-config", "server.conf"); err != nil {
 		return err
 	}
 	var err error
-	if w.server, err = w.start("spire-server", "spire-server", "run", "-config", "server.conf"); err != nil {
+	if w.server, err = w.Start("spire-server", "spire-server", "run", "-config", "server.conf"); err != nil {
 		return err
 	}
 	wait, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if err := w.server.Until(wait, func(ctx context.Context) error {
-		_, err := w.quietly(ctx, "spire-server", "healthcheck", "-socketPath", "server/api.sock")
+		_, err := w.Quietly(ctx, "spire-server", "healthcheck", "-socketPath", "server/api.sock")
 		return err
 	}); err != nil {
 		return err
 	}
-	w.say("  $ spire-server bundle show -socketPath server/api.sock > bundle.pem")
-	bundle, err := w.quietly(ctx, "spire-server", "bundle", "show", "-socketPath", "server/api.sock")
+	w.Say("  $ spire-server bundle show -socketPath server/api.sock > bundle.pem")
+	bundle, err := w.Quietly(ctx, "spire-server", "bundle", "show", "-socketPath", "server/api.sock")
 	if err != nil {
 		return err
 	}
-	return w.write("bundle.pem", bundle)
+	return w.Write("bundle.pem", bundle)
 }
 
 // attest starts a machine's agent and waits for the audit line of its attestation.
@@ -183,11 +166,11 @@ func (w *world) attest(ctx context.Context, m *machine) (audit.Entry, error) {
 	if err != nil {
 		return audit.Entry{}, err
 	}
-	if m.agent, err = w.start("spire-agent-"+m.name, "spire-agent", "run", "-config", m.name+"/agent.conf"); err != nil {
+	if m.agent, err = w.Start("spire-agent-"+m.name, "spire-agent", "run", "-config", m.name+"/agent.conf"); err != nil {
 		return audit.Entry{}, err
 	}
 	var line audit.Entry
-	err = until(ctx, m.name+" has attested", func(context.Context) (bool, error) {
+	err = walkthrough.Until(ctx, m.name+" has attested", func(context.Context) (bool, error) {
 		lines, err := w.auditLines()
 		for _, l := range lines[min(len(lines), len(before)):] {
 			if slices.Contains(hashes, l.EKHash) {
@@ -204,7 +187,7 @@ func (w *world) attest(ctx context.Context, m *machine) (audit.Entry, error) {
 }
 
 func (w *world) auditLines() ([]audit.Entry, error) {
-	text, err := os.ReadFile(w.path("server/audit.jsonl"))
+	text, err := os.ReadFile(w.Path("server/audit.jsonl"))
 	if err != nil {
 		return nil, err
 	}
@@ -227,17 +210,17 @@ func (w *world) accepted(ctx context.Context, m *machine) error {
 	if line.Outcome != audit.Trusted {
 		return fmt.Errorf("%s is %s: %v %s", m.name, line.Outcome, line.Refusals, line.Error)
 	}
-	err = until(ctx, "SPIRE knows the agent", func(ctx context.Context) (bool, error) {
-		said, err := w.quietly(ctx, "spire-server", "agent", "count", "-socketPath", "server/api.sock")
+	err = walkthrough.Until(ctx, "SPIRE knows the agent", func(ctx context.Context) (bool, error) {
+		said, err := w.Quietly(ctx, "spire-server", "agent", "count", "-socketPath", "server/api.sock")
 		return strings.HasPrefix(said, "1 "), err
 	})
 	if err != nil {
 		return err
 	}
-	if _, err := w.do(ctx, "spire-server", "agent", "list", "-socketPath", "server/api.sock"); err != nil {
+	if _, err := w.Do(ctx, "spire-server", "agent", "list", "-socketPath", "server/api.sock"); err != nil {
 		return err
 	}
-	said, err := w.do(ctx, "spire-server", "agent", "show", "-socketPath", "server/api.sock", "-spiffeID", line.AgentID)
+	said, err := w.Do(ctx, "spire-server", "agent", "show", "-socketPath", "server/api.sock", "-spiffeID", line.AgentID)
 	if err == nil && !strings.Contains(said, "ref:prod") {
 		err = errors.New("the agent has no selector keelson_tpm:ref:prod")
 	}
@@ -253,10 +236,10 @@ func (w *world) refused(ctx context.Context, m *machine, check string) error {
 	if line.Outcome != audit.Untrusted || len(line.Refusals) == 0 {
 		return fmt.Errorf("%s is %s: %s", m.name, line.Outcome, line.Error)
 	}
-	w.say("  The audit log says: %s, for these reasons:", line.Outcome)
+	w.Say("  The audit log says: %s, for these reasons:", line.Outcome)
 	found := false
 	for _, r := range line.Refusals {
-		w.show(r.Check + ": " + r.Reason)
+		w.Show(r.Check + ": " + r.Reason)
 		found = found || r.Check == check
 	}
 	if !found {
@@ -267,48 +250,21 @@ func (w *world) refused(ctx context.Context, m *machine, check string) error {
 
 func (w *world) tampered(ctx context.Context, m *machine) error {
 	m.agent.Stop(2 * time.Second)
-	w.say("  (the kernel measures /usr/bin/backdoor on node-1: a line in its IMA log, and PCR 10 is extended)")
-	if err := node.RunFile(ctx, m.tpm.Device, w.path(m.name+"/binary_runtime_measurements"), "/usr/bin/backdoor", []byte("evil")); err != nil {
+	w.Say("  (the kernel measures /usr/bin/backdoor on node-1: a line in its IMA log, and PCR 10 is extended)")
+	if err := node.RunFile(ctx, m.tpm.Device, w.Path(m.name+"/binary_runtime_measurements"), "/usr/bin/backdoor", []byte("evil")); err != nil {
 		return err
 	}
 	return w.refused(ctx, m, "ima.file")
 }
 
 func (w *world) verifyAudit(ctx context.Context) error {
-	_, err := w.do(ctx, "keelson", "audit", "verify", "server/audit.jsonl")
+	_, err := w.Do(ctx, "keelson", "audit", "verify", "server/audit.jsonl")
 	return err
 }
 
 func (w *world) metrics(ctx context.Context) error {
-	if err := w.curl(ctx, "/readyz"); err != nil {
+	if err := w.Curl(ctx, "/readyz"); err != nil {
 		return err
 	}
-	return w.curl(ctx, "/metrics", "keelson_tpm_attestations_total", "keelson_tpm_refusals_total", "keelson_tpm_reference_sets", "keelson_tpm_phase_seconds_sum")
-}
-
-// curl shows what the plugin's listener answers: the lines that begin with one of the names, or all.
-func (w *world) curl(ctx context.Context, path string, names ...string) error {
-	url := "http://127.0.0.1:" + w.metricsPort + path
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	w.say("  $ curl %s", url)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	body, err := io.ReadAll(resp.Body)
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, body)
-	}
-	for line := range strings.Lines(string(body)) {
-		if len(names) == 0 || slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(line, name) }) {
-			w.show(line)
-		}
-	}
-	return nil
+	return w.Curl(ctx, "/metrics", "keelson_tpm_attestations_total", "keelson_tpm_refusals_total", "keelson_tpm_reference_sets", "keelson_tpm_phase_seconds_sum")
 }

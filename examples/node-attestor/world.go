@@ -1,18 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
+	"github.com/keelson-project/keelson/examples/internal/walkthrough"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"
@@ -28,15 +25,11 @@ var (
 
 // world is the folder that everything happens in, with what runs there.
 type world struct {
-	dir   string
-	out   io.Writer
-	group *cluster.Group
-	boots string            // the recorded boots
-	paths map[string]string // programs by their names
+	*walkthrough.Folder
+	boots string // the folder of the recorded boots
 
-	serverPort, metricsPort string
-	server                  *cluster.Process
-	machines                []*machine
+	server   *cluster.Process
+	machines []*machine
 }
 
 // machine is a node with its TPM.
@@ -52,11 +45,11 @@ func newWorld(ctx context.Context, out io.Writer) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "keelson-") // short: the kernel takes 107 bytes for a socket's path
+	folder, err := walkthrough.New(out)
 	if err != nil {
 		return nil, err
 	}
-	w := &world{dir: dir, out: out, group: cluster.NewGroup(dir), boots: filepath.Join(root, "test", "vectors", "measured-boots"), paths: map[string]string{}}
+	w := &world{Folder: folder, boots: filepath.Join(root, "test", "vectors", "measured-boots")}
 	if err := w.prepare(ctx); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -64,46 +57,20 @@ func newWorld(ctx context.Context, out io.Writer) (*world, error) {
 }
 
 func (w *world) prepare(ctx context.Context) error {
-	for _, folder := range []string{"bin", "server/data", "operator/references"} {
-		if err := os.MkdirAll(w.path(folder), 0o700); err != nil {
+	for _, folder := range []string{"server/data", "operator/references"} {
+		if err := os.MkdirAll(w.Path(folder), 0o700); err != nil {
 			return err
 		}
 	}
-	spire, err := parts.Ensure(ctx, w.out, "spire-server", "spire-agent")
-	if err != nil {
+	if err := w.Programs(ctx, "cmd/keelson", "cmd/keelson-nodeattestor-server", "cmd/keelson-nodeattestor-agent"); err != nil {
 		return err
 	}
-	ours, err := parts.Commands(ctx, w.out, "cmd/keelson", "cmd/keelson-nodeattestor-server", "cmd/keelson-nodeattestor-agent")
-	if err != nil {
-		return err
-	}
-	for _, paths := range []map[string]string{spire, ours} {
-		for name, path := range paths {
-			w.paths[filepath.Base(name)] = path
-			if err := os.Symlink(path, w.path("bin/"+filepath.Base(name))); err != nil {
-				return err
-			}
-		}
-	}
-	for _, port := range []*string{&w.serverPort, &w.metricsPort} {
-		n, err := cluster.FreePort()
-		if err != nil {
-			return err
-		}
-		*port = fmt.Sprint(n)
-	}
-	return w.write("server.conf", w.ports(serverConf))
+	return w.Write("server.conf", w.ports(serverConf))
 }
 
 // ports puts free ports in place of those in the files, which something else may use here.
 func (w *world) ports(conf string) string {
-	return strings.NewReplacer("8081", w.serverPort, "9468", w.metricsPort).Replace(conf)
-}
-
-func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
-
-func (w *world) write(name, content string) error {
-	return os.WriteFile(w.path(name), []byte(content), 0o600)
+	return strings.NewReplacer("8081", w.ServerPort, "9468", w.MetricsPort).Replace(conf)
 }
 
 // close ends everything and removes the folder.
@@ -112,50 +79,12 @@ func (w *world) close() error {
 	for _, m := range w.machines {
 		errs = append(errs, m.tpm.Close())
 	}
-	return errors.Join(append(errs, w.group.Close(), os.RemoveAll(w.dir))...)
-}
-
-// say writes a line.
-func (w *world) say(format string, args ...any) {
-	_, _ = fmt.Fprintf(w.out, format+"\n", args...) // a terminal that is gone ends nothing
-}
-
-// show writes text, indented.
-func (w *world) show(text string) {
-	for line := range strings.Lines(text) {
-		w.say("    %s", strings.TrimRight(line, "\n"))
-	}
-}
-
-// do runs a command in the folder as a person would, and shows it with what it says.
-func (w *world) do(ctx context.Context, program string, args ...string) (string, error) {
-	w.say("  $ %s %s", program, strings.Join(args, " "))
-	said, err := w.quietly(ctx, program, args...)
-	w.show(said)
-	return said, err
-}
-
-func (w *world) quietly(ctx context.Context, program string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, w.paths[program], args...) // #nosec G204 -- the programs that prepare found
-	cmd.Dir = w.dir
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	err := cmd.Run()
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(said.String()))
-	}
-	return said.String(), err
-}
-
-// start starts a program that stays; its output goes to a file beside the others.
-func (w *world) start(name, program string, args ...string) (*cluster.Process, error) {
-	w.say("  $ %s %s &", program, strings.Join(args, " "))
-	return w.group.Start(cluster.Command{Name: name, Path: w.paths[program], Args: args, Dir: w.dir})
+	return errors.Join(append(errs, w.Close())...)
 }
 
 // boot makes a machine whose TPM the maker certified, and that booted a recorded boot.
 func (w *world) boot(ctx context.Context, maker *tpmtest.CA, m *machine) error {
-	tpm, err := node.StartTPM(ctx, w.group, w.out, m.name, w.path(m.name))
+	tpm, err := node.StartTPM(ctx, w.Group, w.Out, m.name, w.Path(m.name))
 	if err != nil {
 		return err
 	}
@@ -169,29 +98,12 @@ func (w *world) boot(ctx context.Context, maker *tpmtest.CA, m *machine) error {
 		if logs[name], err = os.ReadFile(filepath.Join(w.boots, m.boot, name)); err != nil {
 			return err
 		}
-		if err := w.write(m.name+"/"+name, string(logs[name])); err != nil {
+		if err := w.Write(m.name+"/"+name, string(logs[name])); err != nil {
 			return err
 		}
 	}
 	if err := node.Boot(ctx, tpm.Device, logs["binary_bios_measurements"], logs["binary_runtime_measurements"]); err != nil {
 		return err
 	}
-	return w.write(m.name+"/agent.conf", strings.ReplaceAll(w.ports(agentConf), "node-1", m.name))
-}
-
-// until asks every 100 ms until ok, for a minute.
-func until(ctx context.Context, what string, ok func(context.Context) (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		done, err := ok(ctx)
-		if done {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("%s: not so in time", what), err)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
+	return w.Write(m.name+"/agent.conf", strings.ReplaceAll(w.ports(agentConf), "node-1", m.name))
 }

@@ -8,22 +8,6 @@
 // the steps.
 package main
 
-import (
-	"context"
-	"flag"
-	"fmt"
-	"os"
-	"os/signal"
-	"syscall"
-)
+import "github.com/keelson-project/keelson/examples/internal/walkthrough"
 
-func main() {
-	hold := flag.Bool("hold", false, "keep everything running at the end, until Ctrl-C")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := run(ctx, os.Stdout, *hold); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1) //nolint:gocritic // run has cleaned up, and stop only ends the listening for signals.
-	}
-}
+func main() { walkthrough.Main(run) }
