@@ -7,6 +7,6 @@
 // What it needs beyond Go and a C compiler it builds, once. README.md explains the steps.
 package main
 
-import "github.com/keelson-project/keelson/examples/internal/walkthrough"
+import "github.com/keelson-project/keelson/examples/walkthrough"
 
 func main() { walkthrough.Main(run) }

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keelson-project/keelson/examples/internal/walkthrough"
+	"github.com/keelson-project/keelson/examples/walkthrough"
 	"github.com/keelson-project/keelson/nodeattestor/audit"
 	"github.com/keelson-project/keelson/test/cluster/factory"
 	"github.com/keelson-project/keelson/test/cluster/node"

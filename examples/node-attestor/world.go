@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/keelson-project/keelson/examples/internal/walkthrough"
+	"github.com/keelson-project/keelson/examples/walkthrough"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/test/parts"

@@ -8,6 +8,6 @@
 // the steps.
 package main
 
-import "github.com/keelson-project/keelson/examples/internal/walkthrough"
+import "github.com/keelson-project/keelson/examples/walkthrough"
 
 func main() { walkthrough.Main(run) }

@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
-	"github.com/keelson-project/keelson/examples/internal/walkthrough"
+	"github.com/keelson-project/keelson/examples/walkthrough"
 	"github.com/keelson-project/keelson/test/cluster/node"
 	"github.com/keelson-project/keelson/workloadattestor/image/imagetest"
 )

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/keelson-project/keelson/examples/internal/walkthrough"
+	"github.com/keelson-project/keelson/examples/walkthrough"
 	"github.com/keelson-project/keelson/test/cluster"
 	"github.com/keelson-project/keelson/test/cluster/node"
 )
