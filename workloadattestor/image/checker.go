@@ -176,6 +176,7 @@ func (c *Checker) Check(ctx context.Context, running Running) (Result, error) {
 		return Result{}, err
 	}
 	q.scope = c.scopes.of(running.Owner.Namespace)
+	q.patience = c.config.Timeout / 3
 	secrets := c.login(ctx, &q, running.Owner)
 	result, err := c.shared(ctx, q)
 	if secrets == nil {

@@ -1,7 +1,11 @@
 package image
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -84,7 +88,7 @@ func FuzzReferrers(f *testing.F) {
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"sha256:b","artifactType":"x"},{}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		list, err := referrers(raw)
-		if len(list) > maxReferrers || err != nil && len(list) > 0 {
+		if len(list) > maxReferrers || err != nil && len(list) > 0 && len(list) < maxReferrers {
 			t.Fatalf("%d referrers, %v", len(list), err)
 		}
 		for _, digest := range list {
@@ -191,4 +195,33 @@ func TestMemoryStaysWithinItsLimit(t *testing.T) {
 	if got, ok := m.get(digests[9]); !ok || string(got) != strings.Repeat("j", 30) {
 		t.Error("the newest document is not there")
 	}
+}
+
+// FuzzPages makes one list of an answer and a next page of any bytes.
+func FuzzPages(f *testing.F) {
+	f.Add([]byte(`{"manifests":[{"digest":"a"}]}`), []byte(`{"manifests":[]}`), `</v2/a/referrers/b?n=2>; rel="next"`)
+	f.Add([]byte(`{}`), []byte(`{"manifests":[1]}`), `<x>;rel=prev, <?last=1> ; a=b;rel="next"`)
+	f.Fuzz(func(t *testing.T, one, two []byte, link string) {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://r.example/v2/a/referrers/b", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := func(raw []byte, link string) *http.Response {
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Link": {link}}, Body: io.NopCloser(bytes.NewReader(raw)), Request: request}
+		}
+		asked := 0
+		got, err := whole(answer(one, link), func(r *http.Request) (*http.Response, error) { //nolint:bodyclose // closed below
+			if asked++; asked > maxPages || r.URL.Host != "r.example" || r.URL.Scheme != "https" || r.URL.Path != "/v2/a/referrers/b" {
+				t.Fatalf("request %d to %s", asked, r.URL)
+			}
+			return answer(two, link), nil
+		})
+		if err != nil {
+			return
+		}
+		defer func() { _ = got.Body.Close() }() // it is in memory
+		if raw, err := io.ReadAll(got.Body); err != nil || asked > 0 && !json.Valid(raw) {
+			t.Fatalf("%v: %q", err, raw)
+		}
+	})
 }

@@ -47,9 +47,24 @@ type hosts struct {
 	now      func() time.Time
 	pause    time.Duration // for a host that is away
 
-	mu     sync.Mutex
-	paused map[string]pause
-	lacks  map[string]time.Time // repositories without the referrers API, and until when that is taken for granted
+	away  pauses // hosts that do not answer
+	mu    sync.Mutex
+	lacks map[string]time.Time // repositories without the referrers API, and until when that is taken for granted
+}
+
+// client is the transport of those who log in with the same credentials. Registries count requests by account, so a host that
+// has had enough of one account's is left alone by that one only: its owner could else keep all others from their images.
+type client struct {
+	*hosts
+	busy pauses // hosts that asked to be left alone
+}
+
+func (h *hosts) client() *client { return &client{hosts: h} }
+
+// pauses are hosts that are not asked for a while. The zero value is none. It is safe for concurrent use.
+type pauses struct {
+	mu sync.Mutex
+	of map[string]pause
 }
 
 type pause struct {
@@ -67,7 +82,7 @@ const (
 
 func newHosts(c Config, r *registries) (*hosts, error) {
 	h := &hosts{insecure: r.insecure, base: baseTransport(nil), own: map[string]http.RoundTripper{}, now: c.Now,
-		pause: orDefault(c.FailureTTL, DefaultFailureTTL), paused: map[string]pause{}, lacks: map[string]time.Time{}}
+		pause: orDefault(c.FailureTTL, DefaultFailureTTL), lacks: map[string]time.Time{}}
 	note := func(full string) {
 		host, _, _ := strings.Cut(full, "/")
 		h.known = append(h.known, host)
@@ -117,7 +132,7 @@ func baseTransport(pool *x509.CertPool) http.RoundTripper {
 }
 
 // RoundTrip sends one request, also of a redirect or for a token.
-func (h *hosts) RoundTrip(req *http.Request) (*http.Response, error) {
+func (h *client) RoundTrip(req *http.Request) (*http.Response, error) {
 	host := req.URL.Host
 	if req.URL.Scheme != "https" && !h.insecure[host] {
 		return nil, fmt.Errorf("image: %s would be asked without TLS; list it in insecure_registries if that is meant", host)
@@ -125,8 +140,10 @@ func (h *hosts) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !h.allows(host) {
 		return nil, fmt.Errorf("image: a registry sends its client to %s, which is neither a configured registry nor one of its known hosts; list it in redirect_hosts if that is meant", host)
 	}
-	if err := h.rests(host); err != nil {
-		return nil, err
+	for _, p := range []*pauses{&h.away, &h.busy} {
+		if err := p.rests(host, h.now()); err != nil {
+			return nil, err
+		}
 	}
 	repository, isReferrers := referrersOf(req)
 	if isReferrers && h.lacksReferrers(repository) {
@@ -136,17 +153,24 @@ func (h *hosts) RoundTrip(req *http.Request) (*http.Response, error) {
 	if own, ok := h.own[host]; ok {
 		base = own
 	}
-	response, err := base.RoundTrip(req)
-	if err != nil {
-		h.away(req.Context(), host, err)
-		return nil, err
+	ask := func(req *http.Request) (*http.Response, error) {
+		response, err := base.RoundTrip(req)
+		if err != nil {
+			h.silent(req.Context(), host, err)
+			return nil, err
+		}
+		h.heed(host, response)
+		response.Body = &boundedBody{ReadCloser: response.Body, left: maxDocument}
+		return response, nil
 	}
-	h.heed(host, response)
-	if isReferrers && response.StatusCode == http.StatusNotFound {
+	response, err := ask(req)
+	if err != nil || !isReferrers {
+		return response, err
+	}
+	if response.StatusCode == http.StatusNotFound {
 		h.noteLack(repository)
 	}
-	response.Body = &boundedBody{ReadCloser: response.Body, left: maxDocument}
-	return response, nil
+	return whole(response, ask)
 }
 
 // allows tells whether a host may be asked: a configured one, one in the same registered domain (a registry's token service), a
@@ -192,35 +216,35 @@ func registeredDomain(host string) string {
 	return domain
 }
 
-func (h *hosts) rests(host string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p, ok := h.paused[host]
-	if !ok || !h.now().Before(p.until) {
+func (p *pauses) rests(host string, now time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	rest, ok := p.of[host]
+	if !ok || !now.Before(rest.until) {
 		return nil
 	}
-	return fmt.Errorf("image: %s is not asked again before %s: %s", host, p.until.UTC().Format(time.RFC3339), p.why)
+	return fmt.Errorf("image: %s is not asked again before %s: %s", host, rest.until.UTC().Format(time.RFC3339), rest.why)
 }
 
-func (h *hosts) leave(host string, d time.Duration, why string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if len(h.paused) >= maxHosts {
-		clear(h.paused)
+func (p *pauses) leave(host string, until time.Time, why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.of == nil || len(p.of) >= maxHosts {
+		p.of = map[string]pause{}
 	}
-	h.paused[host] = pause{until: h.now().Add(min(d, maxPause)), why: why}
+	p.of[host] = pause{until: until, why: why}
 }
 
-// away leaves a host alone that does not answer at all. A caller that hung up says nothing about the host.
-func (h *hosts) away(ctx context.Context, host string, err error) {
+// silent leaves a host alone that does not answer at all. A caller that hung up says nothing about the host.
+func (h *hosts) silent(ctx context.Context, host string, err error) {
 	var network net.Error
 	if ctx.Err() == nil && errors.As(err, &network) {
-		h.leave(host, h.pause, err.Error())
+		h.away.leave(host, h.now().Add(min(h.pause, maxPause)), err.Error())
 	}
 }
 
 // heed honours "too many requests" (RFC 6585, section 4) and Retry-After (RFC 9110, section 10.2.3).
-func (h *hosts) heed(host string, response *http.Response) {
+func (h *client) heed(host string, response *http.Response) {
 	after := response.Header.Get("Retry-After")
 	busy := response.StatusCode == http.StatusTooManyRequests
 	if !busy && (response.StatusCode != http.StatusServiceUnavailable || after == "") {
@@ -232,7 +256,7 @@ func (h *hosts) heed(host string, response *http.Response) {
 	} else if at, err := http.ParseTime(after); err == nil {
 		d = at.Sub(h.now())
 	}
-	h.leave(host, d, response.Status)
+	h.busy.leave(host, h.now().Add(min(d, maxPause)), response.Status)
 }
 
 // referrersOf tells a question to the referrers API, and of which repository.

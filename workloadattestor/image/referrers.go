@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -12,7 +13,7 @@ const maxReferrers = 100
 
 // referrers reads a list of referrers (OCI distribution spec 1.1, "Listing Referrers"), an index, and returns their digests. It
 // leaves out none by artifactType, because registries and tools list cosign's bundles under several; the manifest says what
-// it is.
+// it is. An error beside digests says that there are more which could be signatures.
 func referrers(raw []byte) ([]string, error) {
 	doc, err := parseDocument(raw)
 	if err != nil {
@@ -24,13 +25,19 @@ func referrers(raw []byte) ([]string, error) {
 	children := slices.Clone(doc.index.children)
 	slices.SortStableFunc(children, func(a, b descriptor) int { return cmp.Compare(likeness(a), likeness(b)) })
 	var out []string
+	seen := map[string]bool{}
 	for _, child := range children {
-		if _, ok := bareDigest(child.Digest); ok && !slices.Contains(out, child.Digest) {
-			out = append(out, child.Digest)
+		if _, ok := bareDigest(child.Digest); !ok || seen[child.Digest] {
+			continue
 		}
 		if len(out) == maxReferrers {
+			if likeness(child) < 2 {
+				return out, fmt.Errorf("more than %d of %d referrers could be signatures, the rest is not read", maxReferrers, len(children))
+			}
 			break
 		}
+		seen[child.Digest] = true
+		out = append(out, child.Digest)
 	}
 	return out, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,7 @@ type registries struct {
 	insecure   map[string]bool
 	mirrors    map[string][]string // by registry, in its full name
 	signatures []name.Repository   // that hold other repositories' signatures
+	hosts      *hosts
 	puller     *puller
 
 	mu      sync.Mutex
@@ -51,7 +53,7 @@ func newRegistries(c Config) (*registries, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	r.puller = &puller{keychain: c.Keychain, hosts: hosts}
+	r.hosts, r.puller = hosts, &puller{keychain: c.Keychain, hosts: hosts.client()}
 	_, err = r.puller.current()
 	return r, err
 }
@@ -150,15 +152,22 @@ func (r *registries) sources(q question, m *memory) []source {
 	if client == nil {
 		client = r.puller
 	}
+	counts := func(repo name.Repository) bool { return r.allows(repo) && (q.scope == nil || q.scope.allows(repo)) }
 	seen := map[string]bool{}
+	others, first := &ration{left: q.patience}, func(ref name.Reference) bool { return ref.Context().Name() == q.first && counts(ref.Context()) }
+	asked := slices.ContainsFunc(q.refs, first)
 	for _, ref := range q.refs {
 		repo := ref.Context()
-		if seen[repo.Name()] || !r.allows(repo) || q.scope != nil && !q.scope.allows(repo) {
+		if seen[repo.Name()] || !counts(repo) {
 			continue
 		}
 		seen[repo.Name()] = true
 		for _, place := range r.places(repo) {
-			out = append(out, remembering{&repository{repo: place, named: repo, puller: client}, m})
+			var s source = remembering{&repository{repo: place, named: repo, puller: client}, m}
+			if asked && repo.Name() != q.first {
+				s = rationed{s, others}
+			}
+			out = append(out, s)
 		}
 	}
 	return out
@@ -221,6 +230,7 @@ func (r *repository) signatures(ctx context.Context, subject string) ([]string, 
 	if err != nil {
 		return out, err
 	}
+	ctx, wasCut := watchCut(ctx)
 	list, err := remote.Referrers(r.repo.Digest(subject), remote.WithContext(ctx), remote.Reuse(puller))
 	if err := notFound(err); errors.Is(err, errNotFound) {
 		return out, nil
@@ -232,10 +242,13 @@ func (r *repository) signatures(ctx context.Context, subject string) ([]string, 
 		return out, fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
 	}
 	listed, err := referrers(raw)
-	if err != nil {
-		return out, fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
+	if err == nil && wasCut() {
+		err = fmt.Errorf("more than %d pages or %d entries, the rest is not read", maxPages, maxChildren)
 	}
-	return append(out, listed...), nil
+	if err != nil {
+		err = fmt.Errorf("image: %s: referrers of %s: %w", r.describe(), short(subject), err)
+	}
+	return append(out, listed...), err
 }
 
 func (r *repository) manifest(ctx context.Context, ref string) ([]byte, error) {
@@ -286,7 +299,7 @@ func notFound(err error) error {
 // puller makes the client for all registries. A client keeps what it logged in with, so there is a new one for new credentials.
 type puller struct {
 	keychain authn.Keychain
-	hosts    *hosts
+	hosts    http.RoundTripper
 
 	mu      sync.Mutex
 	client  *remote.Puller

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 )
@@ -19,7 +20,10 @@ type Running struct {
 	// several; a manifest's or an index's), or a bare digest when the image was imported. It is the identity
 	// when ID is empty, and a hint where to look otherwise.
 	Ref string
-	// Name is the reference that the pod asked for, "repository:tag". A hint where to look, never an identity.
+	// Asked is the reference in the pod's spec, where it is known. Its repository is asked first, and with the most time: the others
+	// are names that anybody who runs the same image on the node may have given it.
+	Asked string
+	// Name is what the runtime calls the image, "repository:tag". A hint where to look, never an identity.
 	Name string
 	// Hints are more references of the image, with tag or digest.
 	Hints []string
@@ -48,6 +52,8 @@ type question struct {
 	platform Platform         // the node's; zero leaves it to the checker's configuration
 	entry    string           // the only entry of layouts that is read, "" for all
 	loose    []string         // digests without a repository: may be asked of every source
+	patience time.Duration    // with all other repositories together
+	first    string           // the repository that is asked first, "" where that is not known
 	scope    *scope           // what counts
 	client   *puller          // that logs in for the owner
 	login    string           // fingerprint of the owner's credentials, "" for none
@@ -55,7 +61,7 @@ type question struct {
 
 // key is the same for equal questions.
 func (q question) key() string {
-	parts := append([]string{string(q.id), q.scope.name, q.login, q.entry, q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
+	parts := append([]string{string(q.id), q.scope.name, q.login, q.entry, q.first, q.platform.OS, q.platform.Architecture, q.platform.Variant}, q.loose...)
 	for _, r := range q.refs {
 		parts = append(parts, r.Name())
 	}
@@ -64,6 +70,7 @@ func (q question) key() string {
 
 func parseRunning(r Running, insecure map[string]bool) (question, error) {
 	q := question{platform: r.Platform, entry: r.LayoutEntry}
+	q.ask(r.Asked, insecure)
 	for _, text := range []string{r.ID, r.Ref} {
 		digest, ref, err := parseReported(text, insecure)
 		if err != nil && q.id != "" {
@@ -84,15 +91,31 @@ func parseRunning(r Running, insecure map[string]bool) (question, error) {
 		return question{}, errors.New("image: the runtime gives no digest for the image, neither image_id nor image_ref")
 	}
 	for _, text := range append(r.Hints[:min(len(r.Hints), maxHints):min(len(r.Hints), maxHints)], r.Name) {
-		// What cannot be parsed is only a hint less: the digest above is what counts.
-		if _, isDigest := bareDigest(text); isDigest || text == "" || len(text) > maxReference {
-			continue
-		}
-		if ref, err := parseReference(text, insecure); err == nil {
+		if ref := hint(text, insecure); ref != nil {
 			q.addHint("", ref)
 		}
 	}
 	return q, nil
+}
+
+// ask has the repository of a reference asked first.
+func (q *question) ask(text string, insecure map[string]bool) {
+	if ref := hint(text, insecure); ref != nil {
+		q.first = ref.Context().Name()
+		q.addHint("", ref)
+	}
+}
+
+// hint is the reference in a text, nil where it has none: that is only a hint less, since a digest is what counts.
+func hint(text string, insecure map[string]bool) name.Reference {
+	if _, isDigest := bareDigest(text); isDigest || text == "" || len(text) > maxReference {
+		return nil
+	}
+	ref, err := parseReference(text, insecure)
+	if err != nil {
+		return nil
+	}
+	return ref
 }
 
 func (q *question) addHint(digest string, ref name.Reference) {

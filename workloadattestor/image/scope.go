@@ -188,7 +188,7 @@ func (r *registries) pullerFor(fingerprint string, keychain authn.Keychain) *pul
 	if len(r.pullers) >= maxPullers {
 		clear(r.pullers)
 	}
-	p := &puller{keychain: Keychains(keychain, r.puller.keychain), hosts: r.puller.hosts}
+	p := &puller{keychain: Keychains(keychain, r.puller.keychain), hosts: r.hosts.client()}
 	r.pullers[fingerprint] = p
 	return p
 }

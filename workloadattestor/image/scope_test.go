@@ -29,7 +29,7 @@ func newGuarded(t *testing.T, f *fixture) *guarded {
 	t.Helper()
 	g := &guarded{}
 	g.password.Store("first")
-	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: f.host})
+	proxy := proxyTo(f.host)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, password, _ := r.BasicAuth(); password != g.password.Load() {
 			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
@@ -41,6 +41,10 @@ func newGuarded(t *testing.T, f *fixture) *guarded {
 	t.Cleanup(server.Close)
 	g.host = strings.TrimPrefix(server.URL, "http://")
 	return g
+}
+
+func proxyTo(host string) http.Handler {
+	return httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: host})
 }
 
 // owners has each namespace's credentials.

@@ -73,14 +73,19 @@ func (l *Lookup) judge(ctx context.Context, p *corev1.Pod, strange []string) Fac
 	for _, reference := range p.Spec.ImagePullSecrets {
 		facts.PullSecrets = append(facts.PullSecrets, reference.Name)
 	}
+	facts.Images = map[string]string{}
+	note := func(name, image string) {
+		facts.Containers = append(facts.Containers, name)
+		facts.Images[name] = image
+	}
 	for i := range p.Spec.InitContainers {
-		facts.Containers = append(facts.Containers, p.Spec.InitContainers[i].Name)
+		note(p.Spec.InitContainers[i].Name, p.Spec.InitContainers[i].Image)
 	}
 	for i := range p.Spec.Containers {
-		facts.Containers = append(facts.Containers, p.Spec.Containers[i].Name)
+		note(p.Spec.Containers[i].Name, p.Spec.Containers[i].Image)
 	}
 	for i := range p.Spec.EphemeralContainers {
-		facts.Containers = append(facts.Containers, p.Spec.EphemeralContainers[i].Name)
+		note(p.Spec.EphemeralContainers[i].Name, p.Spec.EphemeralContainers[i].Image)
 	}
 	return facts
 }

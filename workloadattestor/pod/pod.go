@@ -51,6 +51,8 @@ type Facts struct {
 	Baseline, Restricted, Paths confined.Judgement
 	// Containers are the names of all of the spec's containers, init and ephemeral ones among them.
 	Containers []string
+	// Images are what they ask for, by their names.
+	Images map[string]string
 	// PullSecrets are the names in its spec.imagePullSecrets.
 	PullSecrets []string
 }

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type info struct {
 type config struct {
 	Image struct {
 		Image string `json:"image"`
+		Asked string `json:"user_specified_image"`
 	} `json:"image"`
 	Linux struct {
 		SecurityContext struct {
@@ -168,8 +170,9 @@ func parseContainer(id string, answer *criv1.ContainerStatusResponse, ended bool
 			p.facts.Mounts = append(p.facts.Mounts, Mount{Path: filepath.Clean(source), ReadOnly: m.GetReadonly()})
 		}
 	}
-	if hint := s.GetImage().GetUserSpecifiedImage(); hint != "" {
-		p.facts.ImageHints = append(p.facts.ImageHints, hint)
+	p.facts.ImageAsked = s.GetImage().GetUserSpecifiedImage()
+	if verbose.Config != nil {
+		p.facts.ImageAsked = cmp.Or(p.facts.ImageAsked, verbose.Config.Image.Asked)
 	}
 	var missing []string
 	for _, key := range []string{labelNamespace, labelPodName, labelPodUID, labelContainer} {

@@ -72,7 +72,8 @@ type Container struct {
 	ImageID      string
 	ImageProblem error    // why ImageID cannot be told: the answers disagree
 	ImageRef     string   // CRI image_ref
-	ImageName    string   // what the pod asked for
+	ImageName    string   // one of the image's names
+	ImageAsked   string   // what the pod asked for, where the runtime tells
 	ImageHints   []string // the image's other tags and repo digests
 	HintsError   error    // why ImageHints may lack some
 

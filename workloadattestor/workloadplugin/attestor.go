@@ -1,6 +1,7 @@
 package workloadplugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,7 @@ type outcome struct {
 	selectors []string
 	absent    []string // what was not proved, and why
 	owner     image.Owner
+	asked     map[string]string // images in the pod's spec, by the names of its containers
 }
 
 // errRefused marks what a process must not have: evidence that contradicts itself. All other errors mean that something
@@ -190,7 +192,7 @@ func (o *outcome) lookUp(ctx context.Context, pods *pod.Lookup) (pod.Facts, bool
 // part of.
 func (o *outcome) addPod(facts pod.Facts, c runtime.Container, mounted mounts) {
 	o.claims.ServiceAccount, o.claims.RuntimeClass = facts.Account, facts.RuntimeClass
-	o.owner.Account, o.owner.PullSecrets = facts.Account, facts.PullSecrets
+	o.owner.Account, o.owner.PullSecrets, o.asked = facts.Account, facts.PullSecrets, facts.Images
 	switch {
 	case len(facts.Paths.Refused) > 0:
 		o.claims.HostPath = workloadclaim.Yes
@@ -246,7 +248,7 @@ func (o *outcome) addImage(ctx context.Context, images *image.Checker, c runtime
 		o.absent = append(o.absent, "image: "+c.ImageProblem.Error())
 		return
 	}
-	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Name: c.ImageName, Hints: c.ImageHints, Owner: o.owner})
+	result, err := images.Check(ctx, image.Running{ID: c.ImageID, Ref: c.ImageRef, Asked: cmp.Or(o.asked[c.Name], c.ImageAsked), Name: c.ImageName, Hints: c.ImageHints, Owner: o.owner})
 	if err != nil {
 		o.absent = append(o.absent, "image: "+err.Error())
 		if c.HintsError != nil {

@@ -61,18 +61,19 @@ func (b *logBuffer) String() string {
 
 // world is everything around the plugin: a proc file system, a runtime, an API and a registry.
 type world struct {
-	t        testing.TB
-	dir      string
-	runtime  *runtimetest.Server
-	pod      runtimetest.Pod
-	api      atomic.Pointer[string] // the API's answer about any pod
-	registry string
-	down     atomic.Bool
-	objects  sync.Map     // further objects of the API, by their paths
-	allowed  sync.Map     // what the API lets brokers do: "user verb resource namespace/name"
-	password atomic.Value // that the registry wants, where it is set
-	manifest string
-	log      *logBuffer
+	t           testing.TB
+	dir         string
+	runtime     *runtimetest.Server
+	stopRuntime func()
+	pod         runtimetest.Pod
+	api         atomic.Pointer[string] // the API's answer about any pod
+	registry    string
+	down        atomic.Bool
+	objects     sync.Map     // further objects of the API, by their paths
+	allowed     sync.Map     // what the API lets brokers do: "user verb resource namespace/name"
+	password    atomic.Value // that the registry wants, where it is set
+	manifest    string
+	log         *logBuffer
 
 	attestor workloadattestorv1.WorkloadAttestorPluginClient
 	config   configv1.ConfigServiceClient
@@ -108,7 +109,7 @@ func (w *world) startRuntime() {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(stop)
-	w.runtime = server
+	w.runtime, w.stopRuntime = server, stop
 	w.pod = runtimetest.Pod{
 		Namespace: "payments", Name: "api-0", UID: podUID, Container: "main", ContainerID: idA, SandboxID: idB,
 		CgroupsPath: "/kubepods/pod" + podUID + "/" + idA, Hardened: true,

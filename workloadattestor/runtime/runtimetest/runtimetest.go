@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -50,6 +51,7 @@ type Server struct {
 	sandboxOf  map[string]string // of a container
 	images     map[string]*criv1.Image
 	failure    error
+	slow       map[string]time.Duration
 	asked      []string
 
 	extraSandboxes  []*criv1.PodSandbox
@@ -119,6 +121,30 @@ func (s *Server) Fail(err error) {
 	s.failure = err
 }
 
+// Slow delays the answers to one kind of call, by its name in CRI.
+func (s *Server) Slow(call string, by time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.slow == nil {
+		s.slow = map[string]time.Duration{}
+	}
+	s.slow[call] = by
+}
+
+// wait notes a call, and waits as long as Slow says.
+func (s *Server) wait(ctx context.Context, call string) {
+	s.mu.Lock()
+	s.asked = append(s.asked, call)
+	d := s.slow[call]
+	s.mu.Unlock()
+	if d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+	}
+}
+
 // Asked lists the calls so far.
 func (s *Server) Asked() []string {
 	s.mu.Lock()
@@ -127,10 +153,10 @@ func (s *Server) Asked() []string {
 }
 
 // ContainerStatus finds containers by any prefix of their ID, as containerd does.
-func (s *Server) ContainerStatus(_ context.Context, req *criv1.ContainerStatusRequest) (*criv1.ContainerStatusResponse, error) {
+func (s *Server) ContainerStatus(ctx context.Context, req *criv1.ContainerStatusRequest) (*criv1.ContainerStatusResponse, error) {
+	s.wait(ctx, "ContainerStatus")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, "ContainerStatus")
 	if s.failure != nil {
 		return nil, s.failure
 	}
@@ -143,10 +169,10 @@ func (s *Server) ContainerStatus(_ context.Context, req *criv1.ContainerStatusRe
 }
 
 // PodSandboxStatus answers about a sandbox.
-func (s *Server) PodSandboxStatus(_ context.Context, req *criv1.PodSandboxStatusRequest) (*criv1.PodSandboxStatusResponse, error) {
+func (s *Server) PodSandboxStatus(ctx context.Context, req *criv1.PodSandboxStatusRequest) (*criv1.PodSandboxStatusResponse, error) {
+	s.wait(ctx, "PodSandboxStatus")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, "PodSandboxStatus")
 	if s.failure != nil {
 		return nil, s.failure
 	}
@@ -157,10 +183,10 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *criv1.PodSandboxStatus
 }
 
 // ListPodSandbox answers as containerd does: filtered by state and labels.
-func (s *Server) ListPodSandbox(_ context.Context, req *criv1.ListPodSandboxRequest) (*criv1.ListPodSandboxResponse, error) {
+func (s *Server) ListPodSandbox(ctx context.Context, req *criv1.ListPodSandboxRequest) (*criv1.ListPodSandboxResponse, error) {
+	s.wait(ctx, "ListPodSandbox")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, "ListPodSandbox")
 	if s.failure != nil {
 		return nil, s.failure
 	}
@@ -180,10 +206,10 @@ func (s *Server) ListPodSandbox(_ context.Context, req *criv1.ListPodSandboxRequ
 }
 
 // ListContainers answers as containerd does: filtered by sandbox.
-func (s *Server) ListContainers(_ context.Context, req *criv1.ListContainersRequest) (*criv1.ListContainersResponse, error) {
+func (s *Server) ListContainers(ctx context.Context, req *criv1.ListContainersRequest) (*criv1.ListContainersResponse, error) {
+	s.wait(ctx, "ListContainers")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, "ListContainers")
 	if s.failure != nil {
 		return nil, s.failure
 	}
@@ -213,10 +239,10 @@ func (s *Server) Remove(container string) {
 }
 
 // ImageStatus answers about an image; none is no error in CRI.
-func (s *Server) ImageStatus(_ context.Context, req *criv1.ImageStatusRequest) (*criv1.ImageStatusResponse, error) {
+func (s *Server) ImageStatus(ctx context.Context, req *criv1.ImageStatusRequest) (*criv1.ImageStatusResponse, error) {
+	s.wait(ctx, "ImageStatus")
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.asked = append(s.asked, "ImageStatus")
 	if s.failure != nil {
 		return nil, s.failure
 	}
