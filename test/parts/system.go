@@ -45,6 +45,7 @@ func Systems() []System {
 		{"busybox", "busybox-static", []string{"busybox"}},
 		{"mtools", "mtools", []string{"mtools"}},
 		{"objcopy", "binutils", []string{"objcopy"}},
+		{"mkfs.ext4", "e2fsprogs", []string{"mkfs.ext4"}},
 	}
 }
 

@@ -11,8 +11,8 @@
 //
 // Images can also be started by systemd-boot, and by Debian's shim and GRUB, with secure boot too ([Changes], [VMOptions]). A guest
 // without a server runs no agent: it writes its evidence and is done. With NodePrograms it first loads the IMA policy of examples/ima-policy and
-// runs containerd, runc and kubelet, and then, where it is asked to, a process without rights that has the kernel write odd
-// entries (package pod).
+// runs containerd and kubelet, and a container that runc starts with the rights of a pod (containerConfig). Where it is asked to,
+// that has the kernel write odd entries (package pod).
 //
 // Processors are emulated, so that it works where there is no KVM, inside another virtual machine for example.
 //

@@ -39,6 +39,8 @@ type Changes struct {
 	Stub string
 	// Sections are more sections of the unified kernel image, content by name (".pcrpkey").
 	Sections map[string]string
+	// GRUBConfig makes GRUB's configuration of the kernel's command line; nil is the golden one.
+	GRUBConfig func(line string) string
 	// Partition are more files of the boot partition, content by path.
 	Partition map[string][]byte
 }
@@ -80,7 +82,7 @@ func (k *Kit) Build(ctx context.Context, dir string, c Changes) (*Image, error) 
 	case Unified, SystemdBootUnified:
 		files, err = k.unified(ctx, dir, c, i, kernel, initrd)
 	case SystemdBoot, GRUB:
-		files, err = k.plain(dir, c.Loader, i, kernel, initrd)
+		files, err = k.plain(dir, c, i, kernel, initrd)
 	}
 	if err != nil {
 		return nil, err
@@ -163,7 +165,7 @@ func imageBase(path string) (base uint64, err error) {
 
 // plain writes kernel, initrd and the loader's configuration, and returns the files of the boot
 // partition.
-func (k *Kit) plain(dir string, l Loader, i *Image, kernel, initrd []byte) (map[string]string, error) {
+func (k *Kit) plain(dir string, c Changes, i *Image, kernel, initrd []byte) (map[string]string, error) {
 	var err error
 	if i.Kernel, err = write(dir, "vmlinuz", kernel); err != nil {
 		return nil, err
@@ -172,10 +174,14 @@ func (k *Kit) plain(dir string, l Loader, i *Image, kernel, initrd []byte) (map[
 		return nil, err
 	}
 	files := map[string]string{"keelson/vmlinuz": i.Kernel, "keelson/initrd.img": i.Initrd}
-	if l == GRUB {
+	if c.Loader == GRUB {
+		config := grubConfig
+		if c.GRUBConfig != nil {
+			config = c.GRUBConfig
+		}
 		i.Loaders = []string{filepath.Join(k.shim, "usr/lib/shim/shimx64.efi.signed"), filepath.Join(k.grub,
 			"usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed")}
-		i.Config, err = write(dir, "grub.cfg", []byte(grubConfig(i.CommandLine)))
+		i.Config, err = write(dir, "grub.cfg", []byte(config(i.CommandLine)))
 		files["EFI/BOOT/BOOTX64.EFI"], files["EFI/BOOT/grubx64.efi"], files["EFI/debian/grub.cfg"] = i.Loaders[0],
 			i.Loaders[1], i.Config
 		return files, err
@@ -229,8 +235,28 @@ func (k *Kit) partition(ctx context.Context, dir string, files map[string]string
 	return disk, nil
 }
 
-// grubConfig has GRUB 2.06 start the kernel through its EFI stub, which hands the firmware's log
-// on; "linux" does so only where secure boot is on.
+// grubConfig has what generated configurations have: questions about files and the environment block, a function, a
+// menu. GRUB 2.06 starts the kernel by "linuxefi" through its EFI stub, which hands the firmware's log on; "linux" does so only
+// where secure boot is on.
 func grubConfig(line string) string {
-	return "linuxefi /keelson/vmlinuz " + line + "\ninitrdefi /keelson/initrd.img\nboot\n"
+	return `if [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${next_entry}" ]; then
+  set default="${next_entry}"
+else
+  set default="0"
+fi
+set timeout=0
+function load_modules {
+  insmod gzio
+  if [ x$grub_platform = xefi ]; then insmod part_gpt; insmod fat; fi
+}
+menuentry 'Keelson' --class keelson --id keelson {
+	load_modules
+	linuxefi	/keelson/vmlinuz ` + line + `
+	initrdefi	/keelson/initrd.img
+}
+if [ -f ${config_directory}/custom.cfg ]; then source ${config_directory}/custom.cfg; fi
+`
 }

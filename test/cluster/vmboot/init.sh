@@ -28,16 +28,30 @@ show_evidence() {
 	fi
 }
 
-# A node of a cluster: the policy for nodes is loaded, the runtime's programs run. A pod's process then does its worst, without rights.
+# A node of a cluster: the policy for nodes is loaded, the runtime's programs run, and runc starts a container as a pod's is started. What
+# the container does is in its configuration. Its root is an overlay, its volume /data on the host's root file system, and the one over
+# the directory of the host's runc on pods' own, but where the machine is told otherwise. Nobody but root may make a namespace in
+# which file systems are mounted.
 run_node() {
 	echo /etc/ima/ima-policy >/sys/kernel/security/ima/policy && echo "vmboot: policy loaded"
 	containerd --version && runc --version && kubelet --version && containerd-shim-runc-v2 -v && echo "vmboot: node runs"
-	if [ -e /run/keelson/pod ]; then
-		mkdir -p /var/lib/containers/pod/boot /var/lib/containers/pod/work
-		mount -t vfat -o ro /dev/vda /var/lib/containers/pod/boot
-		chown 1000:1000 /var/lib/containers/pod/work
-		/var/lib/containers/pod/pod -direct /var/lib/containers/pod/boot/pod/direct.bin -dir /var/lib/containers/pod/work && echo "vmboot: pod ran"
+	mount -t cgroup2 cgroup2 /sys/fs/cgroup
+	echo 0 >/proc/sys/user/max_user_namespaces
+	pod=/run/keelson/pod volumes=/var/lib/kubelet/pods/pod/volumes
+	mkdir -p $pod/rootfs $pod/layers $volumes/data $volumes/boot $volumes/programs
+	mount -t tmpfs layers $pod/layers
+	mkdir -p $pod/layers/lower/data/boot $pod/layers/lower/usr/sbin $pod/layers/lower/etc $pod/layers/upper $pod/layers/work
+	cp /opt/keelson/pod $pod/layers/lower/pod
+	echo >$pod/layers/lower/etc/hosts
+	mount -t overlay -o lowerdir=$pod/layers/lower,upperdir=$pod/layers/upper,workdir=$pod/layers/work overlay $pod/rootfs
+	mount -t vfat -o ro /dev/vda $volumes/boot
+	if [ -e /run/keelson/elsewhere ]; then
+		mount -t tmpfs programs $volumes/programs
+	else
+		mount -t ext4 -o noexec /dev/vde $volumes/programs
 	fi
+	echo "127.0.0.1 pod" >$volumes/hosts
+	runc run --no-pivot --bundle $pod pod && echo "vmboot: pod ran"
 }
 
 if [ ! -e /run/keelson/agent.conf ]; then

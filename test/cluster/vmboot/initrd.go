@@ -14,11 +14,11 @@ import (
 //go:embed init.sh
 var initScript []byte
 
-// drivers are the modules that the guest loads: disks, network, and the boot partition's file system. TPM and IMA are built into Debian's kernel.
-var drivers = []string{"virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii"}
+// drivers are the modules that the guest loads: disks, network, the boot partition's file system, and containers'. TPM and IMA are built into Debian's kernel.
+var drivers = []string{"virtio_pci", "virtio_blk", "virtio_net", "vfat", "nls_cp437", "nls_ascii", "overlay"}
 
 // applets are busybox's names that init.sh uses.
-var applets = []string{"sh", "mount", "insmod", "ip", "mkdir", "tar", "cat", "sleep", "rm", "sync", "echo", "chown"}
+var applets = []string{"sh", "mount", "insmod", "ip", "mkdir", "tar", "cat", "sleep", "rm", "sync", "echo", "cp"}
 
 // file is an entry of an initrd.
 type file struct {

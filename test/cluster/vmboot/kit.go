@@ -49,7 +49,7 @@ func Gather(ctx context.Context, log io.Writer, dir string) (*Kit, error) {
 	k := &Kit{dir: dir, log: log}
 	var err error
 	k.system, err = parts.EnsureSystem(ctx, log, "qemu", "ovmf", "systemd-stub", "systemd-boot", "swtpm",
-		"swtpm_setup", "busybox", "mtools", "objcopy")
+		"swtpm_setup", "busybox", "mtools", "objcopy", "mkfs.ext4")
 	if missing := (*parts.MissingError)(nil); errors.As(err, &missing) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	} else if err != nil {
@@ -137,7 +137,7 @@ func (k *Kit) collectPrograms(ctx context.Context) (string, error) {
 }
 
 // NodePrograms makes the disk of a guest that runs what a node of a cluster runs: containerd and its shim, runc, kubelet, and the
-// program of package pod, which is not measured as long as nobody runs it. In runc, byte i of the last ones is inverted where change
+// program of package pod, which runs in a container alone. In runc, byte i of the last ones is inverted where change
 // is i; 0 changes nothing.
 func (k *Kit) NodePrograms(ctx context.Context, name string, change int) (string, error) {
 	built, err := parts.Ensure(ctx, k.log, "containerd", "containerd-shim-runc-v2", "kubelet")
@@ -156,7 +156,7 @@ func (k *Kit) NodePrograms(ctx context.Context, name string, change int) (string
 		"usr/bin/containerd":              built["containerd"],
 		"usr/bin/containerd-shim-runc-v2": built["containerd-shim-runc-v2"], "usr/bin/kubelet": built["kubelet"],
 		"usr/sbin/runc": system["runc"], guestPrograms + "collect": own[collectCommand],
-		"var/lib/containers/pod/pod": own[podCommand],
+		guestPrograms + "pod": own[podCommand],
 	}
 	libraries, err := libraries(ctx, system["runc"])
 	if err != nil {

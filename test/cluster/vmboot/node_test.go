@@ -16,12 +16,15 @@ import (
 	"github.com/keelson-project/keelson/test/cluster/vmboot"
 )
 
-// podRules are what an operator adds to a captured set of a node whose pods' files do not matter.
-const podRules = "  ignoreDirectories: [/var/lib/containers]\n  bareNames: allow\n"
+// podRules are what an operator adds to a captured set of a node whose pods' files do not matter: the
+// directories of pods' volumes, what kubelet puts into each container, and a container's own /dev.
+const podRules = "  ignoreDirectories: [" + vmboot.DataVolume + ", /dev]\n  ignoreFiles: [/etc/hosts]\n  bareNames: allow\n"
 
-// On a node with the policy that the project ships, the kernel measures containerd, runc and
-// kubelet. A process of a pod, without rights, cannot make the node untrusted where the set says
-// that pods' files do not matter. One byte of runc can.
+// On a node with the policy that the project ships, and its optional rules for pods, the kernel
+// measures containerd, runc and kubelet. A container of a pod, with the rights that a pod has,
+// cannot make the node untrusted where policy and set say that pods' files do not matter. One byte
+// of runc can. So can a pod with a volume that lies where the host has runc, on a file system that
+// the policy does not leave out: the kernel tells the path that the container sees.
 func TestWhatANodeRunsIsMeasured(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots virtual machines in emulation, which -short leaves out")
@@ -30,15 +33,22 @@ func TestWhatANodeRunsIsMeasured(t *testing.T) {
 		40*time.Minute) // containerd and kubelet are built first where they are not there
 	defer cancel()
 	p := newPredictor(ctx, t)
-	policy := read(t, "../../../examples/ima-policy/ima-policy")
+	policy := string(read(t, "../../../examples/ima-policy/ima-policy").Data)
+	for _, rule := range []string{"dont_measure fsmagic=0x794c7630", "dont_measure fsuuid=" + vmboot.PodsUUID} {
+		if !strings.Contains(policy, "\n#optional "+rule+"\n") {
+			t.Fatalf("the policy has no optional rule %s", rule)
+		}
+		policy = strings.Replace(policy, "#optional "+rule, rule, 1)
+	}
 	image := p.build(ctx, t, "node", vmboot.Changes{
-		Files:     map[string]string{"etc/ima/ima-policy": string(policy.Data)},
+		Files:     map[string]string{"etc/ima/ima-policy": policy},
 		Partition: map[string][]byte{"pod/direct.bin": bytes.Repeat([]byte("x"), 8192)},
 	})
 	var err error
 	p.node, err = p.kit.NodePrograms(ctx, "node.img", 0)
 	must(t, err)
 	golden := p.boot(ctx, t, "node", image)
+	p.says(t, "node", "vmboot: pod ran")
 	strict := golden.captured(t)
 	captured := string(strict.Marshal())
 	for _, path := range []string{"/etc/ima/ima-policy", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2",
@@ -51,7 +61,7 @@ func TestWhatANodeRunsIsMeasured(t *testing.T) {
 		1)))
 	must(t, err)
 
-	t.Run("a process of a pod does its worst", func(t *testing.T) {
+	t.Run("a container does its worst", func(t *testing.T) {
 		p.pod = true
 		defer func() { p.pod = false }()
 		b := p.boot(ctx, t, "pod", image)
@@ -66,25 +76,40 @@ func TestWhatANodeRunsIsMeasured(t *testing.T) {
 		}
 		all := strings.Join(got, "\n")
 		for _, want := range []string{
-			"file /var/lib/containers/pod/pod has digest",
-			"file /var/lib/containers/pod/boot/pod/direct.bin has unknown content",
-			"boot_aggregate", "file /var/lib/containers/pod/work/unknown has digest", "memfd:pod",
+			"file /data/boot/pod/direct.bin has unknown content",
+			"boot_aggregate", "file /data/unknown has digest", "file /dev/unknown has digest", "memfd:pod",
+			"file /etc/hosts has digest",
 		} {
 			if !strings.Contains(all, want) {
 				t.Errorf("no refusal says %q:\n%s", want, all)
 			}
 		}
+		if strings.Contains(all, "file /unknown ") || strings.Contains(all, "/usr/sbin/runc") {
+			t.Errorf("a program of an overlay, or of pods' own file system, was measured:\n%s", all)
+		}
+	})
+	t.Run("a container has a file where the host has runc, on another file system", func(t *testing.T) {
+		p.pod, p.elsewhere = true, true
+		defer func() { p.pod, p.elsewhere = false, false }()
+		b := p.boot(ctx, t, "path", image)
+		p.says(t, "path", "vmboot: pod ran")
+		refusedByRunc(t, appraised(t, b, set))
 	})
 	t.Run("one byte of runc is changed", func(t *testing.T) {
 		p.node, err = p.kit.NodePrograms(ctx, "node-runc.img", 1)
 		must(t, err)
-		refusals := appraised(t, p.boot(ctx, t, "runc", image), set)
-		if len(refusals) != 1 || refusals[0].Check != "ima.file" || !strings.HasPrefix(refusals[0].Reason,
-			"file /usr/sbin/runc has digest sha256:") {
-			t.Errorf("%v", refusals)
-		}
-		p.says(t, "runc", "vmboot: node runs")
+		refusedByRunc(t, appraised(t, p.boot(ctx, t, "runc", image), set))
+		p.says(t, "runc", "vmboot: pod ran")
 	})
+}
+
+// refusedByRunc demands that a node is refused by the path of runc alone.
+func refusedByRunc(t *testing.T, refusals nodeclaim.Refusals) {
+	t.Helper()
+	if len(refusals) != 1 || refusals[0].Check != "ima.file" || !strings.HasPrefix(refusals[0].Reason,
+		"file /usr/sbin/runc has digest sha256:") {
+		t.Errorf("%v", refusals)
+	}
 }
 
 // says demands that a machine's console has a text.

@@ -46,20 +46,57 @@ func TestBootsArePredictedFromTheirFiles(t *testing.T) {
 		})
 	}
 	for name, secure := range map[string]bool{"grub": false, "grub-secure": true} {
-		t.Run(name, func(t *testing.T) {
-			change := vmboot.Changes{Loader: vmboot.GRUB, CommandLine: "a=b",
-				Files: map[string]string{"etc/motd": "hello"}}
-			if !secure {
-				change.Kernel = []byte("!") // which its signature does not cover
-			}
-			before := p.build(ctx, t, name, vmboot.Changes{Loader: vmboot.GRUB})
-			after := p.build(ctx, t, name+"-2", change)
-			p.secure = secure
-			machine := p.boot(ctx, t, name, before)
-			predicted, err := machine.base.Predict(replaced(t, before, after))
-			must(t, err)
-			p.compare(t, predicted, p.boot(ctx, t, name+"-2", after))
-		})
+		t.Run(name, func(t *testing.T) { p.updatesGRUB(ctx, t, name, secure) })
+	}
+}
+
+// updatedConfig is another configuration: another entry of the menu, chosen by its identifier, starts another kernel.
+func updatedConfig(line string) string {
+	return `if [ -s $prefix/grubenv ]; then load_env; fi
+set default=update
+set timeout="0" # at once
+function load_modules { insmod gzio; }
+function entry {
+  if [ "$1" != two ]; then set extra=c=d; else set extra='e=f  g=h'; fi
+}
+menuentry 'Keelson' --class keelson --id keelson {
+	linuxefi	/keelson/vmlinuz ` + line + `
+}
+submenu 'More' --id more { menuentry 'None' { halt; } }
+menuentry "Keelson, updated" --unrestricted --id "update" {
+	load_modules; entry two
+	linuxefi	/keelson/vmlinuz-2 ` + line + ` $extra
+	initrdefi	/keelson/initrd.img
+}
+`
+}
+
+// updatesGRUB predicts an update by its texts, and one by another configuration.
+func (p *predictor) updatesGRUB(ctx context.Context, t *testing.T, name string, secure bool) {
+	p.secure = secure
+	before := p.build(ctx, t, name, vmboot.Changes{Loader: vmboot.GRUB})
+	machine := p.boot(ctx, t, name, before)
+	change := vmboot.Changes{Loader: vmboot.GRUB, CommandLine: "a=b", Files: map[string]string{"etc/motd": "hello"}}
+	if !secure {
+		change.Kernel = []byte("!") // which its signature does not cover
+		texts := p.build(ctx, t, name+"-texts", change)
+		g := replaced(t, before, texts)
+		g.Texts = []predict.Substitution{{Old: before.CommandLine, New: texts.CommandLine}}
+		predicted, err := machine.base.Predict(g)
+		must(t, err)
+		p.compare(t, predicted, p.boot(ctx, t, name+"-texts", texts))
+	}
+	kernel := predict.File{Name: "vmlinuz-2", Data: append(read(t, before.Kernel).Data, change.Kernel...)}
+	change.GRUBConfig, change.Partition = updatedConfig, map[string][]byte{"keelson/vmlinuz-2": kernel.Data}
+	after := p.build(ctx, t, name+"-config", change)
+	g := replaced(t, before, after)
+	g.Files[0].New = kernel
+	predicted, err := machine.base.Predict(g)
+	must(t, err)
+	booted := p.boot(ctx, t, name+"-config", after)
+	p.compare(t, predicted, booted)
+	if want := "/keelson/vmlinuz-2 " + after.CommandLine + " e=f g=h"; predicted.CommandLine != want {
+		t.Errorf("the command line is %q, want %q; the kernel says %q", predicted.CommandLine, want, booted.bundle.CommandLine)
 	}
 }
 
@@ -77,10 +114,10 @@ func change(t *testing.T, i *vmboot.Image) predict.Change {
 		CommandLine: i.CommandLine}
 }
 
-// replaced is what changes from one image with GRUB to another.
-func replaced(t *testing.T, before, after *vmboot.Image) predict.Change {
+// replaced are the files that change from one image with GRUB to another.
+func replaced(t *testing.T, before, after *vmboot.Image) predict.GRUB {
 	t.Helper()
-	g := predict.GRUB{Texts: []predict.Substitution{{Old: before.CommandLine, New: after.CommandLine}}}
+	var g predict.GRUB
 	for _, pair := range [][2]string{{before.Kernel, after.Kernel}, {before.Initrd, after.Initrd}, {before.Config,
 		after.Config}} {
 		g.Files = append(g.Files, predict.Replacement{Old: read(t, pair[0]), New: read(t, pair[1])})
@@ -103,9 +140,9 @@ type predictor struct {
 	tpm   *vmboot.TPM
 	// secure has the next boots enforce secure boot.
 	secure bool
-	// node and pod are as in VMOptions.
-	node string
-	pod  bool
+	// node, pod and elsewhere are as in VMOptions.
+	node           string
+	pod, elsewhere bool
 }
 
 func newPredictor(ctx context.Context, t *testing.T) *predictor {
@@ -158,7 +195,7 @@ func (b booted) captured(t *testing.T) reference.Set {
 func (p *predictor) boot(ctx context.Context, t *testing.T, name string, image *vmboot.Image) booted {
 	t.Helper()
 	vm, err := p.kit.Start(ctx, p.group, vmboot.VMOptions{Name: name, Dir: filepath.Join(p.dir, "vm-"+name),
-		Image: image, TPM: p.tpm, SecureBoot: p.secure, Node: p.node, Pod: p.pod})
+		Image: image, TPM: p.tpm, SecureBoot: p.secure, Node: p.node, Pod: p.pod, Elsewhere: p.elsewhere})
 	must(t, err)
 	defer vm.Close()
 	dir := filepath.Join(p.dir, "evidence-"+name)

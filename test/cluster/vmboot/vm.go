@@ -36,10 +36,11 @@ type VMOptions struct {
 	TrustDomain string
 	// Tag is the machine's signed asset tag; nil is none.
 	Tag []byte
-	// Node has a guest without a server run what a node runs (NodePrograms made the disk), "" for none. Pod has a process without
-	// rights do its worst afterwards.
-	Node string
-	Pod  bool
+	// Node has a guest without a server run what a node runs (NodePrograms made the disk), "" for none: containerd, kubelet, and a
+	// container that runc starts. Pod has that container do its worst. Elsewhere has its volume at ProgramsVolume on another file
+	// system than pods' own.
+	Node           string
+	Pod, Elsewhere bool
 	// SecureBoot has firmware enforce it, with Microsoft's keys, by which Debian's shim is signed.
 	SecureBoot bool
 	// Golden has the guest write its evidence once its agent has run; see [VM.Evidence].
@@ -101,7 +102,15 @@ func (k *Kit) Start(ctx context.Context, g *cluster.Group, o VMOptions) (*VM, er
 	if err := vm.swtpm.Until(ready, func(context.Context) error { _, err := os.Stat(socket); return err }); err != nil {
 		return nil, err
 	}
-	vm.Process, err = g.Start(cluster.Command{Name: "qemu-" + o.Name, Path: k.system["qemu"], Args: k.arguments(o, disk, socket)})
+	args := k.arguments(o, disk, socket)
+	if o.Node != "" {
+		pods, err := k.podsDisk(ctx, o.Dir)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "-drive", "if=none,id=pods,format=raw,file="+pods, "-device", "virtio-blk-pci,drive=pods") // vde
+	}
+	vm.Process, err = g.Start(cluster.Command{Name: "qemu-" + o.Name, Path: k.system["qemu"], Args: args})
 	if err != nil {
 		vm.swtpm.Stop(time.Second)
 		return nil, err
@@ -161,14 +170,7 @@ func (k *Kit) arguments(o VMOptions, programs, tpmSocket string) []string {
 // configDisk is what differs from run to run, and is not measured: data only, no programs.
 func (o VMOptions) configDisk() ([]byte, error) {
 	if o.Server == nil {
-		files := map[string][]byte{"collect": nil}
-		if o.Node != "" {
-			files["node"] = nil
-		}
-		if o.Pod {
-			files["pod"] = nil
-		}
-		return tarOf(0o600, files)
+		return o.nodeDisk()
 	}
 	bundle, err := os.ReadFile(o.Server.Bundle)
 	if err != nil {
@@ -180,6 +182,27 @@ func (o VMOptions) configDisk() ([]byte, error) {
 	}
 	if o.Golden {
 		files["collect"] = nil
+	}
+	return tarOf(0o600, files)
+}
+
+// nodeDisk is the same for a guest without a server.
+func (o VMOptions) nodeDisk() ([]byte, error) {
+	files := map[string][]byte{"collect": nil}
+	if o.Node == "" {
+		return tarOf(0o600, files)
+	}
+	files["node"] = nil
+	if o.Elsewhere {
+		files["elsewhere"] = nil
+	}
+	var args []string
+	if o.Pod {
+		args = []string{"-worst", "-data", DataVolume, "-programs", ProgramsVolume}
+	}
+	var err error
+	if files["pod/config.json"], err = containerConfig(args...); err != nil {
+		return nil, err
 	}
 	return tarOf(0o600, files)
 }

@@ -1,57 +1,83 @@
-// Command pod does in the guest, as a user without rights and in a folder of its own, what has the
-// kernel write odd entries into IMA's list: it maps a file as code that is open with O_DIRECT, one
-// named boot_aggregate below a path too long for the kernel, and runs a program that nobody knows,
-// from a file and from memory.
+// Command pod is what a container of the guest runs. Without flags it ends at once. With -worst it
+// does what has the kernel write odd entries into IMA's list, and what could pass for the host's
+// files: it maps a file as code that is open with O_DIRECT, one named boot_aggregate below a path
+// too long for the kernel, and one that kubelet made, runs a program that nobody knows from its root
+// file system, a volume, /dev and memory, and maps one in a volume that lies where the host has
+// runc. It maps files even where it may not: the kernel measures before it refuses.
 package main
 
 import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 func main() {
-	direct := flag.String("direct", "", "a file on a file system that knows O_DIRECT")
-	dir := flag.String("dir", "", "folder to work in, owned by the user")
-	user := flag.Int("user", 1000, "user and group to become")
+	worst := flag.Bool("worst", false, "do the worst")
+	data := flag.String("data", "", "volume that may be executed from; boot/pod/direct.bin in it is on a file system that knows O_DIRECT")
+	programs := flag.String("programs", "", "volume that lies over the folder that has runc on the host")
 	flag.Parse()
-	if *dir == "" { // a program that was run for being run
+	if !*worst { // also a program that was run for being run
 		return
 	}
-	if err := run(*direct, *dir, *user); err != nil {
+	if err := run(*data, filepath.Join(*programs, "runc")); err != nil {
 		fmt.Fprintln(os.Stderr, "pod:", err)
 		os.Exit(1)
 	}
 }
 
-func run(direct, dir string, user int) error {
-	err := errors.Join(unix.Setgroups(nil), unix.Setresgid(user, user, user), unix.Setresuid(user, user, user))
-	if err != nil {
-		return fmt.Errorf("become user %d: %w", user, err)
-	}
-	// After a change of user the kernel keeps /proc/PID from its own process, and with it programs
-	// in memory.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl: %w", err)
-	}
-	if unix.Setuid(0) == nil {
-		return errors.New("the process can become root again")
-	}
+func run(data, runc string) error {
 	for _, act := range []func() error{
-		func() error { return mapped(direct, unix.O_RDONLY|unix.O_DIRECT) },
-		func() error { return longPath(dir) },
-		func() error { return unknown(dir) },
+		func() error { return mapped(filepath.Join(data, "boot/pod/direct.bin"), unix.O_RDONLY|unix.O_DIRECT) },
+		func() error { return longPath(data) },
+		func() error { return unknown(filepath.Join(data, "unknown")) },
+		func() error { return unknown("/unknown") },
+		func() error { return unknown("/dev/unknown") },
 		memory,
+		confined,
+		func() error { return mapped("/etc/hosts", unix.O_RDONLY) },
+		func() error { return alike(runc) },
 	} {
 		if err := act(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// alike writes a program that nobody knows where the host has another, and maps it as code: what the
+// mount says against that is said after the kernel has measured it.
+func alike(name string) error {
+	program, err := other()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(name, program, 0o700); err != nil {
+		return err
+	}
+	if err := mapped(name, unix.O_RDONLY); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+// confined checks that the process can mount nothing and make no namespace to mount in.
+func confined() error {
+	if err := unix.Mount("tmpfs", "/usr", "tmpfs", 0, ""); !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("the container can mount: %w", err)
+	}
+	namespace := exec.Command("/pod")
+	namespace.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER | unix.CLONE_NEWNS}
+	if err := namespace.Run(); err == nil {
+		return errors.New("the container can make a user namespace")
 	}
 	return nil
 }
@@ -64,7 +90,7 @@ func mapped(name string, flags int) error {
 	}
 	code, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE)
 	if err != nil {
-		return fmt.Errorf("map %s: %w", name, err)
+		return errors.Join(fmt.Errorf("map %s: %w", name, err), unix.Close(fd))
 	}
 	return errors.Join(unix.Munmap(code), unix.Close(fd))
 }
@@ -93,12 +119,12 @@ func other() ([]byte, error) {
 	return append(self, 0), err
 }
 
-func unknown(dir string) error {
+// unknown writes a program that nobody knows, and runs it.
+func unknown(name string) error {
 	program, err := other()
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, "unknown")
 	if err := os.WriteFile(name, program, 0o700); err != nil {
 		return err
 	}
