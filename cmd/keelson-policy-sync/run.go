@@ -111,14 +111,15 @@ func assemble(ctx context.Context, mgr manager.Manager, spire *spireapi.Server, 
 	var loop *syncer.Syncer
 	images := syncer.NewImages(syncer.Checker(checker), func() { loop.Trigger() }, c.Images.Recheck, time.Now)
 	images.Panics = caught
+	store := kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot)
 	loop = syncer.New(syncer.Options{
-		Kubernetes: kube.New(mgr.GetCache(), mgr.GetClient(), mgr.GetEventRecorder("keelson-policy-sync"), c.Snapshot),
+		Kubernetes: store,
 		SPIRE:      spire, Images: images.Results, Log: log, Metrics: counters, Now: time.Now,
 		Resync: c.Resync, Debounce: c.Debounce, Timeout: c.SPIRE.Timeout, ReadTimeout: readTimeout,
 		SPIREFresh: min(c.Resync, spireFresh), Patience: min(c.SPIRE.Timeout, 500*time.Millisecond),
 		WarmUp: c.Images.Checker.Timeout + 5*time.Second, Memory: memory(mgr, c), History: histories(mgr, c), Panics: caught,
 	})
-	if err := kube.Watch(ctx, mgr.GetCache(), c.Snapshot, loop.Trigger, caught); err != nil {
+	if err := store.Watch(ctx, mgr.GetCache(), loop.Trigger, caught); err != nil {
 		return err
 	}
 	ready := func(*http.Request) error { return nil }

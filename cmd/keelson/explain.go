@@ -133,7 +133,7 @@ func explainNode(name string, s snapshot.Snapshot, r plan.Result) (explanation, 
 			e.Agent = "yes"
 		}
 	}
-	for _, p := range r.Graph.Pods {
+	for _, p := range r.Graph.Pods() {
 		if p.Node == name {
 			e.Pods = append(e.Pods, explainedRow{Pod: p.Key(), Attested: p.Attested, NotKnown: notKnown(*p), Why: strings.Join(p.Why, "; ")})
 		}

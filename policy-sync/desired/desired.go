@@ -171,7 +171,7 @@ func Urgent(g trustgraph.Graph) Intents {
 	for _, n := range g.Nodes {
 		out.Nodes = append(out.Nodes, NodeOf(g, n))
 	}
-	for _, p := range g.Pods {
+	for _, p := range g.Pods() {
 		out.Pods = append(out.Pods, PodOf(g, p))
 	}
 	return out

@@ -11,6 +11,7 @@ package kube
 import (
 	"errors"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -50,6 +51,11 @@ type Store struct {
 	looked atomic.Int64
 	// said are statuses that were compared with what is there. Reports come one after the other.
 	said map[client.ObjectKey]said
+	// changes are noted once the store is watched. What was read is kept until it changes.
+	watched bool
+	changes changes
+	reading sync.Mutex
+	kept    lists
 }
 
 // New makes a store. It reads from reader (a cache, or the API itself) and writes through writer. A nil recorder writes no

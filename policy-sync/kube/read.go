@@ -24,51 +24,20 @@ import (
 )
 
 // Read fills the parts of a snapshot that Kubernetes knows; At, Images and SPIRE are the caller's. Any list that fails is an
-// error: absence in a partial reading proves nothing.
+// error: absence in a partial reading proves nothing. Where the store follows its reader's changes (Watch), only what has
+// changed is read, and the rest is the lists of the reading before.
 func (s *Store) Read(ctx context.Context) (snapshot.Snapshot, error) {
-	var (
-		nodes      corev1.NodeList
-		namespaces corev1.NamespaceList
-		trusts     v1alpha1.NodeTrustList
-		policies   v1alpha1.TrustPolicyList
-		services   networkingv1.ServiceCIDRList
-	)
-	for what, list := range map[string]client.ObjectList{
-		"nodes": &nodes, "namespaces": &namespaces, "nodetrusts": &trusts, "trustpolicies": &policies, "servicecidrs": &services,
-	} {
-		if err := s.reader.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
-			return snapshot.Snapshot{}, fmt.Errorf("kube: list %s: %w", what, err)
-		}
-	}
-	pods, err := s.pods(ctx)
-	if err != nil {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	what := s.changes.take()
+	if err := s.reread(ctx, what); err != nil {
+		s.changes.giveBack(what)
 		return snapshot.Snapshot{}, err
 	}
-	out := snapshot.Snapshot{Config: s.config, Nodes: nodes.Items, Namespaces: namespaces.Items, Pods: pods,
-		NodeTrusts: trusts.Items, Policies: policies.Items}
-	for _, k := range s.kinds {
-		objects, err := s.list(ctx, k)
-		if err != nil {
-			return snapshot.Snapshot{}, err
-		}
-		out.Objects = append(out.Objects, objects...)
-	}
-	out.Objects = append(out.Objects, s.unlabelled(ctx, out.Objects)...)
-	out.ServiceCIDRs = serviceCIDRs(services.Items)
-	if err := s.readVolumes(ctx, &out); err != nil {
-		return snapshot.Snapshot{}, err
-	}
-	if s.config.Istio {
-		mesh, err := s.meshConfig(ctx)
-		if err != nil {
-			return snapshot.Snapshot{}, err
-		}
-		out.Objects = append(out.Objects, mesh...)
-	}
-	if s.config.Calico {
-		if err := s.readBlocks(ctx, &out); err != nil {
-			return snapshot.Snapshot{}, err
-		}
+	out := s.kept.snapshot
+	out.Config, out.PodLists, out.PodChanges = s.config, s.kept.pods, s.kept.podChanges
+	if more := s.unlabelled(ctx, out.Objects); len(more) > 0 {
+		out.Objects = slices.Concat(out.Objects, more)
 	}
 	return out, nil
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 )
 
 // Report is what a pass has to say to people.
@@ -98,7 +99,7 @@ func (s *Store) status(ctx context.Context, p PolicyStatus) error {
 	if string(live.UID) != p.UID {
 		return nil // another policy of the same name: its own pass comes
 	}
-	if said := s.said[key]; said.live == live && equality.Semantic.DeepEqual(said.status, p.Status) {
+	if said := s.said[key]; said.live == live && (sameStatus(said.status, p.Status) || equality.Semantic.DeepEqual(said.status, p.Status)) {
 		return nil // compared before
 	}
 	want := live.DeepCopy()
@@ -123,6 +124,13 @@ func (s *Store) status(ctx context.Context, p PolicyStatus) error {
 type said struct {
 	live   *v1alpha1.TrustPolicy
 	status v1alpha1.TrustPolicyStatus
+}
+
+// sameStatus reports whether two statuses are one in memory; false says nothing.
+func sameStatus(x, y v1alpha1.TrustPolicyStatus) bool {
+	return x.ObservedGeneration == y.ObservedGeneration && x.Selected == y.Selected && x.Attested == y.Attested && x.Why == y.Why &&
+		x.LastAccepted == y.LastAccepted && x.LastSynced == y.LastSynced &&
+		snapshot.Same(x.Conditions, y.Conditions) && snapshot.Same(x.Refused, y.Refused) && snapshot.Same(x.Notes, y.Notes)
 }
 
 // policy reads a policy: the cache's own object where there is a cache, which nobody may change.

@@ -86,7 +86,7 @@ func TestInvariant09_SteadyStateWritesNothingOnRealAPIServers(t *testing.T) {
 	var pod corev1.Pod
 	get(t, root, "payments", "api-fra-1", &pod)
 	if pod.Labels[v1alpha1.PodAttestedLabel] != v1alpha1.True {
-		t.Fatalf("the pod is not attested: %v", s.make(t).Graph.Pods)
+		t.Fatalf("the pod is not attested: %v", s.make(t).Graph.Pods())
 	}
 
 	var trust v1alpha1.NodeTrust

@@ -40,11 +40,13 @@ func object(k snapshot.Kind) *unstructured.Unstructured {
 	return o
 }
 
-// Watch calls trigger whenever something that Read reads has changed. It decides nothing: what is to be done about a change
-// is found out by reading everything.
+// Watch calls trigger whenever something that Read reads has changed, and from then on has Read read only what has changed. The
+// cache is the store's reader. Watch decides nothing: what is to be done about a change is found out from all that is there.
 //
-// A panic while a change is looked at counts as a change.
-func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger func(), caught *panics.Recorder) error {
+// A panic while a change is looked at counts as a change. Watch is called before the first Read.
+func (s *Store) Watch(ctx context.Context, c cache.Cache, trigger func(), caught *panics.Recorder) error {
+	config := s.config
+	s.watched = true
 	objects := []client.Object{&corev1.Node{}, &corev1.Namespace{}, &corev1.Pod{}, &v1alpha1.NodeTrust{}, &v1alpha1.TrustPolicy{},
 		&networkingv1.ServiceCIDR{}}
 	objects = append(objects, volumeObjects()...)
@@ -59,12 +61,13 @@ func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger f
 		objects = append(objects, object(k))
 	}
 	for _, o := range objects {
+		kind := kindOf(o)
 		// Not blocking: the cache starts later; Read waits for it.
 		informer, err := c.GetInformer(ctx, o, cache.BlockUntilSynced(false))
 		if err != nil {
 			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
 		}
-		_, err = informer.AddEventHandler(handler(trigger, caught))
+		_, err = informer.AddEventHandler(handler(func(object any) { s.changes.note(kind, object) }, trigger, caught))
 		if err != nil {
 			return fmt.Errorf("kube: watch %T %s: %w", o, o.GetObjectKind().GroupVersionKind().Kind, err)
 		}
@@ -72,12 +75,14 @@ func Watch(ctx context.Context, c cache.Cache, config snapshot.Config, trigger f
 	return nil
 }
 
-func handler(trigger func(), caught *panics.Recorder) toolscache.ResourceEventHandlerFuncs {
+// handler notes each change before it calls trigger, so that the reading that follows sees it.
+func handler(note func(object any), trigger func(), caught *panics.Recorder) toolscache.ResourceEventHandlerFuncs {
 	return toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { trigger() },
-		DeleteFunc: func(any) { trigger() },
+		AddFunc:    func(o any) { defer trigger(); note(o) },
+		DeleteFunc: func(o any) { defer trigger(); note(o) },
 		UpdateFunc: func(before, after any) {
 			defer caught.Catch("looking at a change", func(error) { trigger() })
+			note(after)
 			if !heartbeat(before, after) {
 				trigger()
 			}

@@ -9,7 +9,7 @@ import (
 // TestAPanicInAWatchIsAChange: an object that breaks the comparison asks for a pass, and does not end the program.
 func TestAPanicInAWatchIsAChange(t *testing.T) {
 	triggers := 0
-	h := handler(func() { triggers++ }, nil)
+	h := handler(func(any) {}, func() { triggers++ }, nil)
 	h.OnUpdate((*corev1.Node)(nil), (*corev1.Node)(nil))
 	if triggers != 1 {
 		t.Errorf("%d triggers", triggers)

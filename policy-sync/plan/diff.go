@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/desired"
 	"github.com/keelson-project/keelson/policy-sync/registration"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -36,9 +37,8 @@ func (r *Renderer) Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error)
 	if err != nil {
 		return Plan{}, fmt.Errorf("plan: %w", err)
 	}
-	d := newDiffer(s, in)
-	d.k = &r.kept
-	if err := errors.Join(d.keptObjects(objects), d.keptMarks(in, g)); err != nil {
+	d := newDiffer(s, in, &r.kept)
+	if err := errors.Join(d.wantedObjects(objects), d.keptMarks(in, g)); err != nil {
 		return Plan{}, err
 	}
 	d.p.Operations = slices.DeleteFunc(d.p.Operations, func(o Operation) bool { return !o.Phase.Closing() })
@@ -50,8 +50,7 @@ func (r *Renderer) Urgent(s snapshot.Snapshot, g trustgraph.Graph) (Plan, error)
 func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, entries []snapshot.Entry) (Plan, error) {
 	k := new(kept)
 	k.begin(s.Config)
-	d := newDiffer(s, in)
-	d.k = k
+	d := newDiffer(s, in, k)
 	if err := errors.Join(d.keptObjects(objects), d.marks(in)); err != nil {
 		return Plan{}, err
 	}
@@ -62,12 +61,11 @@ func Diff(s snapshot.Snapshot, in desired.Intents, objects []desired.Object, ent
 
 // diff is Diff with what is kept of the plan before.
 func (r *Renderer) diff(s snapshot.Snapshot, g trustgraph.Graph, out Result, groups []*entryGroup, same bool, missing map[Part]string) (Plan, error) {
-	d := newDiffer(s, out.Intents)
-	d.k, d.p.Missing = &r.kept, missing
-	if err := errors.Join(d.keptObjects(out.Objects), d.keptMarks(out.Intents, g)); err != nil {
+	d := newDiffer(s, out.Intents, &r.kept)
+	d.p.Missing = missing
+	if err := errors.Join(d.everyObject(out.Objects), d.keptMarks(out.Intents, g)); err != nil {
 		return Plan{}, err
 	}
-	d.surplusObjects()
 	d.keptEntries(out.Intents, groups, same)
 	return d.finish(), nil
 }
@@ -87,12 +85,17 @@ func (d *differ) keptMarks(in desired.Intents, g trustgraph.Graph) error {
 	return errors.Join(d.keptNodes(g), d.keptPods(g))
 }
 
-func newDiffer(s snapshot.Snapshot, in desired.Intents) *differ {
-	d := &differ{s: s, revoked: revokedBy(in.Revoked), rail: rail{}, sure: map[string]bool{}, agents: map[string]string{}}
-	for i := range s.NodeTrusts {
-		d.agents[s.NodeTrusts[i].Name] = s.NodeTrusts[i].Spec.AgentID
+func newDiffer(s snapshot.Snapshot, in desired.Intents, k *kept) *differ {
+	return &differ{s: s, k: k, revoked: k.revokedBy(in.Revoked), rail: rail{}, sure: map[string]bool{}, agents: k.agentsOf(s.NodeTrusts).byNode}
+}
+
+// agentsByNode are the SPIFFE IDs of the agents of nodes.
+func agentsByNode(trusts []v1alpha1.NodeTrust) map[string]string {
+	out := make(map[string]string, len(trusts))
+	for i := range trusts {
+		out[trusts[i].Name] = trusts[i].Spec.AgentID
 	}
-	return d
+	return out
 }
 
 // Evictions are the agents to delete, which only a graph of a snapshot with SPIRE's agents knows.
@@ -130,8 +133,9 @@ type differ struct {
 	// k is what is kept of the plan before.
 	k *kept
 	p Plan
-	// rail counts what is ours and what of it would go.
-	rail rail
+	// rail counts what is ours and what of it would go; so do rails, which are not changed.
+	rail  rail
+	rails []rail
 	// sure are pods that a policy selects and that do not meet it, by subject: no list that came back empty says so.
 	sure map[string]bool
 	// own are the IDs of the live SPIRE entries that are this cluster's, foreign the others by SPIFFE ID.

@@ -92,7 +92,7 @@ type entryReasons struct {
 }
 
 func newEntryReasons(s snapshot.Snapshot, in desired.Intents) entryReasons {
-	out := entryReasons{badAgents(s), map[string]bool{}}
+	out := entryReasons{badAgents(s.NodeTrusts), map[string]bool{}}
 	for _, id := range in.Identities {
 		if id.Problem == "" {
 			out.identities[trustgraph.SPIFFEID(in.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
@@ -102,10 +102,10 @@ func newEntryReasons(s snapshot.Snapshot, in desired.Intents) entryReasons {
 }
 
 // badAgents are the nodes that are proved bad, by their agents.
-func badAgents(s snapshot.Snapshot) map[string]string {
+func badAgents(trusts []v1alpha1.NodeTrust) map[string]string {
 	out := map[string]string{}
-	for i := range s.NodeTrusts {
-		if t := &s.NodeTrusts[i]; t.Spec.Verdict == v1alpha1.VerdictUntrusted {
+	for i := range trusts {
+		if t := &trusts[i]; t.Spec.Verdict == v1alpha1.VerdictUntrusted {
 			out[t.Spec.AgentID] = t.Name
 		}
 	}

@@ -122,8 +122,8 @@ func ours(t corev1.Taint) bool {
 
 func (d *differ) pods(want []desired.Pod) error {
 	live := map[string]*corev1.Pod{}
-	for i := range d.s.Pods {
-		live[snapshot.Key(d.s.Pods[i])] = d.s.Pods[i]
+	for _, p := range d.s.AllPods() {
+		live[snapshot.Key(p)] = p
 	}
 	for _, w := range want {
 		p, ok := live[w.Namespace+"/"+w.Name]

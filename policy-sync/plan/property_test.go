@@ -307,10 +307,14 @@ func TestAnIncrementalPlanIsTheWholePlan(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := draw(rt)
 		w.Config.MaxDeletePercent = rapid.SampledFrom([]int{0, 50}).Draw(rt, "rail")
-		cache, engine, renderer := snapshottest.Cache{}, trustgraph.Engine{}, plan.Renderer{}
+		cache, lists, engine, renderer := snapshottest.Cache{}, snapshottest.Lists{}, trustgraph.Engine{}, plan.Renderer{}
+		byNamespace := rapid.Bool().Draw(rt, "pods by namespace")
 		for range rapid.IntRange(1, 4).Draw(rt, "rounds") {
 			for range 3 {
 				s := cache.Read(w.Snapshot)
+				if byNamespace {
+					s = lists.Read(s)
+				}
 				want := mustMake(rt, s)
 				if d := cmp.Diff(strings.Split(dump(rt, want), "\n"), strings.Split(incremental(rt, &engine, &renderer, s), "\n")); d != "" {
 					rt.Fatalf("-whole +incremental:\n%s", d)

@@ -20,6 +20,16 @@ func (r rail) at(namespace string) *struct{ owned, deletes int } {
 	return r[namespace]
 }
 
+// deletesAny reports whether anything would go.
+func (r rail) deletesAny() bool {
+	for _, n := range r {
+		if n.deletes > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (r rail) owned(namespace string)  { r.at(namespace).owned++ }
 func (r rail) delete(namespace string) { r.at(namespace).deletes++ }
 
@@ -61,7 +71,17 @@ func (d *differ) guardDeletes() {
 	if limit == 0 {
 		return
 	}
-	tripped, everywhere := d.rail.tripped(limit)
+	if !slices.ContainsFunc(append(d.rails, d.rail), rail.deletesAny) {
+		return
+	}
+	sum := rail{}
+	for _, r := range append(d.rails, d.rail) {
+		for namespace, n := range r {
+			at := sum.at(namespace)
+			at.owned, at.deletes = at.owned+n.owned, at.deletes+n.deletes
+		}
+	}
+	tripped, everywhere := sum.tripped(limit)
 	if len(tripped) == 0 && !everywhere {
 		return
 	}

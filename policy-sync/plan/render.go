@@ -131,13 +131,17 @@ func render(c snapshot.Config, in desired.Intents) ([]desired.Object, error) {
 // policies appends the objects of all policies to out. What is not known yet is rendered in turns, one policy of each namespace at
 // a time, so that nobody's many policies keep another team's waiting.
 func (r *Renderer) policies(shared []desired.Object, c snapshot.Config, in desired.Intents, missing map[Part]string) ([]desired.Object, map[string]bool) {
+	list := r.kept.unitsOf(c, in)
+	if k := &r.kept.all; k.list != nil && snapshot.Same(k.units, list) && snapshot.Same(k.shared, shared) {
+		return k.list, nil
+	}
 	r.mu.Lock()
 	before := r.known
 	r.mu.Unlock()
 	now, units, unfinished, waiting := map[string]rendered{}, map[string]unit{}, map[string]bool{}, map[string]bool{}
 	turns := map[string]int{}
 	var fresh []string
-	for _, u := range r.kept.unitsOf(c, in) {
+	for _, u := range list {
 		units[u.key] = u
 		if have, ok := before[u.key]; ok && have.from == u.from && u.err == nil {
 			now[u.key] = have
@@ -177,7 +181,11 @@ func (r *Renderer) policies(shared []desired.Object, c snapshot.Config, in desir
 		planes[0] = append(planes[0], got.objects[:got.second]...)
 		planes[1] = append(planes[1], got.objects[got.second:]...)
 	}
-	return append(planes[0], planes[1]...), unfinished
+	out := append(planes[0], planes[1]...)
+	if r.kept.all = (allObjects{}); len(unfinished) == 0 && len(waiting) == 0 && len(missing) == 0 {
+		r.kept.all = allObjects{list, shared, out}
+	}
+	return out, unfinished
 }
 
 // round begins a round and returns what tells whether there still is time in it.

@@ -103,8 +103,21 @@ func revokedSet(o *unstructured.Unstructured) int {
 	return 1 + slices.Index(v1alpha1.RevokedSetNames(), o.GetName())
 }
 
+// sets are in which set each revoked address stands in a list of objects.
+type sets struct {
+	objects []*unstructured.Unstructured
+	of      map[string]int
+}
+
 // revokedSets says in which set each revoked address stands: Calico's, or without it Istio's.
 func (k *kept) revokedSets(s snapshot.Snapshot) map[string]int {
+	if k.sets.of == nil || !snapshot.Same(k.sets.objects, s.Objects) {
+		k.sets = sets{s.Objects, k.readRevokedSets(s)}
+	}
+	return k.sets.of
+}
+
+func (k *kept) readRevokedSets(s snapshot.Snapshot) map[string]int {
 	out := map[string]int{}
 	add := func(i int, value any) {
 		if text, ok := value.(string); ok {

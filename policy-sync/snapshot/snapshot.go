@@ -23,6 +23,10 @@ import (
 
 // Snapshot is one consistent reading of the world. The order of its slices carries no
 // meaning: the same elements in any order give the same plan.
+//
+// Nobody changes a list, a map or an object of a snapshot. So what is the same list in memory (Same)
+// as in the snapshot before holds the same, and no one looks at it again. That goes for Images and
+// Blocks too: where something has changed, the map is another one.
 type Snapshot struct {
 	// At is when the reading was taken; verdicts are judged stale against it.
 	At     time.Time
@@ -33,8 +37,14 @@ type Snapshot struct {
 	Namespaces []corev1.Namespace
 	// Pods are shared with the cache that they were read from: nobody changes them, and a pod that
 	// has changed is another pointer.
-	Pods     []*corev1.Pod
-	Policies []v1alpha1.TrustPolicy
+	Pods []*corev1.Pod
+	// PodLists are the pods by namespace, each list sorted by name. A reader that keeps pods so from one
+	// reading to the next fills it instead of Pods (AllPods, PodsByNamespace).
+	PodLists map[string][]*corev1.Pod
+	// PodChanges say in which namespaces PodLists is another than an earlier one; nil where that is not
+	// known.
+	PodChanges *PodChanges
+	Policies   []v1alpha1.TrustPolicy
 	// Volumes say what the pods' claims are; nil when they were not read.
 	Volumes *Volumes
 	// Objects are all live objects of every kind in Kinds(Config), ours and others'.
@@ -259,6 +269,15 @@ type Image struct {
 	// Final is true when Problem will not pass by itself: every source has answered, and none has the image, or none may be
 	// asked about it. Without it, no Manifests only means that nothing is known.
 	Final bool
+}
+
+// Equal reports whether two answers about an image say the same, with the same ends.
+func (i Image) Equal(o Image) bool {
+	return i.Config == o.Config && i.Partial == o.Partial && i.Problem == o.Problem && i.Final == o.Final &&
+		slices.Equal(i.Manifests, o.Manifests) && slices.Equal(i.Indexes, o.Indexes) && slices.Equal(i.SignedBy, o.SignedBy) &&
+		maps.EqualFunc(i.Verifiers, o.Verifiers, func(x, y Verification) bool {
+			return x.Accepted == y.Accepted && x.Unknown == y.Unknown && x.Reason == y.Reason && x.ValidUntil.Equal(y.ValidUntil)
+		})
 }
 
 // Verification is one verifier's answer on one image.

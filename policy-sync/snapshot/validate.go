@@ -190,7 +190,10 @@ func (c Config) validateIdentities(add func(format string, args ...any)) {
 // Validate reports why no plan may be made from the snapshot: configuration, parts
 // that could not be read, one object read twice. Pods are left to who deals them out to their
 // namespaces, and what a SPIRE server said to SPIRE.Validate.
-func (s Snapshot) Validate() error {
+func (s Snapshot) Validate() error { return s.ValidateAfter(nil) }
+
+// ValidateAfter is Validate where an earlier snapshot was valid: its lists are not looked at again.
+func (s Snapshot) ValidateAfter(before *Snapshot) error {
 	problems := []error{s.Config.Validate()}
 	if s.At.IsZero() {
 		problems = append(problems, errors.New("snapshot: it carries no time"))
@@ -198,28 +201,40 @@ func (s Snapshot) Validate() error {
 	for _, u := range s.Unread {
 		problems = append(problems, fmt.Errorf("snapshot: not read: %s", u))
 	}
-	type identity struct{ api, kind, namespace, name string }
-	seen := make(map[identity]bool, len(s.Nodes)+len(s.NodeTrusts)+len(s.Namespaces)+len(s.Policies)+len(s.Objects))
-	once := func(i identity) {
+	had := Snapshot{}
+	if before != nil {
+		had = *before
+	}
+	problems = append(problems,
+		once(had.Nodes, s.Nodes, func(i int) identity { return identity{kind: "Node", name: s.Nodes[i].Name} }),
+		once(had.NodeTrusts, s.NodeTrusts, func(i int) identity { return identity{kind: "NodeTrust", name: s.NodeTrusts[i].Name} }),
+		once(had.Namespaces, s.Namespaces, func(i int) identity { return identity{kind: "Namespace", name: s.Namespaces[i].Name} }),
+		once(had.Policies, s.Policies, func(i int) identity {
+			return identity{kind: "TrustPolicy", namespace: s.Policies[i].Namespace, name: s.Policies[i].Name}
+		}),
+		once(had.Objects, s.Objects, func(i int) identity {
+			o := s.Objects[i]
+			return identity{o.GetAPIVersion(), o.GetKind(), o.GetNamespace(), o.GetName()}
+		}))
+	return errors.Join(problems...)
+}
+
+// identity tells one object from all others.
+type identity struct{ api, kind, namespace, name string }
+
+// once reports the objects of a list that are there twice. It does not look at a list that it has seen.
+func once[T any](before, list []T, of func(i int) identity) error {
+	if Same(before, list) {
+		return nil
+	}
+	var problems []error
+	seen := make(map[identity]bool, len(list))
+	for n := range list {
+		i := of(n)
 		if seen[i] {
 			problems = append(problems, fmt.Errorf("snapshot: %s was read twice", strings.TrimSpace(i.api+" "+i.kind+" "+strings.TrimPrefix(i.namespace+"/"+i.name, "/"))))
 		}
 		seen[i] = true
-	}
-	for i := range s.Nodes {
-		once(identity{kind: "Node", name: s.Nodes[i].Name})
-	}
-	for i := range s.NodeTrusts {
-		once(identity{kind: "NodeTrust", name: s.NodeTrusts[i].Name})
-	}
-	for i := range s.Namespaces {
-		once(identity{kind: "Namespace", name: s.Namespaces[i].Name})
-	}
-	for i := range s.Policies {
-		once(identity{kind: "TrustPolicy", namespace: s.Policies[i].Namespace, name: s.Policies[i].Name})
-	}
-	for _, o := range s.Objects {
-		once(identity{o.GetAPIVersion(), o.GetKind(), o.GetNamespace(), o.GetName()})
 	}
 	return errors.Join(problems...)
 }

@@ -1,6 +1,7 @@
 package syncer
 
 import (
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
@@ -17,9 +19,12 @@ const mostAtOnce = 32
 // events remembers which findings were told: one per pod and cause for a pod that a policy selects and that was never attested,
 // one per policy and cause for a policy that is refused. What statuses said when this replica began was told by the one before.
 type events struct {
-	policies map[string]string    // UID -> cause
-	parts    map[string]*eventsOf // by namespace
-	before   *inheritance
+	policies map[string]string // UID -> cause
+	// told is the list of policies of which all was told.
+	told []trustgraph.Policy
+	// parts are those of a graph, in its order.
+	parts  []*eventsOf
+	before *inheritance
 }
 
 // eventsOf remembers what was told of one namespace's pods.
@@ -34,7 +39,37 @@ type eventsOf struct {
 // findings are those that are new. Of pods (UID) in unknown nothing is told yet.
 func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Finding {
 	var out []kube.Finding
-	told := map[string]string{}
+	if e.policies == nil || !snapshot.Same(e.told, g.Policies) {
+		e.ofPolicies(g, &out)
+	}
+	byName := map[string]*eventsOf{}
+	if !slices.EqualFunc(e.parts, g.Parts, func(x *eventsOf, y *trustgraph.Part) bool { return x != nil && x.part.Namespace == y.Namespace }) {
+		for _, before := range e.parts {
+			if before != nil {
+				byName[before.part.Namespace] = before
+			}
+		}
+		e.parts = make([]*eventsOf, len(g.Parts))
+	}
+	for i, part := range g.Parts {
+		before := e.parts[i]
+		if before == nil {
+			before = byName[part.Namespace]
+		}
+		if before == nil {
+			before = &eventsOf{}
+		}
+		if before.part != part || before.open || len(unknown) > 0 {
+			before = e.ofPods(before, part, unknown, &out)
+		}
+		e.parts[i] = before
+	}
+	return out
+}
+
+// ofPolicies tells which policies are refused.
+func (e *events) ofPolicies(g trustgraph.Graph, out *[]kube.Finding) {
+	told, all := map[string]string{}, true
 	for i := range g.Policies {
 		p := &g.Policies[i]
 		if p.Accepted {
@@ -43,23 +78,12 @@ func (e *events) findings(g trustgraph.Graph, unknown map[string]bool) []kube.Fi
 		cause := strings.Join(p.Problems, "; ")
 		f := kube.Finding{Reason: "Refused", Note: "the policy is refused: " + cause,
 			Regarding: corev1.ObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: "TrustPolicy", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)}}
-		tell(e.policies, told, p.UID, cause, e.before.policy(p), f, &out)
+		all = tell(e.policies, told, p.UID, cause, e.before.policy(p), f, out) && all
 	}
-	e.policies = told
+	if e.policies, e.told = told, nil; all {
+		e.told = g.Policies
+	}
 	e.before.forget(told)
-	parts := make(map[string]*eventsOf, len(g.Parts))
-	for _, part := range g.Parts {
-		before := e.parts[part.Namespace]
-		if before == nil {
-			before = &eventsOf{}
-		}
-		if before.part != part || before.open || len(unknown) > 0 {
-			before = e.ofPods(before, part, unknown, &out)
-		}
-		parts[part.Namespace] = before
-	}
-	e.parts = parts
-	return out
 }
 
 // ofPods tells what is new of one namespace's pods.
@@ -103,7 +127,7 @@ func tell(before, told map[string]string, uid, cause string, inherited bool, f k
 // unsettled are the pods (UID) and policies (namespace/name) of which something is not known yet.
 func unsettled(g trustgraph.Graph) map[string]bool {
 	out := map[string]bool{}
-	for _, p := range g.Pods {
+	for _, p := range g.Pods() {
 		if p.Attested || p.Ended {
 			continue
 		}

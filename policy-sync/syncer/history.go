@@ -33,8 +33,11 @@ const (
 
 // chronicle notes which images pods run. The loop waits for neither its reading nor its writing.
 type chronicle struct {
-	book *history.Book // nil before what was kept has been read
-	seen map[types.UID]sighting
+	book *history.Book         // nil before what was kept has been read
+	seen map[string]*sightings // by namespace
+	// nodes and namespaces are those by which it was decided whose statuses are worth noting.
+	nodes      []trustgraph.Node
+	namespaces []trustgraph.Namespace
 	// moved are findings that were not told yet.
 	moved   []kube.Finding
 	loading chan loadedHistory
@@ -46,6 +49,14 @@ type chronicle struct {
 type loadedHistory struct {
 	images []history.Image
 	err    error
+}
+
+// sightings are what was noted of one namespace's pods.
+type sightings struct {
+	pods []*corev1.Pod
+	of   map[types.UID]sighting
+	// open is true when not all could be noted.
+	open bool
 }
 
 // sighting is what was noted of a pod: all of its images as the object had them, or those at places.
@@ -61,24 +72,56 @@ func (s *Syncer) chronicle(ctx context.Context, snap snapshot.Snapshot, g trustg
 	if s.o.History == nil || !s.loadHistory(ctx) {
 		return
 	}
-	before := c.seen
-	c.seen = make(map[types.UID]sighting, len(before))
-	platforms := snapshot.Platforms(snap.Nodes)
-	for _, pod := range snap.Pods {
-		had := before[pod.UID]
+	lists, err := snap.PodsByNamespace()
+	if err != nil {
+		return // no graph was made from such a reading
+	}
+	same := snapshot.Same(c.nodes, g.Nodes) && snapshot.Same(c.namespaces, g.Namespaces)
+	c.nodes, c.namespaces = g.Nodes, g.Namespaces
+	var platforms map[string]string
+	if c.seen == nil {
+		c.seen = map[string]*sightings{}
+	}
+	for namespace := range c.seen {
+		if _, there := lists[namespace]; !there {
+			delete(c.seen, namespace)
+		}
+	}
+	for namespace, pods := range lists {
+		had := c.seen[namespace]
+		if had != nil && same && !had.open && snapshot.Same(had.pods, pods) {
+			continue
+		}
+		if platforms == nil {
+			platforms = snapshot.Platforms(snap.Nodes)
+		}
+		c.seen[namespace] = s.sight(snap, g, pods, platforms, had)
+	}
+	s.saveHistory(ctx)
+}
+
+// sight notes what the pods of one namespace run.
+func (s *Syncer) sight(snap snapshot.Snapshot, g trustgraph.Graph, pods []*corev1.Pod, platforms map[string]string, before *sightings) *sightings {
+	if before == nil {
+		before = &sightings{}
+	}
+	out := &sightings{pods: pods, of: make(map[types.UID]sighting, len(pods))}
+	for _, pod := range pods {
+		had := before.of[pod.UID]
 		if had.pod == pod {
-			c.seen[pod.UID] = had
+			out.of[pod.UID] = had
 			continue
 		}
 		if snapshot.Ended(pod) || snapshot.Mirror(pod) || !s.believed(g, pod) {
 			if len(had.noted) > 0 {
-				c.seen[pod.UID] = had
+				out.of[pod.UID] = had
 			}
 			continue
 		}
-		c.seen[pod.UID] = c.look(snap, pod, platforms[pod.Spec.NodeName], had)
+		now := s.history.look(snap, pod, platforms[pod.Spec.NodeName], had)
+		out.of[pod.UID], out.open = now, out.open || now.pod == nil
 	}
-	s.saveHistory(ctx)
+	return out
 }
 
 // believed tells whether the status of a pod is worth noting: its namespace is enrolled, and its node trusted.

@@ -42,8 +42,7 @@ func (e *events) begin(s snapshot.Snapshot) {
 			b.full[p.Namespace+"/"+p.Name], crowded[p.Namespace] = true, true
 		}
 	}
-	for i := range s.Pods {
-		p := s.Pods[i]
+	for _, p := range s.AllPods() {
 		if by := named[p.Namespace+"/"+p.Name]; by != nil {
 			b.pods[string(p.UID)] = by
 		}

@@ -33,6 +33,8 @@ type keeper struct {
 	saved   time.Time   // when the last writing began
 	beaten  time.Time
 	trouble string // what was logged last
+	// kept is what was written last, with success once the writing is done.
+	kept snapshot.Memory
 }
 
 type loaded struct {
@@ -96,7 +98,9 @@ func (s *Syncer) keep(ctx context.Context) {
 		select {
 		case err := <-k.writing:
 			k.writing = nil
-			s.memoryTrouble(err)
+			if s.memoryTrouble(err); err != nil {
+				k.kept = nil
+			}
 		default:
 			return
 		}
@@ -106,7 +110,10 @@ func (s *Syncer) keep(ctx context.Context) {
 		return
 	}
 	beat := s.health.good() && (k.beaten.IsZero() || now.Sub(k.beaten) >= beatEvery)
-	if k.saved = now; beat {
+	if !beat && k.kept != nil && snapshot.SameMap(k.kept, s.attested) {
+		return
+	}
+	if k.saved, k.kept = now, s.attested; beat {
 		k.beaten = now
 	}
 	k.writing = make(chan error, 1)

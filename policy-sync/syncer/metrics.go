@@ -9,6 +9,7 @@ import (
 	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
+	"github.com/keelson-project/keelson/policy-sync/snapshot"
 	"github.com/keelson-project/keelson/policy-sync/trustgraph"
 )
 
@@ -24,8 +25,10 @@ type Metrics struct {
 	policies    *prometheus.GaugeVec
 	withheld    *prometheus.GaugeVec
 	revoked     prometheus.Gauge
-	// counted are the counts of parts of the last graph.
-	counted map[*trustgraph.Part]podCounts
+	// parts and counted are the parts of the last graph with their counts, statuses those of then.
+	parts    []*trustgraph.Part
+	counted  []podCounts
+	statuses []kube.PolicyStatus
 }
 
 // NewMetrics makes the metrics and registers them.
@@ -111,24 +114,18 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 	if m == nil {
 		return
 	}
-	counted := make(map[*trustgraph.Part]podCounts, len(g.Parts))
+	counted := make([]podCounts, len(g.Parts))
 	var sum podCounts
-	for _, part := range g.Parts {
-		n, ok := m.counted[part]
-		if !ok {
-			n = countPods(part)
+	for i, part := range g.Parts {
+		if i < len(m.parts) && m.parts[i] == part {
+			counted[i] = m.counted[i]
+		} else {
+			counted[i] = countPods(part)
 		}
-		counted[part] = n
-		sum.attested, sum.refused, sum.unselected = sum.attested+n.attested, sum.refused+n.refused, sum.unselected+n.unselected
+		sum = sum.plus(counted[i])
 	}
-	m.counted = counted
+	m.parts, m.counted = g.Parts, counted
 	pods := map[string]int{"attested": sum.attested, "refused": sum.refused, "unselected": sum.unselected}
-	policies := map[string]int{}
-	for _, st := range statuses {
-		if c := meta.FindStatusCondition(st.Status.Conditions, v1alpha1.ConditionProgrammed); c != nil {
-			policies[c.Reason]++
-		}
-	}
 	waiting := map[string]int{}
 	for _, scope := range scopes {
 		waiting[scope] = 0
@@ -138,13 +135,31 @@ func (m *Metrics) state(g trustgraph.Graph, statuses []kube.PolicyStatus, withhe
 	}
 	m.revoked.Set(float64(len(g.Revoked)))
 	set(m.pods, pods)
-	m.policies.Reset()
-	set(m.policies, policies)
 	set(m.withheld, waiting)
+	if len(statuses) == 0 || !snapshot.Same(m.statuses, statuses) {
+		m.policies.Reset()
+		set(m.policies, byCondition(statuses))
+		m.statuses = statuses
+	}
+}
+
+// byCondition counts policies by the reason of their condition Programmed.
+func byCondition(statuses []kube.PolicyStatus) map[string]int {
+	out := map[string]int{}
+	for _, st := range statuses {
+		if c := meta.FindStatusCondition(st.Status.Conditions, v1alpha1.ConditionProgrammed); c != nil {
+			out[c.Reason]++
+		}
+	}
+	return out
 }
 
 // podCounts are running pods of an enrolled namespace, by state.
 type podCounts struct{ attested, refused, unselected int }
+
+func (c podCounts) plus(o podCounts) podCounts {
+	return podCounts{c.attested + o.attested, c.refused + o.refused, c.unselected + o.unselected}
+}
 
 func countPods(part *trustgraph.Part) podCounts {
 	var out podCounts

@@ -61,7 +61,7 @@ func (w *fakeWorld) opens(s *Syncer, operations ...plan.Operation) (done map[str
 	w.mu.Lock()
 	w.ops = nil // calls that outlast a pass go on beside
 	w.mu.Unlock()
-	p = s.progress(nil)
+	p = s.progress(evidence{})
 	begun := time.Now()
 	p.open(w.t.Context(), operations)
 	took = time.Since(begun)
@@ -337,7 +337,7 @@ func TestALargeTeamsClosingKeepsNoOtherTeamWaiting(t *testing.T) {
 	tried := map[string]bool{}
 	for pass := range 30 {
 		begun := time.Now()
-		p := s.progress(nil)
+		p := s.progress(evidence{})
 		p.close(t.Context(), closing)
 		p.open(t.Context(), opening)
 		s.refused.sweep()
@@ -379,7 +379,7 @@ func TestEntriesThatGoAreClosedInTurns(t *testing.T) {
 	for i := range 120 {
 		closing = append(closing, plan.Operation{Phase: plan.Revoke, Action: plan.DeleteAgent, AgentID: fmt.Sprint("spiffe://example.org/spire/agent/", i)})
 	}
-	p := s.progress(nil)
+	p := s.progress(evidence{})
 	p.close(t.Context(), closing)
 	evicted := slices.IndexFunc(w.carriedOut(), func(o plan.Operation) bool { return o.Entry != nil })
 	if evicted != 120 {

@@ -144,7 +144,7 @@ func TestWhatWaitsForAPanickedCallGetsAnError(t *testing.T) {
 	w := newFake(t)
 	s := w.syncer()
 	operations := []plan.Operation{object(plan.Program, "a", "p", 0), object(plan.Program, "b", "p", 0)}
-	p := s.progress(nil)
+	p := s.progress(evidence{})
 	s.lanes = nil // every run panics
 	p.open(t.Context(), operations)
 	if len(p.failed) != 2 || !strings.Contains(p.failed[0].Err.Error(), "opening panicked") {

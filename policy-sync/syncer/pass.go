@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/keelson-project/keelson/policy-sync/api/v1alpha1"
 	"github.com/keelson-project/keelson/policy-sync/kube"
 	"github.com/keelson-project/keelson/policy-sync/plan"
 	"github.com/keelson-project/keelson/policy-sync/snapshot"
@@ -57,7 +58,7 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
 	}
 	s.attested = g.Attested
-	p := s.progress(attested(snap.NodeTrusts))
+	p := s.progress(evidence{trusts: snap.NodeTrusts})
 	urgent, err := s.renderer.Urgent(snap, g)
 	if err != nil {
 		return time.Time{}, s.broken(fmt.Errorf("syncer: nothing is changed: %w", err))
@@ -89,7 +90,8 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 // graph is made again with them.
 func (s *Syncer) asked(snap *snapshot.Snapshot, g trustgraph.Graph) (trustgraph.Graph, error) {
 	questions := s.engine.Questions()
-	if slices.EqualFunc(questions, s.questions, sameQuestion) {
+	if snapshot.Same(questions, s.questions) || slices.EqualFunc(questions, s.questions, sameQuestion) {
+		s.questions = questions
 		return g, nil
 	}
 	s.questions = questions
@@ -113,7 +115,7 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 	s.tell(d.Graph)
 	s.fight.round(p.changes)
 	s.refused.sweep()
-	next := earlier(nextExpiry(snap), d.Graph.PendingEnds())
+	next := earlier(s.expiries.of(snap), d.Graph.PendingEnds())
 	switch {
 	case p.unfinished, len(d.Unfinished) > 0:
 		next = snap.At // there was no time for all of it
@@ -136,25 +138,52 @@ func (s *Syncer) conclude(ctx context.Context, p *progress, snap snapshot.Snapsh
 	s.tellFailures(p, spireErr)
 	s.keep(ctx)
 	s.chronicle(ctx, snap, d.Graph)
-	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, d, spireErr, untold, unknown))
+	return next, errors.Join(p.err(), spireErr, s.report(ctx, p, snap, d, spireErr, untold, unknown))
 }
 
 // report writes statuses and events. What is decided in a moment (planned from a stale reading, without an answer that is on
 // its way) is untold: a condition that flaps says nothing. Unknown are pods and policies of which that holds alone.
-func (s *Syncer) report(ctx context.Context, p *progress, d plan.Result, spireErr error, untold bool, unknown map[string]bool) error {
+func (s *Syncer) report(ctx context.Context, p *progress, snap snapshot.Snapshot, d plan.Result, spireErr error, untold bool, unknown map[string]bool) error {
 	r := kube.Report{Changes: p.changes, NodeTrusts: nodeTrusts(d.Graph)}
+	var statuses []kube.PolicyStatus
 	if !untold {
 		troubles := slices.Concat(p.failed, p.withheld)
-		statuses := Statuses(d.Graph, troubles, spireErr)
+		statuses = s.statuses.of(d.Graph, troubles, spireErr)
 		s.o.Metrics.state(d.Graph, statuses, troubles)
-		r.Policies = slices.DeleteFunc(statuses, func(st kube.PolicyStatus) bool {
-			key := st.Namespace + "/" + st.Name
-			return d.Unfinished[key] || unknown[key]
-		})
+		if s.reported.differs(snap, statuses, len(s.history.moved) > 0) {
+			r.Policies = slices.DeleteFunc(slices.Clone(statuses), func(st kube.PolicyStatus) bool {
+				key := st.Namespace + "/" + st.Name
+				return d.Unfinished[key] || unknown[key]
+			})
+		}
 		r.Findings = s.events.findings(d.Graph, unknown)
 	}
 	s.tellMoves(d.Graph, &r)
-	return s.o.Kubernetes.Report(ctx, r)
+	err := s.o.Kubernetes.Report(ctx, r)
+	if len(r.Policies) > 0 {
+		s.reported = reported{}
+		if err == nil && len(r.Policies) == len(statuses) {
+			s.reported = reported{snap.Policies, statuses, snap.At}
+		}
+	}
+	return err
+}
+
+// reported is what was reported of all policies last, with success.
+type reported struct {
+	policies []v1alpha1.TrustPolicy
+	statuses []kube.PolicyStatus
+	at       time.Time
+}
+
+// reportEvery is how often statuses are compared with what is there though nothing has changed: what they
+// say of moved names ends with time.
+const reportEvery = time.Minute
+
+// differs reports whether statuses may be others than those that the policies have.
+func (r *reported) differs(s snapshot.Snapshot, statuses []kube.PolicyStatus, moved bool) bool {
+	return moved || len(r.statuses) == 0 || !snapshot.Same(r.statuses, statuses) || !snapshot.Same(r.policies, s.Policies) ||
+		s.At.Sub(r.at) >= reportEvery || s.At.Before(r.at)
 }
 
 // IsStale tells whether an error means no more than that the world moved on since it was read; of several errors, all must.
@@ -180,7 +209,7 @@ func isMark(err error) bool {
 // progress is what one pass has done so far.
 type progress struct {
 	*Syncer
-	trusts map[string]time.Time
+	trusts evidence
 	tried  map[string]bool // by what identifies an operation
 	gone   *unanswering
 	// changes and failed are what was carried out and what was not, in order. Withheld is what rests on what failed.
@@ -191,7 +220,7 @@ type progress struct {
 	unfinished bool
 }
 
-func (s *Syncer) progress(trusts map[string]time.Time) *progress {
+func (s *Syncer) progress(trusts evidence) *progress {
 	p := &progress{Syncer: s, trusts: trusts, tried: map[string]bool{}, gone: &unanswering{}}
 	for _, late := range s.lanes.ended() {
 		p.record([]plan.Operation{late.operation}, []error{late.err})
@@ -455,13 +484,21 @@ func (p *progress) record(operations []plan.Operation, results []error) {
 		p.changes = append(p.changes, o)
 		p.o.Metrics.operation(o, nil)
 		args := []any{"phase", o.Phase.String(), "action", string(o.Action), "subject", subject(o), "reason", o.Reason}
-		if at, ok := p.trusts[o.Target.Name]; ok && o.Target.Kind == "Node" {
+		if at, ok := p.evidenceFor(o); ok {
 			took := p.o.Now().Sub(at)
 			p.o.Metrics.verdict(took)
 			args = append(args, "sinceEvidence", took.Round(time.Millisecond).String())
 		}
 		p.o.Log.Info("applied", args...)
 	}
+}
+
+// evidenceFor is when the evidence came in for which a node is written.
+func (p *progress) evidenceFor(o plan.Operation) (time.Time, bool) {
+	if o.Target.Kind != "Node" {
+		return time.Time{}, false
+	}
+	return p.trusts.of(o.Target.Name)
 }
 
 // fail notes an operation that was not carried out.

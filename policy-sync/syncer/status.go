@@ -3,6 +3,7 @@ package syncer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,14 +18,50 @@ import (
 // closes its namespace or the cluster. What failed of another policy or namespace is not this one's, unless something of this one
 // waits for it.
 func Statuses(g trustgraph.Graph, failed []Failure, spire error) []kube.PolicyStatus {
+	return new(statuses).of(g, failed, spire)
+}
+
+// statuses keeps what was said of policies. While nothing fails, what was said of a namespace's policies
+// stands until its part of the graph is another.
+type statuses struct {
+	parts    []*trustgraph.Part
+	policies [][]trustgraph.Policy
+	// clean is true when nothing had failed.
+	clean bool
+	said  [][]kube.PolicyStatus
+	list  []kube.PolicyStatus
+}
+
+func (k *statuses) of(g trustgraph.Graph, failed []Failure, spire error) []kube.PolicyStatus {
 	of := map[plan.Part][]Failure{}
 	for _, f := range failed {
 		for _, part := range parts(f.Operation) {
 			of[part] = append(of[part], f)
 		}
 	}
-	out := make([]kube.PolicyStatus, 0, len(g.Policies))
-	for _, p := range g.Policies {
+	now := statuses{parts: g.Parts, policies: g.ByNamespace, clean: len(of) == 0 && spire == nil, said: make([][]kube.PolicyStatus, len(g.Parts))}
+	another := len(k.parts) != len(g.Parts)
+	for i, part := range g.Parts {
+		if k.clean && now.clean && i < len(k.parts) && k.parts[i] == part && snapshot.Same(k.policies[i], g.ByNamespace[i]) {
+			now.said[i] = k.said[i]
+			continue
+		}
+		another = true
+		for _, p := range g.ByNamespace[i] {
+			now.said[i] = append(now.said[i], status(g, p, of, spire))
+		}
+	}
+	if now.list = k.list; another || !k.clean {
+		now.list = slices.Concat(now.said...)
+	}
+	*k = now
+	return now.list
+}
+
+// status is one policy's. Of are the failures by what they concern.
+func status(g trustgraph.Graph, p trustgraph.Policy, of map[plan.Part][]Failure, spire error) kube.PolicyStatus {
+	var concerned []Failure
+	if len(of) > 0 {
 		mine := []plan.Part{{Kind: plan.Cluster}, {Kind: plan.Namespace, Name: p.Namespace}}
 		for _, kind := range []plan.PartKind{plan.Policy, plan.Leaving, plan.Labels} {
 			mine = append(mine, plan.Part{Kind: kind, Name: p.Key()})
@@ -32,13 +69,11 @@ func Statuses(g trustgraph.Graph, failed []Failure, spire error) []kube.PolicySt
 		for _, account := range p.ServiceAccounts {
 			mine = append(mine, plan.Part{Kind: plan.Identity, Name: trustgraph.SPIFFEID(g.Config.TrustDomain, p.Namespace, account)})
 		}
-		var concerned []Failure
 		for _, part := range mine {
 			concerned = append(concerned, of[part]...)
 		}
-		out = append(out, kube.PolicyStatus{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Status: g.Status(p, errors.Join(spire, summary(concerned)))})
 	}
-	return out
+	return kube.PolicyStatus{Namespace: p.Namespace, Name: p.Name, UID: p.UID, Status: g.Status(p, errors.Join(spire, summary(concerned)))}
 }
 
 // nodeTrusts are the NodeTrusts whose status is to change.
@@ -89,35 +124,60 @@ func plural(n int, one, several string) string {
 	return fmt.Sprintf("%d %s", n, several)
 }
 
-// attested is when the evidence of each node's verdict came in.
-func attested(trusts []v1alpha1.NodeTrust) map[string]time.Time {
-	out := make(map[string]time.Time, len(trusts))
-	for i := range trusts {
-		out[trusts[i].Name] = trusts[i].Spec.AttestedAt.Time
-	}
-	return out
+// evidence is when the evidence of each node's verdict came in. It is looked up with the first question.
+type evidence struct {
+	trusts []v1alpha1.NodeTrust
+	at     map[string]time.Time
 }
 
-// nextExpiry is the first moment after the snapshot at which something in it expires; zero when nothing does. A verdict that
-// is not renewed closes its doors then, though nobody triggers a pass.
-func nextExpiry(s snapshot.Snapshot) time.Time {
-	var next time.Time
-	consider := func(t time.Time) {
-		if t.After(s.At) && (next.IsZero() || t.Before(next)) {
-			next = t
+func (e *evidence) of(node string) (time.Time, bool) {
+	if e.at == nil {
+		e.at = make(map[string]time.Time, len(e.trusts))
+		for i := range e.trusts {
+			e.at[e.trusts[i].Name] = e.trusts[i].Spec.AttestedAt.Time
 		}
 	}
+	at, ok := e.at[node]
+	return at, ok
+}
+
+// expiries is when the next verdict ends of a list of NodeTrusts.
+type expiries struct {
+	trusts []v1alpha1.NodeTrust
+	next   time.Time
+}
+
+// verdicts is the first moment after the snapshot at which a verdict or its grace period ends; zero when none does.
+func (e *expiries) verdicts(s snapshot.Snapshot) time.Time {
+	if len(e.trusts) > 0 && snapshot.Same(e.trusts, s.NodeTrusts) && s.At.Before(e.next) {
+		return e.next
+	}
+	*e = expiries{trusts: s.NodeTrusts}
 	for i := range s.NodeTrusts {
-		spec := s.NodeTrusts[i].Spec
-		if spec.Verdict == v1alpha1.VerdictTrusted {
-			consider(spec.ValidUntil.Time)
-			consider(spec.ValidUntil.Add(s.Config.MaxHold))
+		if spec := &s.NodeTrusts[i].Spec; spec.Verdict == v1alpha1.VerdictTrusted {
+			e.next = soonest(s.At, e.next, spec.ValidUntil.Time)
+			e.next = soonest(s.At, e.next, spec.ValidUntil.Add(s.Config.MaxHold))
 		}
 	}
+	return e.next
+}
+
+// soonest is t where it lies after now and before the next moment; zero is none.
+func soonest(now, next, t time.Time) time.Time {
+	if t.After(now) && (next.IsZero() || t.Before(next)) {
+		return t
+	}
+	return next
+}
+
+// of is the first moment after the snapshot at which something in it expires; zero when nothing does. A verdict that
+// is not renewed closes its doors then, though nobody triggers a pass.
+func (e *expiries) of(s snapshot.Snapshot) time.Time {
+	next := e.verdicts(s)
 	for _, image := range s.Images {
 		for _, v := range image.Verifiers {
 			if v.Accepted {
-				consider(v.ValidUntil)
+				next = soonest(s.At, next, v.ValidUntil)
 			}
 		}
 	}
@@ -126,6 +186,10 @@ func nextExpiry(s snapshot.Snapshot) time.Time {
 
 // tell logs findings and verdicts: each once, when it is new.
 func (s *Syncer) tell(g trustgraph.Graph) {
+	if s.toldNodes != nil && snapshot.Same(s.toldNodes, g.Nodes) && snapshot.Same(s.toldReports, g.Reports) {
+		return
+	}
+	s.toldNodes, s.toldReports = g.Nodes, g.Reports
 	now := map[string]bool{}
 	for _, r := range g.Reports {
 		now["finding "+r] = true

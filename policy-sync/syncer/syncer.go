@@ -84,7 +84,13 @@ type Syncer struct {
 	readTook time.Duration
 	history  chronicle
 	said     map[string]bool // findings that were logged, so that each is said once
-	began    time.Time       // the first pass
+	// toldNodes and toldReports are the lists that said follows from.
+	toldNodes   []trustgraph.Node
+	toldReports []string
+	expiries    expiries
+	statuses    statuses
+	reported    reported
+	began       time.Time // the first pass
 	// attested are the pods that were attested lately. A replica that takes over begins with what Options.Memory has of them.
 	attested snapshot.Memory
 	fight    fight
@@ -117,9 +123,9 @@ func New(o Options) *Syncer {
 			o.Log.Error("rendering a policy panicked", "policy", policy)
 			_ = o.Panics.Note("rendering a policy", value, stack) // the policy's status says it
 		}}
-	s.engine = &trustgraph.Engine{Panicked: func(namespace string, value any, stack []byte) {
-		o.Log.Error("judging a namespace panicked", "namespace", namespace)
-		_ = o.Panics.Note("judging a namespace", value, stack) // the namespace's policies say it
+	s.engine = &trustgraph.Engine{Panicked: func(subject string, value any, stack []byte) {
+		o.Log.Error("judging panicked; the subject is closed", "subject", subject)
+		_ = o.Panics.Note("judging", value, stack) // the statuses and findings say of what
 	}}
 	s.lanes = newLanes(o.Patience, s.Trigger)
 	return s

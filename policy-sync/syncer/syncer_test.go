@@ -329,15 +329,15 @@ func TestNextExpiry(t *testing.T) {
 	first := s.At.Add(3 * time.Minute)
 	s.NodeTrusts = slices.Clone(s.NodeTrusts)
 	s.NodeTrusts[1].Spec.ValidUntil = metav1.NewMicroTime(first)
-	if got := nextExpiry(s); !got.Equal(first) {
+	if got := new(expiries).of(s); !got.Equal(first) {
 		t.Errorf("got %s, want %s", got, first)
 	}
 	s.At = first
-	if got := nextExpiry(s); !got.After(first) {
+	if got := new(expiries).of(s); !got.After(first) {
 		t.Errorf("got %s, which is over", got)
 	}
 	s.Config.MaxHold = time.Minute
-	if got := nextExpiry(s); !got.Equal(first.Add(time.Minute)) {
+	if got := new(expiries).of(s); !got.Equal(first.Add(time.Minute)) {
 		t.Errorf("got %s, want the end of the brake", got)
 	}
 }

@@ -47,10 +47,25 @@ type addresses struct {
 	// tally counts, for each node, its pods' addresses that lie in its block affinities alone and in
 	// its pod CIDRs alone.
 	tally map[string]*votes
+	// swung is true when one of the tallies has come to say something else.
+	swung bool
 	known map[netip.Addr]resolved
 }
 
 type votes struct{ affinity, cidr int }
+
+// says is 1 where all of a node's pods have addresses of its block affinities, -1 where all have
+// addresses of its pod CIDRs, and 0 where that does not tell.
+func (v *votes) says() int {
+	switch {
+	case v == nil:
+	case v.affinity > 0 && v.cidr == 0:
+		return 1
+	case v.cidr > 0 && v.affinity == 0:
+		return -1
+	}
+	return 0
+}
 
 // resolved is what is worked out of one address.
 type resolved struct {
@@ -105,11 +120,13 @@ func (a *addresses) count(c *claim, byAffinity, byCIDR *blocks, by int) {
 			v = &votes{}
 			a.tally[c.node] = v
 		}
+		before := v.says()
 		if in {
 			v.affinity += by
 		} else {
 			v.cidr += by
 		}
+		a.swung = a.swung || v.says() != before
 	}
 }
 

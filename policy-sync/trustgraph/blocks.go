@@ -164,13 +164,7 @@ func (c *common) calicoIPAM(byAffinity *blocks, tally map[string]*votes) bool {
 	there, sum := false, 0
 	for _, name := range voters {
 		there = there || byAffinity.known(name)
-		switch v := tally[name]; {
-		case v == nil:
-		case v.affinity > 0 && v.cidr == 0:
-			sum++
-		case v.cidr > 0 && v.affinity == 0:
-			sum--
-		}
+		sum += tally[name].says()
 	}
 	return there && sum >= 0
 }

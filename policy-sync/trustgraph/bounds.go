@@ -191,13 +191,19 @@ type Answer struct {
 // namespace, so that one team's policies crowd out none but its own. A policy that finds no room says so itself.
 func (w *whole) buildAnswers() {
 	byCaller := map[string][]Answer{}
-	for i := range w.g.Policies {
-		if p := &w.g.Policies[i]; p.Accepted && p.Mode != "" {
+	w.answers, w.crowded = map[string][]Answer{}, map[string][]string{}
+	w.each(func(p *Policy) {
+		if !p.Accepted || p.Mode == "" {
+			return
+		}
+		w.confine("TrustPolicy "+p.Key(), func() {
 			for caller, ports := range portsByCaller(p) {
 				byCaller[caller] = append(byCaller[caller], Answer{p.Namespace, p.Name, ports})
 			}
-		}
-	}
+		}, func(cause any) {
+			w.broken[p.Key()] = fmt.Sprintf("whom the policy lets in could not be worked out, %s, so their egress is not opened: %v", ownFault, cause)
+		})
+	})
 	for _, group := range w.byAccounts() {
 		var all []Answer
 		for _, account := range sorted(slices.Clone(group[0].ServiceAccounts)) {
@@ -205,7 +211,7 @@ func (w *whole) buildAnswers() {
 		}
 		fitting := w.fitting(group, joinAnswers(all))
 		for _, p := range group {
-			p.Answers = fitting
+			w.answers[p.Key()] = fitting
 		}
 	}
 }
@@ -215,10 +221,9 @@ func (w *whole) buildAnswers() {
 func (w *whole) byAccounts() [][]*Policy {
 	var out [][]*Policy
 	at := map[string]int{}
-	for i := range w.g.Policies {
-		p := &w.g.Policies[i]
+	w.each(func(p *Policy) {
 		if !p.Accepted || p.Mode == "" {
-			continue
+			return
 		}
 		key := p.Namespace + " " + strings.Join(sorted(slices.Clone(p.ServiceAccounts)), " ")
 		i, known := at[key]
@@ -227,7 +232,7 @@ func (w *whole) byAccounts() [][]*Policy {
 			at[key], out = i, append(out, nil)
 		}
 		out[i] = append(out[i], p)
-	}
+	})
 	return out
 }
 
@@ -281,10 +286,9 @@ func (w *whole) fitting(group []*Policy, answers []Answer) []Answer {
 			out = append(out, a)
 			continue
 		}
-		other := w.policy(a.Namespace, a.Policy)
-		for _, p := range group[:min(len(group), max(0, maxBoundNotes-w.crowded[other]))] {
-			w.crowded[other]++
-			other.Blockers = append(other.Blockers, fmt.Sprintf(
+		other := a.Namespace + "/" + a.Policy
+		for _, p := range group[:min(len(group), max(0, maxBoundNotes-len(w.crowded[other])))] {
+			w.crowded[other] = append(w.crowded[other], fmt.Sprintf(
 				"callers under TrustPolicy %s are not let out to these pods: at most %d policies of a namespace, and %d in all, can name the same callers; name them in fewer policies",
 				p.Key(), maxAnswersOf, maxAnswers))
 		}

@@ -3,7 +3,9 @@ package trustgraph
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -14,6 +16,7 @@ import (
 // common is what the judgements of all namespaces rest on: namespaces' modes, nodes' verdicts, and
 // whose an address is. It says nothing about any policy or pod.
 type common struct {
+	confines
 	s snapshot.Snapshot
 	// namespaces are all, by name; modes those that are enrolled; enrolled the same, sorted.
 	namespaces map[string]*corev1.Namespace
@@ -33,17 +36,55 @@ type common struct {
 	// addresses say whose an address is.
 	addresses *addresses
 	reports   []string
+	// nextVerdict is the first moment at which a verdict changes by itself; zero for never.
+	nextVerdict time.Time
 }
 
 // newCommon judges namespaces and nodes. Addresses are added by the caller.
-func newCommon(s snapshot.Snapshot) *common {
-	c := &common{s: s, modes: map[string]string{}, namespaces: map[string]*corev1.Namespace{}, platforms: snapshot.Platforms(s.Nodes)}
+func newCommon(s snapshot.Snapshot, by confines) *common {
+	c := &common{confines: by, s: s, modes: map[string]string{}, namespaces: map[string]*corev1.Namespace{}, platforms: snapshot.Platforms(s.Nodes)}
 	c.buildNamespaces()
 	c.buildNodes()
 	c.causes = c.lost()
 	c.classes = c.nodeClasses()
 	c.volumes = newVolumeIndex(s.Volumes)
+	c.nextVerdict = c.verdictChangesAt()
 	return c
+}
+
+// after is what holds for a later snapshot in which all that common says is as it was; nil where
+// something may be otherwise.
+func (c *common) after(s snapshot.Snapshot) *common {
+	if c == nil {
+		return nil
+	}
+	had := &c.s
+	if s.At.Before(had.At) || !c.nextVerdict.IsZero() && !s.At.Before(c.nextVerdict) || !s.InheritUntil.Equal(had.InheritUntil) ||
+		!snapshot.Same(s.Nodes, had.Nodes) || !snapshot.Same(s.NodeTrusts, had.NodeTrusts) || !snapshot.Same(s.Namespaces, had.Namespaces) ||
+		!snapshot.Same(s.ServiceCIDRs, had.ServiceCIDRs) || !snapshot.Same(s.Pools, had.Pools) || (s.Pools == nil) != (had.Pools == nil) ||
+		!snapshot.SameMap(s.Blocks, had.Blocks) || s.Volumes != had.Volumes || !reflect.DeepEqual(s.Config, had.Config) {
+		return nil
+	}
+	out := *c
+	if out.s = s; len(out.states) > 0 {
+		out.states = nil
+		out.stateNodeTrusts() // a status says since when, which is now until it is written
+	}
+	return &out
+}
+
+// verdictChangesAt is the first moment after the snapshot at which judge says something else of a node.
+func (c *common) verdictChangesAt() time.Time {
+	var first time.Time
+	for i := range c.s.NodeTrusts {
+		t := &c.s.NodeTrusts[i].Spec
+		for _, at := range []time.Time{t.AttestedAt.Add(-MaxSkew), t.ValidUntil.Time, t.ValidUntil.Add(c.s.Config.MaxHold)} {
+			if at.After(c.s.At) && (first.IsZero() || at.Before(first)) {
+				first = at
+			}
+		}
+	}
+	return first
 }
 
 func (c *common) report(format string, args ...any) {

@@ -153,6 +153,15 @@ func servedByIstiod(pod *corev1.Pod, proxy *corev1.Container) bool {
 	return false
 }
 
+// hazard is an object of the mesh that is for pods with some labels, of one namespace or, where root is
+// true, of all.
+type hazard struct {
+	namespace string
+	root      bool
+	wanted    map[string]string
+	text      string
+}
+
 // changesHTTP withholds "programmed" from policies with HTTP rules whose pods an object of the mesh is for: what such an object can
 // do to a proxy, it can do before the proxy judges a request. What the policies say of addresses and ports stands all the same.
 func (w *whole) changesHTTP(o *unstructured.Unstructured, text string) {
@@ -167,14 +176,20 @@ func (w *whole) changesHTTP(o *unstructured.Unstructured, text string) {
 			wanted = found
 		}
 	}
-	root := w.isRoot(o.GetNamespace())
-	for i := range w.g.Policies {
-		p := &w.g.Policies[i]
-		if p.Mode == "" || !hasHTTP(p) || !root && p.Namespace != o.GetNamespace() {
+	w.hazards = append(w.hazards, hazard{o.GetNamespace(), w.isRoot(o.GetNamespace()), wanted, "ingress.http: " + text + "; what the policy says of ports stands"})
+}
+
+// endanger withholds "programmed" from a policy with HTTP rules whose pods such an object is for.
+func (w *whole) endanger(p *Policy) {
+	if p.Mode == "" || !hasHTTP(p) {
+		return
+	}
+	for _, h := range w.hazards {
+		if !h.root && p.Namespace != h.namespace {
 			continue
 		}
-		if slices.ContainsFunc(p.Selected, func(key string) bool { return bears(w.pod(p.Namespace, key), wanted) }) {
-			withhold(p, "ingress.http: "+text+"; what the policy says of ports stands")
+		if slices.ContainsFunc(p.Selected, func(key string) bool { return bears(w.pod(p.Namespace, key), h.wanted) }) {
+			withhold(p, h.text)
 		}
 	}
 }

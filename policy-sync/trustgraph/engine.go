@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"reflect"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -21,22 +20,32 @@ import (
 // the graph that is about it, and makes a part again only when something that it rests on has changed.
 // The graph is always the one that Build gives for the same snapshot.
 //
-// It tells what has changed by identity where the snapshot shares its objects with a cache (pods), by
-// UID and resourceVersion (policies, namespaces), and by value (nodes, images). The zero value is ready
-// for use. One goroutine uses it.
+// It tells what has changed by identity where the snapshot shares its lists and objects with a cache
+// (snapshot.Same), by UID and resourceVersion (policies), and by value (nodes, images). The zero value
+// is ready for use. One goroutine uses it.
 type Engine struct {
-	// Panicked is told of a panic in the judgement of a namespace, and where it was; nil is fine.
-	Panicked func(namespace string, value any, stack []byte)
+	// Panicked is told of a panic in the judgement of a subject ("namespace shop"), and where it was;
+	// nil is fine. The subject is closed, and all others are judged.
+	Panicked func(subject string, value any, stack []byte)
 
 	common     *common
 	namespaces map[string]*keptPart
 	parts      map[string]*part
+	// recalled are the namespaces that remember an address.
+	recalled   map[netip.Addr][]string
+	alone      gathered // the graph without a SPIRE server
+	together   gathered // and with one
 	spire      spireFacts
 	questions  questions
 	addresses  addresses
 	ranges     ranges
 	byAffinity *blocks
 	byCIDR     *blocks
+
+	// halfway is true while a graph is made, and after a panic that ended its making.
+	halfway bool
+	// judging is called with each subject before it is judged. Tests panic in it.
+	judging func(subject string)
 }
 
 // keptPart is what an Engine keeps of one namespace.
@@ -48,6 +57,8 @@ type keptPart struct {
 	part       *part
 	// at is the time of the part.
 	at time.Time
+	// dirty is true while the part is about objects that have changed.
+	dirty bool
 }
 
 // policyKey tells one state of a policy from another.
@@ -55,35 +66,71 @@ type policyKey struct{ name, uid, version string }
 
 // Build works out the graph of a snapshot. It fails only when no plan may be made from the snapshot.
 func (e *Engine) Build(s snapshot.Snapshot) (Graph, error) {
-	if err := s.Validate(); err != nil {
+	var last *snapshot.Snapshot
+	if e.halfway {
+		e.common = nil // nothing that is kept can be relied on
+	}
+	if e.common != nil {
+		last = &e.common.s
+	}
+	if err := s.ValidateAfter(last); err != nil {
+		return Graph{}, fmt.Errorf("trustgraph: %w", err)
+	}
+	lists, err := s.PodsByNamespace()
+	if err != nil {
 		return Graph{}, fmt.Errorf("trustgraph: %w", err)
 	}
 	s.Config = s.Config.WithDefaults()
 	s.Config.ClusterName = s.ClusterName()
+	e.halfway = true
 	before := e.common
-	c := newCommon(s)
-	sources, err := sourcesOf(s)
-	if err != nil {
-		return Graph{}, fmt.Errorf("trustgraph: %w", err)
+	c := before.after(s)
+	kept := c != nil
+	if !kept {
+		c = newCommon(s, confines{e.judging, e.Panicked})
 	}
-	if before != nil && !alikeFor(before, c) {
+	if before != nil && !kept && !alikeFor(before, c) {
 		before = nil
 	}
 	if before == nil {
 		e.forget()
 	}
-	d := e.changes(before, c, sources)
-	e.common, e.parts = c, make(map[string]*part, len(sources))
-	for name, from := range sources {
-		k := e.namespaces[name]
-		if k.part == nil || d.touches(k) || k.stale(c, name, from) {
-			k.part, k.at = e.judge(c, name, from), s.At
-			k.labels, k.policyKeys = c.labels(name), policyKeys(from.policies)
-		}
-		k.source = from
-		e.parts[name] = k.part
-	}
+	d := e.changes(before, c, kept, lists)
+	e.common = c
+	e.remake(before, c, kept, d)
+	e.halfway = false
 	return e.join(s.SPIRE)
+}
+
+// remake makes the parts again that rest on something that has changed.
+func (e *Engine) remake(before, c *common, kept bool, d dirt) {
+	if !kept {
+		e.alone.stale, e.together.stale = true, true
+	}
+	others := d.others(e)
+	var images map[snapshot.ImageKey]bool
+	if before != nil {
+		images = changedImages(before.s.Images, c.s.Images)
+	}
+	for name, k := range e.namespaces {
+		if k.part != nil && !k.dirty && !others[name] && !d.touches(k) && !k.stale(c, images) {
+			continue
+		}
+		k.part, k.at, k.dirty = e.judge(c, name, k.source), c.s.At, false
+		k.labels = c.labels(name)
+		e.parts[name] = k.part
+		e.changed(name)
+	}
+}
+
+// changed notes that the part of a namespace is another, or gone.
+func (e *Engine) changed(namespace string) {
+	e.questions.news[namespace] = true
+	for _, j := range []*gathered{&e.alone, &e.together} {
+		if !j.stale {
+			j.news[namespace] = true
+		}
+	}
 }
 
 // Join is the graph of the snapshot of the last Build, with what a SPIRE server has said since.
@@ -103,58 +150,38 @@ func (e *Engine) join(spire *snapshot.SPIRE) (Graph, error) {
 	}
 	c := *e.common
 	c.s.SPIRE = spire
-	return join(&c, e.parts, &e.spire), nil
+	j := &e.alone
+	if spire != nil {
+		j = &e.together
+	}
+	return j.build(&c, e.parts, &e.spire), nil
 }
 
 // forget begins anew.
 func (e *Engine) forget() {
-	e.namespaces, e.byAffinity, e.byCIDR, e.ranges = map[string]*keptPart{}, nil, nil, ranges{}
+	e.namespaces, e.parts, e.recalled = map[string]*keptPart{}, map[string]*part{}, map[netip.Addr][]string{}
+	e.byAffinity, e.byCIDR, e.ranges = nil, nil, ranges{}
 	e.addresses = addresses{reporters: map[netip.Addr][]*claim{}, tally: map[string]*votes{}}
+	e.alone, e.together = gathered{stale: true}, gathered{stale: true}
+	e.questions = questions{byNode: map[string]int{}, parts: map[string]*part{}, news: map[string]bool{}}
 }
 
 // judge makes a part. A panic is the failure of its namespace: nothing of it is attested.
 func (e *Engine) judge(c *common, namespace string, from source) (out *part) {
-	defer func() {
-		if p := recover(); p != nil {
-			if e.Panicked != nil {
-				e.Panicked(namespace, p, debug.Stack())
-			}
-			out = failedPart(c, namespace, from, p)
-		}
-	}()
-	return newPart(c, namespace, from)
+	c.confine("namespace "+namespace, func() { out = newPart(c, namespace, from) }, func(p any) { out = failedPart(c, namespace, from, p) })
+	return out
 }
 
-// sourcesOf deals a snapshot out to its namespaces.
-func sourcesOf(s snapshot.Snapshot) (map[string]source, error) {
-	out := map[string]source{}
-	for _, pod := range s.Pods {
-		of := out[pod.Namespace]
-		of.pods = append(of.pods, pod)
-		out[pod.Namespace] = of
+// policiesOf deals policies out to their namespaces, each list sorted by name.
+func policiesOf(policies []v1alpha1.TrustPolicy) map[string][]*v1alpha1.TrustPolicy {
+	out := map[string][]*v1alpha1.TrustPolicy{}
+	for i := range policies {
+		out[policies[i].Namespace] = append(out[policies[i].Namespace], &policies[i])
 	}
-	for i := range s.Policies {
-		of := out[s.Policies[i].Namespace]
-		of.policies = append(of.policies, &s.Policies[i])
-		out[s.Policies[i].Namespace] = of
+	for _, list := range out {
+		slices.SortFunc(list, func(x, y *v1alpha1.TrustPolicy) int { return strings.Compare(x.Name, y.Name) })
 	}
-	for namespace, had := range s.Attested {
-		of := out[namespace]
-		of.had = had
-		out[namespace] = of
-	}
-	var problems []error
-	for name, of := range out {
-		slices.SortFunc(of.pods, func(x, y *corev1.Pod) int { return strings.Compare(x.Name, y.Name) })
-		for i := 1; i < len(of.pods); i++ {
-			if of.pods[i].Name == of.pods[i-1].Name {
-				problems = append(problems, fmt.Errorf("snapshot: Pod %s was read twice", snapshot.Key(of.pods[i])))
-			}
-		}
-		slices.SortFunc(of.policies, func(x, y *v1alpha1.TrustPolicy) int { return strings.Compare(x.Name, y.Name) })
-		out[name] = of
-	}
-	return out, errors.Join(problems...)
+	return out
 }
 
 // alikeFor reports whether what every part rests on is the same: the configuration, which namespaces
@@ -179,33 +206,21 @@ type dirt struct {
 	within  []netip.Prefix
 }
 
-// changes takes up the snapshot's claims and blocks, and says what has changed with them.
-func (e *Engine) changes(before, c *common, sources map[string]source) dirt {
+// changes takes up the snapshot's claims and blocks, and says what has changed with them. Kept is true
+// where all that namespaces have in common is as it was.
+func (e *Engine) changes(before, c *common, kept bool, lists map[string][]*corev1.Pod) dirt {
 	d := dirt{nodes: map[string]bool{}, touched: map[netip.Addr]bool{}, all: before == nil}
-	if before != nil {
+	if before != nil && !kept {
 		changedNodes(before, c, d.nodes)
 	}
-	byAffinity, byCIDR, moved := e.index(c, &d)
+	byAffinity, byCIDR, moved := e.byAffinity, e.byCIDR, false
+	if !kept {
+		byAffinity, byCIDR, moved = e.index(c, &d)
+	}
 	a := &e.addresses
-	a.c, a.known = c, map[netip.Addr]resolved{}
+	a.c, a.known, a.swung = c, map[netip.Addr]resolved{}, false
 	c.addresses = a
-	for name := range e.namespaces {
-		if _, there := sources[name]; !there {
-			e.claim(name, nil, &d)
-			delete(e.namespaces, name)
-		}
-	}
-	for name, from := range sources {
-		k := e.namespaces[name]
-		if k == nil {
-			k = &keptPart{}
-			e.namespaces[name] = k
-		}
-		if !slices.Equal(k.pods, from.pods) {
-			e.claim(name, from.pods, &d)
-			k.part = nil
-		}
-	}
+	e.sources(before, c, lists, &d)
 	if moved {
 		a.tally = map[string]*votes{}
 		for _, k := range e.namespaces {
@@ -214,17 +229,144 @@ func (e *Engine) changes(before, c *common, sources map[string]source) dirt {
 			}
 		}
 	}
-	a.readNodes(c.s.Nodes)
 	e.byAffinity, e.byCIDR = byAffinity, byCIDR
+	if kept && !a.swung {
+		return d // the blocks are those of the graph before, and so is whose word counts
+	}
+	a.readNodes(c.s.Nodes)
 	used := a.blocks
 	a.blocks = c.newBlocks(e.ranges, byAffinity, a.tally)
 	if used != nil && used.affinities != a.blocks.affinities {
 		d.all = true
+		e.alone.stale, e.together.stale = true, true
 	}
 	if len(d.nodes) > 0 {
 		e.touchNodes(before, c, &d)
 	}
 	return d
+}
+
+// sources takes up what each namespace has, and marks those that have something else than before.
+func (e *Engine) sources(before, c *common, lists map[string][]*corev1.Pod, d *dirt) {
+	var last snapshot.Snapshot
+	if before != nil {
+		last = before.s
+	}
+	less := e.takePods(&c.s, last.PodLists, lists, d)
+	if before == nil || !snapshot.Same(last.Policies, c.s.Policies) {
+		less = e.takePolicies(c.s.Policies) || less
+	}
+	if before == nil || !snapshot.SameMap(last.Attested, c.s.Attested) {
+		less = e.takeMemory(c.s.Attested) || less
+	}
+	if before == nil || !snapshot.Same(last.Namespaces, c.s.Namespaces) {
+		for name, k := range e.namespaces {
+			k.dirty = k.dirty || !maps.Equal(k.labels, c.labels(name))
+		}
+	}
+	if !less {
+		return
+	}
+	for name, k := range e.namespaces {
+		if k.pods == nil && k.policies == nil && k.had == nil {
+			delete(e.namespaces, name)
+			delete(e.parts, name)
+			e.changed(name)
+		}
+	}
+}
+
+// kept finds what is kept of a namespace, or begins it.
+func (e *Engine) kept(namespace string) *keptPart {
+	k := e.namespaces[namespace]
+	if k == nil {
+		k = &keptPart{dirty: true}
+		e.namespaces[namespace] = k
+	}
+	return k
+}
+
+// takePods takes up the lists of pods. Like takePolicies and takeMemory it reports whether a namespace
+// has none any more.
+func (e *Engine) takePods(s *snapshot.Snapshot, before, lists map[string][]*corev1.Pod, d *dirt) (less bool) {
+	take := func(name string) {
+		pods, k := lists[name], e.kept(name)
+		if !snapshot.Same(k.pods, pods) && !slices.Equal(k.pods, pods) {
+			k.dirty = true
+			e.claim(name, pods, d)
+		}
+		k.pods = pods
+		less = less || pods == nil
+	}
+	if names, known := s.ChangedPods(before); known {
+		for _, name := range names {
+			take(name)
+		}
+		return less
+	}
+	for name := range lists {
+		take(name)
+	}
+	for name := range e.namespaces {
+		if _, there := lists[name]; !there {
+			take(name)
+		}
+	}
+	return less
+}
+
+func (e *Engine) takePolicies(policies []v1alpha1.TrustPolicy) (less bool) {
+	lists := policiesOf(policies)
+	for name := range lists {
+		e.kept(name)
+	}
+	for name, k := range e.namespaces {
+		k.policies = lists[name]
+		keys := policyKeys(k.policies)
+		k.dirty = k.dirty || !slices.Equal(k.policyKeys, keys) || slices.ContainsFunc(keys, func(p policyKey) bool { return p.version == "" })
+		k.policyKeys = keys
+		less = less || k.policies == nil
+	}
+	return less
+}
+
+func (e *Engine) takeMemory(memory snapshot.Memory) (less bool) {
+	for name := range memory {
+		e.kept(name)
+	}
+	for name, k := range e.namespaces {
+		had := memory[name]
+		if !sameMemory(k.had, had) {
+			e.recall(name, k.had, had)
+			k.dirty = true
+		}
+		if len(had) == 0 {
+			had = nil
+		}
+		k.had = had
+		less = less || had == nil
+	}
+	return less
+}
+
+// recall replaces what a namespace remembers in the index of addresses.
+func (e *Engine) recall(namespace string, before, now []snapshot.Attested) {
+	for _, a := range before {
+		for _, addr := range a.Addresses {
+			if list := slices.DeleteFunc(e.recalled[addr], func(n string) bool { return n == namespace }); len(list) > 0 {
+				e.recalled[addr] = list
+			} else {
+				delete(e.recalled, addr)
+			}
+		}
+	}
+	for _, a := range now {
+		for _, addr := range a.Addresses {
+			if !slices.Contains(e.recalled[addr], namespace) {
+				e.recalled[addr] = append(e.recalled[addr], namespace)
+			}
+		}
+	}
 }
 
 // index reads the blocks, and says whether another node has one now.
@@ -361,17 +503,34 @@ func (e *Engine) touchNodes(before, now *common, d *dirt) {
 	}
 }
 
-// touches reports whether a namespace's part rests on something that has changed.
+// others are the namespaces that claim or remember an address that is touched.
+func (d dirt) others(e *Engine) map[string]bool {
+	out := map[string]bool{}
+	for addr := range d.touched {
+		for _, c := range e.addresses.reporters[addr] {
+			out[c.namespace] = true
+		}
+		for _, name := range e.recalled[addr] {
+			out[name] = true
+		}
+	}
+	return out
+}
+
+// touches reports whether a namespace's part rests on something that has changed, apart from single
+// addresses.
 func (d dirt) touches(k *keptPart) bool {
 	if d.all {
 		return true
 	}
-	for node := range k.part.nodes {
-		if d.nodes[node] {
-			return true
+	if len(d.nodes) > 0 {
+		for node := range k.part.nodes {
+			if d.nodes[node] {
+				return true
+			}
 		}
 	}
-	if len(d.touched) == 0 && len(d.within) == 0 {
+	if len(d.within) == 0 {
 		return false
 	}
 	for _, c := range k.claims {
@@ -387,29 +546,27 @@ func (d dirt) touches(k *keptPart) bool {
 	return false
 }
 
+// concerns reports whether an address lies in a range that may be another node's now.
 func (d dirt) concerns(addr netip.Addr) bool {
-	return d.touched[addr] || slices.ContainsFunc(d.within, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return slices.ContainsFunc(d.within, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// stale reports whether a namespace's own objects, the answers about its images or the time make
-// another part of it.
-func (k *keptPart) stale(c *common, namespace string, from source) bool {
+// stale reports whether the answers about a namespace's images, its claims or the time make another
+// part of it. Images are those of which there is another answer.
+func (k *keptPart) stale(c *common, images map[snapshot.ImageKey]bool) bool {
 	p := k.part
-	switch {
-	case p.contested, c.s.At.Before(k.at), !p.until.IsZero() && !c.s.At.Before(p.until):
-		return true
-	case !slices.Equal(k.pods, from.pods), !sameMemory(k.had, from.had):
+	if p.contested || c.s.At.Before(k.at) || !p.until.IsZero() && !c.s.At.Before(p.until) {
 		return true
 	}
-	keys := policyKeys(from.policies)
-	if !maps.Equal(k.labels, c.labels(namespace)) || !slices.Equal(k.policyKeys, keys) ||
-		slices.ContainsFunc(keys, func(p policyKey) bool { return p.version == "" }) {
-		return true
-	}
-	for key, had := range p.images {
-		if image, ok := c.s.Images[key]; ok != had.ok || !reflect.DeepEqual(image, had.image) {
-			return true
+	if len(images) > 0 {
+		for key := range p.images {
+			if images[key] {
+				return true
+			}
 		}
+	}
+	if c.volumes == p.volumesFrom {
+		return false
 	}
 	for asked, had := range p.volumes {
 		if c.volumes.Claim(asked.pod, asked.volume) != had {
@@ -419,10 +576,28 @@ func (k *keptPart) stale(c *common, namespace string, from source) bool {
 	return false
 }
 
-// sameMemory reports whether two lists are one.
-func sameMemory(x, y []snapshot.Attested) bool {
-	return len(x) == len(y) && (len(x) == 0 || &x[0] == &y[0])
+// changedImages are the images about which there is another answer than before, or one where there was
+// none, or none any more.
+func changedImages(before, now map[snapshot.ImageKey]snapshot.Image) map[snapshot.ImageKey]bool {
+	if snapshot.SameMap(before, now) {
+		return nil
+	}
+	out := map[snapshot.ImageKey]bool{}
+	for key, image := range now {
+		if had, ok := before[key]; !ok || !had.Equal(image) {
+			out[key] = true
+		}
+	}
+	for key := range before {
+		if _, ok := now[key]; !ok {
+			out[key] = true
+		}
+	}
+	return out
 }
+
+// sameMemory reports whether two lists are one.
+func sameMemory(x, y []snapshot.Attested) bool { return snapshot.Same(x, y) }
 
 func policyKeys(policies []*v1alpha1.TrustPolicy) []policyKey {
 	out := make([]policyKey, 0, len(policies))

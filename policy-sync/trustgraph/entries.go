@@ -13,36 +13,37 @@ import (
 // bounded by itself; then, if all of them together have too many, the largest namespaces are cut to equal shares, and the others
 // keep everything. Within a namespace identities with few entries come first, so that the largest loses.
 func (w *whole) boundEntries() {
-	slices.SortFunc(w.g.Identities, func(x, y Identity) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.entries(), y.entries()), cmp.Compare(x.ServiceAccount, y.ServiceAccount))
-	})
+	w.full, w.entries = map[string]string{}, 0
 	wanted := map[string]int{}
-	for _, id := range w.g.Identities {
-		wanted[id.Namespace] += id.entries()
+	for _, name := range w.order {
+		if n := w.parts[name].entries; n > 0 {
+			wanted[name] = n
+			w.entries += n
+		}
 	}
 	room := shares(wanted, w.s.Config.MaxNamespaceEntries, w.s.Config.MaxEntries)
-	for i := range w.g.Identities {
-		id := &w.g.Identities[i]
-		n := id.entries()
-		if n <= room[id.Namespace] {
-			room[id.Namespace] -= n
+	for name, all := range wanted {
+		if all <= room[name] {
 			continue
 		}
-		w.refuseForSize(id, n, wanted[id.Namespace])
+		identities := slices.Clone(w.parts[name].identities)
+		slices.SortFunc(identities, func(x, y Identity) int {
+			return cmp.Or(cmp.Compare(x.entries(), y.entries()), cmp.Compare(x.ServiceAccount, y.ServiceAccount))
+		})
+		for i := range identities {
+			id := &identities[i]
+			n := id.entries()
+			if n <= room[name] {
+				room[name] -= n
+				continue
+			}
+			w.full[id.Key()] = fmt.Sprintf("it needs %d SPIRE entries, and namespace %s needs %d in all: more than its share of the %d that a namespace, and the %d that the cluster may have",
+				n, id.Namespace, all, w.s.Config.MaxNamespaceEntries, w.s.Config.MaxEntries)
+		}
 	}
 }
 
 func (i Identity) entries() int { return len(i.Nodes) * i.Alternatives() }
-
-func (w *whole) refuseForSize(id *Identity, n, all int) {
-	id.Nodes = nil
-	id.Problem = fmt.Sprintf("it needs %d SPIRE entries, and namespace %s needs %d in all: more than its share of the %d that a namespace, and the %d that the cluster may have",
-		n, id.Namespace, all, w.s.Config.MaxNamespaceEntries, w.s.Config.MaxEntries)
-	for _, name := range id.Policies {
-		p := w.policy(id.Namespace, name)
-		p.Blockers = append(p.Blockers, fmt.Sprintf("no SVID for service account %s: %s", id.ServiceAccount, id.Problem))
-	}
-}
 
 // shares divides all among the namespaces: each gets what it wants, up to each and, where that is too much in all, up to an equal
 // share of what the smaller ones leave.
@@ -78,9 +79,11 @@ func (w *whole) ownEntries() {
 	if w.s.SPIRE == nil {
 		return
 	}
-	o := ownership{cluster: w.s.Config.ClusterName, ids: make(map[string]bool, len(w.g.Identities)), agents: make(map[string]bool, len(w.s.NodeTrusts))}
-	for _, id := range w.g.Identities {
-		o.ids[SPIFFEID(w.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+	o := ownership{cluster: w.s.Config.ClusterName, ids: map[string]bool{}, agents: make(map[string]bool, len(w.s.NodeTrusts))}
+	for _, name := range w.order {
+		for _, id := range w.parts[name].identities {
+			o.ids[SPIFFEID(w.s.Config.TrustDomain, id.Namespace, id.ServiceAccount)] = true
+		}
 	}
 	for i := range w.s.NodeTrusts {
 		o.agents[w.s.NodeTrusts[i].Spec.AgentID] = true
@@ -89,7 +92,7 @@ func (w *whole) ownEntries() {
 	if by := f.by; f.foreign == nil || by.cluster != o.cluster || !maps.Equal(by.ids, o.ids) || !maps.Equal(by.agents, o.agents) {
 		f.divide(o)
 	}
-	w.g.OwnEntries = f.own
+	w.own = f.own
 	if len(f.left) > 0 {
 		w.report("%d SPIRE entries of an earlier version of Keelson give nothing that is recognisably this cluster's (%s the first): they are left as they are; delete them when no other cluster of the SPIRE server needs them",
 			len(f.left), slices.Min(f.left))

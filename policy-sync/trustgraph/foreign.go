@@ -15,63 +15,57 @@ import (
 // Nothing of it is touched; it is reported, and where it defeats a policy, the policy
 // is not called programmed.
 func (w *whole) buildForeign() {
-	w.noteAbsent()
-	w.foreignEntries()
 	w.guardOwnID()
 	for _, o := range w.s.Objects {
-		switch o.GetKind() {
-		case "NetworkSet", "GlobalNetworkSet", "HostEndpoint":
-			w.foreignSet(o)
-		case "Tier":
-			w.foreignTier(o)
-		case "NetworkPolicy", "GlobalNetworkPolicy":
-			w.foreignNetworkPolicy(o)
-		case "AuthorizationPolicy", "PeerAuthentication":
-			w.foreignIstio(o)
-		case "EnvoyFilter", "WasmPlugin", "Sidecar", "RequestAuthentication":
-			w.foreignProxySettings(o)
-		case "ConfigMap":
-			w.foreignMeshConfig(o)
-		}
+		w.confine(o.GetKind()+" "+snapshot.Key(o), func() { w.foreign(o) }, func(cause any) {
+			w.block(o.GetNamespace(), fmt.Sprintf("%s %s could not be looked at, %s, so it is not known what it changes: %v",
+				o.GetKind(), strings.TrimPrefix(snapshot.Key(o), "/"), ownFault, cause))
+		})
 	}
 }
 
-// block withholds "programmed" from policies of one namespace (all, when it is empty)
-// that enforce.
-func (w *whole) block(namespace, text string) {
-	for i := range w.g.Policies {
-		p := &w.g.Policies[i]
-		if p.Mode == v1alpha1.ModeEnforce && (namespace == "" || p.Namespace == namespace) {
-			p.Blockers = append(p.Blockers, text)
-		}
+// foreign looks at one object.
+func (w *whole) foreign(o *unstructured.Unstructured) {
+	switch o.GetKind() {
+	case "NetworkSet", "GlobalNetworkSet", "HostEndpoint":
+		w.foreignSet(o)
+	case "Tier":
+		w.foreignTier(o)
+	case "NetworkPolicy", "GlobalNetworkPolicy":
+		w.foreignNetworkPolicy(o)
+	case "AuthorizationPolicy", "PeerAuthentication":
+		w.foreignIstio(o)
+	case "EnvoyFilter", "WasmPlugin", "Sidecar", "RequestAuthentication":
+		w.foreignProxySettings(o)
+	case "ConfigMap":
+		w.foreignMeshConfig(o)
 	}
+}
+
+// block withholds "programmed" from the policies of one namespace (of all, when it is empty) that
+// enforce.
+func (w *whole) block(namespace, text string) {
+	w.defeats = append(w.defeats, defeat{namespace, text})
 	w.report("%s", text)
 }
 
 // foreignEntries: an SVID proves a policy's requirement only if nobody else issues its
 // ID. That concerns the policy's own IDs and those of the peers that it lets in. Another cluster's policy-sync is somebody else
 // too: it asks for what that cluster's policies ask.
-func (w *whole) foreignEntries() {
+func (w *whole) foreignEntries(p *Policy) {
 	if w.s.SPIRE == nil {
-		for i := range w.g.Policies {
-			w.g.Policies[i].Blockers = append(w.g.Policies[i].Blockers, "the SPIRE server could not be read")
-		}
+		p.Blockers = append(p.Blockers, "the SPIRE server could not be read")
 		return
 	}
-	for i := range w.g.Policies {
-		p := &w.g.Policies[i]
-		for _, id := range w.reliesOn(p) {
-			entries := sorted(slices.Clone(w.spire.foreign[id]))
-			if len(entries) == 0 {
-				continue
-			}
-			text := fmt.Sprintf("SPIRE entry %s, which Keelson did not make, issues %s without proof", list(entries), id)
-			if p.Mode == v1alpha1.ModeEnforce {
-				p.Blockers = append(p.Blockers, text)
-			} else {
-				p.Notes = append(p.Notes, text)
-			}
+	if len(w.spire.foreign) == 0 {
+		return
+	}
+	for _, id := range w.reliesOn(p) {
+		entries := sorted(slices.Clone(w.spire.foreign[id]))
+		if len(entries) == 0 {
+			continue
 		}
+		withhold(p, fmt.Sprintf("SPIRE entry %s, which Keelson did not make, issues %s without proof", list(entries), id))
 	}
 }
 

@@ -23,13 +23,14 @@ type Graph struct {
 	Config     snapshot.Config
 	Namespaces []Namespace // enrolled ones only
 	Nodes      []Node
-	// Pods are those of enrolled namespaces, and any other pod that bears a trust label. A pod of
-	// which nothing has changed is the same pointer in the next graph of one Engine.
-	Pods []*Pod
-	// Parts are the same pods by namespace, in the order of their keys. A part of which nothing has
-	// changed is the same pointer in the next graph of one Engine.
-	Parts    []*Part
-	Policies []Policy
+	// Parts are the pods of enrolled namespaces, and any other pod that bears a trust label, by
+	// namespace and in the order of their keys. A part of which nothing has changed is the same
+	// pointer in the next graph of one Engine. So is every other list of the graph the same list.
+	Parts []*Part
+	// Policies are all of them, ByNamespace the same in lists of one namespace each, in the order of
+	// Parts.
+	Policies    []Policy
+	ByNamespace [][]Policy `json:"-"`
 	// Identities are what SPIRE may issue, one per service account.
 	Identities []Identity
 	// Revoked are addresses of enrolled pods on nodes that are proved bad or whose proof has ended, and of pods that were
@@ -207,13 +208,26 @@ func (g Graph) Node(name string) (Node, bool) {
 	return g.Nodes[i], true
 }
 
+// Pods lists the pods of all parts.
+func (g Graph) Pods() []*Pod {
+	var out []*Pod
+	for _, part := range g.Parts {
+		out = append(out, part.Pods...)
+	}
+	return out
+}
+
 // Pod finds a pod by namespace and name.
 func (g Graph) Pod(namespace, name string) (Pod, bool) {
-	i, ok := slices.BinarySearchFunc(g.Pods, namespace+"/"+name, func(p *Pod, key string) int { return cmp.Compare(p.Key(), key) })
+	i, ok := slices.BinarySearchFunc(g.Parts, namespace+"/", func(p *Part, key string) int { return cmp.Compare(p.Namespace+"/", key) })
 	if !ok {
 		return Pod{}, false
 	}
-	return *g.Pods[i], true
+	pods := g.Parts[i].Pods
+	if i, ok = slices.BinarySearchFunc(pods, name, func(p *Pod, name string) int { return cmp.Compare(p.Name, name) }); !ok {
+		return Pod{}, false
+	}
+	return *pods[i], true
 }
 
 // Policy finds a policy by namespace and name.

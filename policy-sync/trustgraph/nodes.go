@@ -36,8 +36,10 @@ func (c *common) buildNodes() {
 			node.Why = []string{fmt.Sprintf("node %s has no NodeTrust: it never proved itself, or an administrator deleted it", n.Name)}
 			node.Untouched = untouched(n)
 		} else {
-			c.judge(&node, n, trust.Spec)
-			c.refuseSharedEK(&node, owners[trust.Spec.EKHash])
+			c.confine("node "+n.Name, func() {
+				c.judge(&node, n, trust.Spec)
+				c.refuseSharedEK(&node, owners[trust.Spec.EKHash])
+			}, func(cause any) { node = unjudged(n, trust.Spec, cause) })
 		}
 		c.nodes[n.Name] = node
 		c.nodeList = append(c.nodeList, node)
@@ -52,6 +54,17 @@ func (c *common) buildNodes() {
 		}
 	}
 	c.stateNodeTrusts()
+}
+
+// unjudged is a node whose judgement failed. It is not trusted; where its NodeTrust says that it is
+// untrusted, that stands.
+func unjudged(n *corev1.Node, t v1alpha1.NodeTrustSpec, cause any) Node {
+	out := Node{Name: n.Name, UID: string(n.UID), Verdict: v1alpha1.VerdictUnknown, created: n.CreationTimestamp.Time,
+		Why: []string{fmt.Sprintf("node %s could not be judged, %s: %v", n.Name, ownFault, cause)}}
+	if t.Verdict == v1alpha1.VerdictUntrusted {
+		out.Verdict, out.EKHash, out.AgentID = v1alpha1.VerdictUntrusted, t.EKHash, t.AgentID
+	}
+	return out
 }
 
 // NodeTrustState is a NodeTrust whose status is to change.

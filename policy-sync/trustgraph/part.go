@@ -34,6 +34,8 @@ type part struct {
 	live map[string]*corev1.Pod
 	// asked are the questions about the pods' images.
 	asked snapshot.Asked
+	// entries is how many SPIRE entries its identities need.
+	entries int
 	rests
 }
 
@@ -45,6 +47,8 @@ type rests struct {
 	images map[snapshot.ImageKey]answer
 	// volumes are what was said of claims.
 	volumes map[volumeQuestion]confined.Volume
+	// volumesFrom is what said it.
+	volumesFrom *volumeIndex
 	// until is the first moment at which the part may change by itself; zero for never.
 	until time.Time
 	// contested is true where the part rests on what is remembered of other namespaces' pods.
@@ -81,7 +85,7 @@ type builder struct {
 // newPart judges one namespace.
 func newPart(c *common, namespace string, from source) *part {
 	b := &builder{common: c, namespace: namespace, source: from}
-	b.rests = rests{nodes: map[string]bool{}, images: map[snapshot.ImageKey]answer{}, volumes: map[volumeQuestion]confined.Volume{}}
+	b.rests = rests{nodes: map[string]bool{}, images: map[snapshot.ImageKey]answer{}, volumes: map[volumeQuestion]confined.Volume{}, volumesFrom: c.volumes}
 	b.ambientAccounts, b.runs, b.disbelieved = map[string]bool{}, map[string]bool{}, map[string][]string{}
 	b.live = b.livePods()
 	b.buildPolicies()
@@ -135,6 +139,9 @@ func (b *builder) finish() {
 	}
 	b.public = &Part{b.namespace, b.pods, b.raw, pendingEnds(b.pods, b.s.Config.PendingGrace)}
 	slices.SortFunc(b.identities, func(x, y Identity) int { return cmp.Compare(x.ServiceAccount, y.ServiceAccount) })
+	for _, id := range b.identities {
+		b.entries += id.entries()
+	}
 	slices.SortFunc(b.attested, func(x, y snapshot.Attested) int { return cmp.Compare(x.UID, y.UID) })
 	if slices.EqualFunc(b.attested, b.source.had, snapshot.Attested.Equal) {
 		b.attested = b.source.had // an unchanged memory stays the same list
@@ -151,9 +158,9 @@ func (b *builder) changesAt(t time.Time) {
 // failedPart is the part of a namespace that could not be judged: its policies are there and not in
 // force, its pods are there and not attested, and what was remembered stays.
 func failedPart(c *common, namespace string, from source, cause any) *part {
-	why := fmt.Sprintf("namespace %s could not be judged, which is a fault of Keelson's: %v", namespace, cause)
+	why := fmt.Sprintf("namespace %s could not be judged, %s: %v", namespace, ownFault, cause)
 	b := &builder{common: c, namespace: namespace, source: from}
-	b.rests = rests{nodes: map[string]bool{}, contested: true} // it is tried again each time
+	b.rests = rests{nodes: map[string]bool{}, contested: true, volumesFrom: c.volumes} // it is tried again each time
 	b.attested, b.disbelieved = from.had, map[string][]string{}
 	b.part.reports = []string{why}
 	b.live = map[string]*corev1.Pod{}

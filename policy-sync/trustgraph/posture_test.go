@@ -21,8 +21,8 @@ func judged(t *testing.T, s snapshot.Snapshot) trustgraph.Pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := slices.IndexFunc(g.Pods, func(p *trustgraph.Pod) bool { return p.Name == "api-fra-1" })
-	return *g.Pods[i]
+	i := slices.IndexFunc(g.Pods(), func(p *trustgraph.Pod) bool { return p.Name == "api-fra-1" })
+	return *g.Pods()[i]
 }
 
 // TestLevels: which level each pod of the demo meets.

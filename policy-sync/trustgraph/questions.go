@@ -1,6 +1,7 @@
 package trustgraph
 
 import (
+	"reflect"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,7 +15,7 @@ import (
 // so its kubelet cannot have anyone ask about anything.
 func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 	s.Config = s.Config.WithDefaults()
-	c := newCommon(s)
+	c := newCommon(s, confines{})
 	choosers := map[string][]chooser{}
 	for i := range s.Policies {
 		p := &s.Policies[i]
@@ -25,7 +26,7 @@ func ImageQuestions(s snapshot.Snapshot) []snapshot.ImageQuestion {
 			choosers[p.Namespace] = append(choosers[p.Namespace], newChooser(&Policy{Spec: *spec}))
 		}
 	}
-	return snapshot.AskAbout(s.Config, s.Pods, s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
+	return snapshot.AskAbout(s.Config, s.AllPods(), s.Nodes, func(pod *corev1.Pod) ([]string, bool) {
 		return c.asks(pod, choosers[pod.Namespace])
 	})
 }
@@ -61,55 +62,66 @@ func (b *builder) ask() snapshot.Asked {
 
 // questions are what an Engine keeps of the questions about images.
 type questions struct {
-	parts  map[string]*part
+	parts map[string]*part
+	// news are namespaces whose part may be another than in parts.
+	news   map[string]bool
 	byNode map[string]int
-	list   []snapshot.ImageQuestion
+	// over counts the parts and the nodes at which a bound was met.
+	over int
+	list []snapshot.ImageQuestion
 }
 
-// Questions are the ImageQuestions of the snapshot of the last Build.
+// Questions are the ImageQuestions of the snapshot of the last Build. While nothing of them changes they
+// are the same list.
 func (e *Engine) Questions() []snapshot.ImageQuestion {
 	q := &e.questions
-	if q.byNode == nil {
-		q.byNode = map[string]int{}
-	}
-	changed := false
-	count := func(p *part, by int) {
-		changed = true
-		for node, n := range p.asked.ByNode {
-			if q.byNode[node] += n * by; q.byNode[node] == 0 {
-				delete(q.byNode, node)
-			}
+	another := false
+	for name := range q.news {
+		had, now := q.parts[name], e.parts[name]
+		if now == nil {
+			delete(q.parts, name)
+		} else {
+			q.parts[name] = now
 		}
-	}
-	over := false
-	for name, p := range e.parts {
-		over = over || p.asked.Over
-		if had := q.parts[name]; had != p {
-			if count(p, 1); had != nil {
-				count(had, -1)
-			}
+		if had != nil && now != nil && reflect.DeepEqual(had.asked, now.asked) {
+			continue
 		}
+		another = true
+		q.count(had, -1)
+		q.count(now, 1)
 	}
-	for name, had := range q.parts {
-		if e.parts[name] == nil {
-			count(had, -1)
-		}
-	}
-	q.parts = e.parts
-	for node := range q.byNode {
-		over = over || q.byNode[node] > snapshot.MaxNodeImages
-	}
+	clear(q.news)
 	switch {
-	case over:
+	case q.over > 0:
 		q.list = ImageQuestions(e.common.s)
-	case changed:
-		all := make([]snapshot.Asked, 0, len(e.parts))
-		for _, p := range e.parts {
+	case another:
+		all := make([]snapshot.Asked, 0, len(q.parts))
+		for _, p := range q.parts {
 			all = append(all, p.asked)
 		}
 		q.list = snapshot.JoinAsked(all)
 	}
 	return q.list
+}
+
+// count adds what a part asks, or takes it away.
+func (q *questions) count(p *part, by int) {
+	if p == nil {
+		return
+	}
+	if p.asked.Over {
+		q.over += by
+	}
+	for node, n := range p.asked.ByNode {
+		before := q.byNode[node]
+		now := before + n*by
+		if q.byNode[node] = now; now == 0 {
+			delete(q.byNode, node)
+		}
+		if (before > snapshot.MaxNodeImages) != (now > snapshot.MaxNodeImages) {
+			q.over += by
+		}
+	}
 }
 
 // specsOf are the specs by which a policy may be judged. Which one it is does not matter to who is asked.

@@ -125,7 +125,11 @@ func (w *whole) evictions() {
 			node = cmp.Or(node, bad[s.String()])
 		}
 		if node != "" {
-			w.g.Evict = append(w.g.Evict, Eviction{AgentID: a.ID, Reason: fmt.Sprintf("node %s is proved bad", node)})
+			w.evict = append(w.evict, Eviction{AgentID: a.ID, Reason: fmt.Sprintf("node %s is proved bad", node)})
 		}
 	}
+	slices.SortFunc(w.evict, func(x, y Eviction) int {
+		return cmp.Or(cmp.Compare(x.AgentID, y.AgentID), cmp.Compare(x.Reason, y.Reason))
+	})
+	w.evict = slices.CompactFunc(w.evict, func(x, y Eviction) bool { return x.AgentID == y.AgentID })
 }

@@ -201,8 +201,8 @@ func TestAPodMayMountWhatTheAdministratorAllows(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := s.Pods[apiFra].Name
-	if i := slices.IndexFunc(g.Pods, func(p *trustgraph.Pod) bool { return p.Name == name }); i < 0 || !g.Pods[i].Attested {
-		t.Errorf("pod %s is not attested: %+v", name, g.Pods)
+	if i := slices.IndexFunc(g.Pods(), func(p *trustgraph.Pod) bool { return p.Name == name }); i < 0 || !g.Pods()[i].Attested {
+		t.Errorf("pod %s is not attested: %+v", name, g.Pods())
 	}
 }
 
@@ -274,7 +274,7 @@ func TestPolicyProblems(t *testing.T) {
 			if !ok || p.Accepted || !strings.Contains(strings.Join(p.Problems, "; "), c.want) {
 				t.Fatalf("accepted %v, problems %q, want one with %q", p.Accepted, p.Problems, c.want)
 			}
-			for _, pod := range g.Pods {
+			for _, pod := range g.Pods() {
 				if pod.ServiceAccount == "api" && pod.Attested {
 					t.Errorf("%s is attested under a policy that is not accepted", pod.Key())
 				}

@@ -14,13 +14,14 @@ import (
 
 // Cache shows a cluster that a test changes in place as a client's cache would: a pod that has not
 // changed is the same pointer in the next reading, a node or a policy that has changed has another
-// resourceVersion, and nothing that was read changes afterwards. The zero value is ready for use.
+// resourceVersion, a list in which nothing has changed is the same list, and nothing that was read
+// changes afterwards. The zero value is ready for use.
 type Cache struct {
 	version  int
 	pods     map[string]*corev1.Pod
 	nodes    map[string]shown[corev1.Node]
 	policies map[string]shown[v1alpha1.TrustPolicy]
-	spire    *snapshot.SPIRE
+	last     snapshot.Snapshot
 }
 
 // shown is an object as the test had it, and as the cache shows it.
@@ -49,13 +50,29 @@ func (c *Cache) Read(s snapshot.Snapshot) snapshot.Snapshot {
 		c.policies[key] = one
 		s.Policies[i] = *one.as
 	}
-	if s.SPIRE != nil {
-		if c.spire == nil || !reflect.DeepEqual(c.spire, s.SPIRE) {
-			c.spire = &snapshot.SPIRE{Entries: slices.Clone(s.SPIRE.Entries), Agents: slices.Clone(s.SPIRE.Agents), OwnID: s.SPIRE.OwnID}
-		}
-		s.SPIRE = c.spire
+	s = apart(s)
+	had := c.last
+	s.Pods, s.Objects = same(had.Pods, s.Pods), same(had.Objects, s.Objects)
+	s.Nodes, s.Policies, s.Namespaces = alike(had.Nodes, s.Nodes), alike(had.Policies, s.Policies), alike(had.Namespaces, s.Namespaces)
+	s.NodeTrusts, s.Images, s.Blocks, s.SPIRE = alike(had.NodeTrusts, s.NodeTrusts), alike(had.Images, s.Images), alike(had.Blocks, s.Blocks), alike(had.SPIRE, s.SPIRE)
+	c.last = s
+	return s
+}
+
+// same is the list before where the two hold the same pointers.
+func same[T comparable](before, now []T) []T {
+	if slices.Equal(before, now) && (before == nil) == (now == nil) {
+		return before
 	}
-	return apart(s)
+	return now
+}
+
+// alike is what was shown before where the two say the same.
+func alike[T any](before, now T) T {
+	if reflect.DeepEqual(before, now) {
+		return before
+	}
+	return now
 }
 
 // show shows an object: as before if it is the same, and with another version if it is not.
@@ -86,5 +103,35 @@ func apart(s snapshot.Snapshot) snapshot.Snapshot {
 		s.Images[key] = image
 	}
 	s.Blocks = maps.Clone(s.Blocks)
+	if s.SPIRE != nil {
+		s.SPIRE = &snapshot.SPIRE{Entries: slices.Clone(s.SPIRE.Entries), Agents: slices.Clone(s.SPIRE.Agents), OwnID: s.SPIRE.OwnID}
+	}
+	return s
+}
+
+// Lists shows the pods of one snapshot after another by namespace, as a reader does that follows a
+// cache: a list in which nothing has changed is the same list. The zero value is ready for use.
+type Lists map[string][]*corev1.Pod
+
+// Read returns the snapshot with PodLists instead of Pods.
+func (l *Lists) Read(s snapshot.Snapshot) snapshot.Snapshot {
+	now, err := snapshot.Snapshot{Pods: s.Pods}.PodsByNamespace()
+	if err != nil {
+		return s // what was read twice is for others to find
+	}
+	changes := &snapshot.PodChanges{Before: *l}
+	for namespace, list := range now {
+		if had := (*l)[namespace]; slices.Equal(had, list) {
+			now[namespace] = had
+		} else {
+			changes.Namespaces = append(changes.Namespaces, namespace)
+		}
+	}
+	for namespace := range *l {
+		if _, still := now[namespace]; !still {
+			changes.Namespaces = append(changes.Namespaces, namespace)
+		}
+	}
+	*l, s.Pods, s.PodLists, s.PodChanges = now, nil, now, changes
 	return s
 }
