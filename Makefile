@@ -132,6 +132,8 @@ bench: ## measure speed as ratios within one run; the tables are also out/bench.
 	go test -run '^$$' -bench . -benchmem ./nodeattestor/... ./policy-sync/... ./workloadattestor/...
 	KEELSON_BENCH_JSON=$(CURDIR)/out/bench.json go test -run '^$$' -bench . -benchmem -timeout 30m ./test/bench
 	cd test/bench/peers && KEELSON_BENCH_JSON=$(CURDIR)/out/bench-eventlogs.json go test -run '^$$' -bench Replay .
+	cd test/bench/peers/attestors && CGO_ENABLED=0 go test -trimpath -run '^$$' -bench 'Warm/.*/in-a-row|Cold' -benchtime 500x .
+	cd test/bench/peers/attestors && CGO_ENABLED=0 go test -trimpath -run '^$$' -bench 'Warm/.*/apart' -benchtime 60x .
 
 .PHONY: bench-scale
 SIZES ?= 100/2000/20,1000/20000/200

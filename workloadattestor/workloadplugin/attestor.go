@@ -23,9 +23,11 @@ type attestor struct {
 	node    string
 	proc    procinfo.Proc
 	runtime *runtime.Client
-	pods    *pod.Lookup // nil when no API is configured
-	images  *image.Checker
-	own     ownPaths
+	// containers are what it said of those that ran.
+	containers containers
+	pods       *pod.Lookup // nil when no API is configured
+	images     *image.Checker
+	own        ownPaths
 	// snapshotters are trusted with images, beside unpacking.
 	snapshotters []string
 	// credentials are images' for registries; nil when none are configured.
@@ -69,7 +71,7 @@ func (a *attestor) attest(ctx context.Context, pid int32, may permission) (out o
 		return outcome{}, refused(err)
 	}
 	out.container = membership.Container
-	container, err := a.runtime.Container(ctx, membership.Container)
+	container, err := a.container(ctx, membership.Container)
 	switch {
 	case errors.Is(err, runtime.ErrUnknown):
 		out.notOurs = err
@@ -101,6 +103,19 @@ func (a *attestor) attest(ctx context.Context, pid int32, may permission) (out o
 		return out, refused(err)
 	}
 	return out, out.spell()
+}
+
+// container asks the runtime about a container, or remembers what it said.
+func (a *attestor) container(ctx context.Context, id string) (runtime.Container, error) {
+	if c, ok := a.containers.get(id); ok {
+		return c, nil
+	}
+	c, err := a.runtime.Container(ctx, id)
+	// Where a question about the image was not answered, the next one may be.
+	if err == nil && c.HintsError == nil {
+		a.containers.put(c)
+	}
+	return c, err
 }
 
 // permission refuses a broker a pod. The agent itself has every pod's.

@@ -113,3 +113,28 @@ func TestThreat22_ARuntimeThatComesBackIsFoundAgain(t *testing.T) {
 		t.Errorf("back again: %v (-want +got)\n%s", err, d)
 	}
 }
+
+// TestTheRuntimeIsNotAskedTwiceAboutAContainer: what it says is fixed, and whether the container runs the kernel says.
+func TestTheRuntimeIsNotAskedTwiceAboutAContainer(t *testing.T) {
+	w := newWorld(t)
+	w.configure(w.hcl())
+	want := w.selectors()
+	for range 3 {
+		if got, err := w.attest(42); err != nil || cmp.Diff(want, got) != "" {
+			t.Fatalf("got %v, %v", got, err)
+		}
+	}
+	if asked := w.runtime.Asked(); len(asked) != 3 {
+		t.Errorf("asked %v", asked)
+	}
+	// What went wrong is asked again, and another process has to be where the runtime made the container.
+	w.process(43, "0::/user.slice/"+idA+"\n")
+	if got, err := w.attest(43); status.Code(err) != codes.PermissionDenied || got != nil {
+		t.Errorf("another cgroup: got %v, %v", got, err)
+	}
+	w.process(44, "0::/kubepods/x/"+idB+"\n")
+	w.runtime.Fail(status.Error(codes.Unavailable, "down"))
+	if got, err := w.attest(44); status.Code(err) != codes.Unavailable || got != nil {
+		t.Errorf("a container that is not known: got %v, %v", got, err)
+	}
+}

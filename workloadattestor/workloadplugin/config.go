@@ -137,7 +137,7 @@ func parse(text string, now func() time.Time) (*attestor, []string, error) {
 	}
 	var notes []string
 	node := c.node(p)
-	a := &attestor{node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
+	a := &attestor{containers: containers{now: now}, node: node, socket: c.CRISocket, listen: c.Metrics.Address(p)}
 	a.proc = procinfo.New(absolute(p, "proc_root", c.ProcRoot, defaultProcRoot))
 	a.cgroups = absolute(p, "cgroup_root", c.CgroupRoot, defaultCgroupRoot)
 	a.own = c.ownPaths(p)
