@@ -23,7 +23,7 @@ test: setup ## run all unit and integration tests
 
 .PHONY: vmboot
 vmboot: ## boot real virtual machines that prove their boot to a real SPIRE server
-	go test -count=1 -v -timeout 60m -run "TestAVirtualMachineProvesItsBoot|TestBootsArePredictedFromTheirFiles|TestWhatANodeRunsIsMeasured" ./test/cluster/vmboot
+	go test -count=1 -v -timeout 60m -run "TestAVirtualMachineProvesItsBoot|TestBootsArePredictedFromTheirFiles|TestWhatANodeRunsIsMeasured|TestThreat08" ./test/cluster/vmboot
 
 .PHONY: race
 race: setup ## run all unit and integration tests with the race detector, in random order

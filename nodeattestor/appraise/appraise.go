@@ -103,7 +103,7 @@ type IMAFacts struct {
 
 // Facts are the outcome's facts; nil when the event log proved nothing.
 func (o Outcome) Facts() *Facts {
-	f, ok := o.Boot.Facts(o.Bank)
+	f, ok := reference.Evidence{Boot: o.Boot, IMA: o.IMA}.Facts(o.Bank)
 	if !ok {
 		return nil
 	}

@@ -132,6 +132,8 @@ type Facts struct {
 	loadOptions Digest
 	scripted    bool
 	untold      bool
+	// withheld is an initrd that is proven only where nobody can have appended it.
+	withheld    Digest
 	started     []Digest
 	authorities []Authority
 }

@@ -179,14 +179,15 @@ func (m measured) stubEvents() []measurement {
 // initrd is the kernel's stub's second measurement of exactly two: what the kernel was given. The unified image's
 // section is a part of that only, for systemd-stub adds credentials and extensions from the boot partition, which
 // root writes; so it counts where the kernel measured just that, or where there is no such measurement and PCRs 12
-// and 13 prove that nothing was added. A third measurement, which root can append, leaves it open.
+// and 13 prove that nothing was added. A third measurement, which root can append, leaves it open, and
+// so does a second one that systemd's log has: it came later by the node's own word.
 func (m measured) initrd(f Facts) Digest {
 	section := f.Sections[".initrd"]
 	e := m.stubEvents()
 	switch {
 	case len(e) > 0 && e[0].digest == section:
 		return section
-	case len(e) == 2:
+	case len(e) == 2 && e[1].origin == "":
 		return e[1].digest
 	case len(e) == 0 && m.replayed(9) && m.empty(12) && m.empty(13):
 		return section
@@ -281,11 +282,44 @@ func loadOptions(text string) []byte {
 	return b
 }
 
+// loadsInitrd tells whether a command line names an initrd that the kernel's stub may read by itself. The stub looks for
+// these letters anywhere in it (drivers/firmware/efi/libstub/file.c: find_file_option).
+func loadsInitrd(text string) bool { return strings.Contains(text, "initrd=") }
+
+// handed tells whether a unified kernel image hands its initrd over, so that the stub measures one whatever the command
+// line says. A section's digest is over all of it, that of an image in PCR 4 leaves parts out: the two are equal
+// only where root has copied one into PCR 11.
+func (f Facts) handed() bool {
+	kernel := f.Sections[".linux"]
+	return kernel != "" && f.Sections[".initrd"] != "" && !slices.Contains(f.BootLoader, kernel) && !slices.Contains(f.OtherImages, kernel)
+}
+
+// Knowing is the facts of somebody who knows a text: if it is the command line, they have it, and what it leaves open is
+// left open.
+func (f Facts) Knowing(text string) Facts {
+	f, _ = f.clone().withCommandLine(text)
+	return f
+}
+
+// AsTheKernelStarted is the facts of somebody to whom IMA's boot_aggregate proves what PCR 9 was when the kernel started
+// (eventlog.Boot.Booted): that nobody has appended the initrd's measurement since.
+func (f Facts) AsTheKernelStarted() Facts {
+	if f.Initrd == "" {
+		f.Initrd = f.withheld
+	}
+	return f
+}
+
 // MaxCommandLine is the longest command line that is looked at, in bytes; Linux stops
 // at 2048 on x86 and 4096 elsewhere.
 const MaxCommandLine = 8192
 
 // withCommandLine takes an offered text over, if a digest confirms it.
+//
+// With "initrd=" in it, the initrd is not proven. The kernel's stub measures an initrd that a loader hands over, and not one
+// that it reads itself by that name (Linux drivers/firmware/efi/libstub/efi-stub-helper.c: efi_load_initrd).
+// systemd-boot puts "initrd=" there for each initrd of an entry; an entry that names none, and whose options say it, gives
+// the same command line. Any initrd then runs, and appends the digest that is expected of it to PCR 9: see AsTheKernelStarted.
 func (f Facts) withCommandLine(text string) (Facts, bool) {
 	if text == "" || len(text) > MaxCommandLine {
 		return f, false
@@ -297,6 +331,9 @@ func (f Facts) withCommandLine(text string) (Facts, bool) {
 		return f, false
 	}
 	f.CommandLine.Text = text
+	if loadsInitrd(text) && !f.handed() && f.Initrd != "" {
+		f.Initrd, f.withheld = "", f.Initrd
+	}
 	return f, true
 }
 

@@ -294,6 +294,7 @@ func (r *Replayer) Finish() (Result, error) {
 		return Result{}, r.err
 	}
 	if r.reached {
+		r.result.Aggregated, _, _ = aggregateAlg(r.aggregate)
 		return r.result, nil
 	}
 	n := r.result.Count

@@ -1,5 +1,7 @@
 package ima
 
+import "github.com/keelson-project/keelson/nodeattestor/nodeclaim"
+
 // Result is what a replayed IMA log proves: the entries that quoted PCR 10 covers,
 // and nothing after them.
 type Result struct {
@@ -13,6 +15,9 @@ type Result struct {
 	// Unproven counts bytes after the entry that reached quoted PCR 10: the log grew
 	// while the quote was made. They prove nothing and are not read.
 	Unproven int64
+	// Aggregated is the bank whose PCRs 0 to 9 (0 to 7 of SHA-1) boot_aggregate proves as they stood when the
+	// kernel started.
+	Aggregated nodeclaim.HashAlg
 	// Weak is set when nothing stronger than SHA-1 covers the entries.
 	Weak bool
 }

@@ -31,7 +31,7 @@ func (p Prediction) Set(captured reference.Set, name string, files map[string][]
 			captured.Name(), captured.Bank(), p.Bank)
 	}
 	doc["name"] = name
-	e := &editor{p: p, set: captured.Name(), boot: boot}
+	e := &editor{p: p, set: captured.Name(), ima: captured.ChecksIMA(), boot: boot}
 	if err := e.pcrs(); err != nil {
 		return reference.Set{}, nil, err
 	}
@@ -57,6 +57,7 @@ func (p Prediction) Set(captured reference.Set, name string, files map[string][]
 type editor struct {
 	p     Prediction
 	set   string
+	ima   bool // whether the set looks at measured files, and so at boot_aggregate
 	boot  map[string]any
 	notes []string
 }
@@ -124,6 +125,9 @@ func (e *editor) ofTheBase(pcr int, pinned any) error {
 // components replaces what the facts say. A fact from a PCR that is not known does not count.
 func (e *editor) components() {
 	f := e.p.Facts
+	if e.ima {
+		f = f.AsTheKernelStarted()
+	}
 	unknown := func(pcrs ...int) bool {
 		return slices.ContainsFunc(pcrs, func(pcr int) bool { _, ok := e.p.Unknown[pcr]; return ok })
 	}

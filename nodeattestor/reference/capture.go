@@ -58,7 +58,7 @@ func capture(name string, ev Evidence, unpinned bool, keys []imasig.Key) (Set, e
 		return Set{}, fmt.Errorf("reference: capture: the evidence proves no boot")
 	}
 	s := Set{name: name, boot: captureBoot(bank, ev)}
-	facts, _ := ev.Boot.Facts(bank)
+	facts, _ := ev.Facts(bank)
 	s.boot.unpinnedKernel = unpinned && (facts.KernelUntold() || !s.PinsKernel())
 	if ev.IMA != nil && len(ev.IMA.Entries) > 0 {
 		s.ima = captureIMA(ev.IMA, keys)
@@ -99,7 +99,7 @@ func (s Set) writable() error {
 }
 
 func captureBoot(bank nodeclaim.HashAlg, ev Evidence) boot {
-	f, _ := ev.Boot.Facts(bank)
+	f, _ := ev.Facts(bank)
 	b := boot{bank: bank, values: values{}, pcrs: map[nodeclaim.HashAlg]map[int][][]byte{bank: {}}}
 	for _, of := range components {
 		if v := of.proven(f); v != nil {

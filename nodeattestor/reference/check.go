@@ -24,11 +24,11 @@ func (s Set) Check(ev Evidence, now time.Time) nodeclaim.Refusals {
 		return c.refusals
 	}
 	c.refusals = s.Valid(now)
-	facts, ok := ev.Boot.Facts(s.boot.bank)
+	facts, ok := ev.Facts(s.boot.bank)
 	if !ok {
 		c.refuse("reference.bank", "%s is of bank %s, which was not quoted", c, s.boot.bank)
 	} else {
-		c.facts = s.boot.judged(facts)
+		c.facts = s.boot.judged(facts, ev)
 		c.scripted()
 		for _, of := range checkOrder() {
 			if want := s.boot.values[of.key]; len(want) > 0 {

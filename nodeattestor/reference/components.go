@@ -120,7 +120,7 @@ var components = []component{
 		facts: []bootFact{
 			{"initrd.digest", cel.StringType, func(f eventlog.Facts) (any, bool) { return digest(f.Initrd) }},
 		},
-		absent: "initrd", measured: "it is measured by the kernel's EFI stub (Linux 5.18 and later, into PCR 9), ",
+		absent: "initrd", measured: "it is measured by the kernel's EFI stub (Linux 5.18 and later, into PCR 9, but for one that \"initrd=\" on the command line may load: IMA's list proves then that none was), ",
 		demands: func(b boot) []string {
 			if !b.has("initrd") || b.has(keyCommandLine) || b.exact(9) || b.exact(4) {
 				return nil
@@ -178,9 +178,14 @@ func (s Set) unfounded() string {
 
 // judged are facts as a set may believe them. Only the exact value of PCR 4 says which images before the boot attempt are
 // good, and who controls the machine later can append the begin of an attempt: without it, all that ran counts.
-func (b boot) judged(f eventlog.Facts) eventlog.Facts {
+func (b boot) judged(f eventlog.Facts, ev Evidence) eventlog.Facts {
 	if !b.exact(4) {
 		f.BootLoader = f.Started()
+	}
+	for _, line := range as[commandLine](b.values[keyCommandLine]) {
+		if line.text != "" { // the node may have kept quiet about it
+			f.Initrd = ev.started(b.bank, f.Knowing(line.text)).Initrd
+		}
 	}
 	return f
 }

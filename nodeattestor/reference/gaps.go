@@ -30,7 +30,7 @@ func Gaps(ev Evidence) []string {
 	if !ok || ev.IMA == nil || ev.IMA.Count == 0 {
 		return nil
 	}
-	f, _ := ev.Boot.Facts(bank)
+	f, _ := ev.Facts(bank)
 	params, ok := params(f)
 	if !ok {
 		return []string{commandLineName + ": its text is not proven, so no condition of a set can demand what closes IMA's gaps (lockdown, module.sig_enforce, ima_appraise)"}

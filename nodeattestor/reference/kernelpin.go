@@ -63,7 +63,7 @@ func Absent(ev Evidence) []string {
 	if !ok {
 		return nil
 	}
-	f, _ := ev.Boot.Facts(bank)
+	f, _ := ev.Facts(bank)
 	var out []string
 	const image = "a unified kernel image (systemd-stub measures its sections into PCR 11)"
 	by := image + ", or GRUB with its tpm module (it measures its commands into PCR 8 and the files that it reads into PCR 9)"

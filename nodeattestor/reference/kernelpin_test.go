@@ -241,3 +241,45 @@ func TestUnpinnedKernelIsOneWordAndOfOneClass(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Where the command line has "initrd=" and no unified image ran, nothing proves the initrd: a set that pins it
+// refuses, also a node that does not say its command line, and a capture leaves it out.
+func TestThreat08_AnInitrdThatTheKernelMayReadItselfIsInNoSet(t *testing.T) {
+	const line = `initrd=\x quiet`
+	entry := func() *vectors.Log {
+		l := shimAndGRUB().Event(4, vectors.Image, []byte("vmlinuz"), nil)
+		return l.Measure(9, 6, append(vectors.UTF16(line), 0, 0)).Event(9, 6, []byte("initrd"), nil)
+	}
+	l := entry()
+	boot, err := eventlog.Replay(l.Raw(), l.Quoted(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	quiet := reference.Evidence{Boot: boot, PCRs: l.Quoted(t)}
+	told := reference.Evidence{Boot: boot.ConfirmCommandLine(line), PCRs: l.Quoted(t)}
+	captured, err := reference.Capture("entry", told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := string(captured.Marshal()); strings.Contains(text, "initrd:") {
+		t.Errorf("captured:\n%s", text)
+	}
+	if absent := reference.Absent(told); !slices.ContainsFunc(absent, func(s string) bool {
+		return strings.HasPrefix(s, "initrd: not proven") && strings.Contains(s, `but for one that "initrd="`)
+	}) {
+		t.Errorf("absent: %q", absent)
+	}
+	f, _ := boot.Facts(nodeclaim.SHA256)
+	set, err := reference.ParseSet([]byte(strings.Replace(string(captured.Marshal()), "boot:\n", "boot:\n  initrd: ['"+string(f.Initrd)+"']\n", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, ev := range map[string]reference.Evidence{"told": told, "quiet": quiet} {
+		if got := set.Check(ev, now); len(got) != 1 || got[0].Check != "kernel.initrd" || !strings.Contains(got[0].Reason, "not proven") {
+			t.Errorf("%s: %v", name, got)
+		}
+		if got := captured.Check(ev, now); len(got) > 0 {
+			t.Errorf("%s: the captured set refuses: %v", name, got)
+		}
+	}
+}

@@ -115,6 +115,20 @@ type Evidence struct {
 	Tag map[string]string
 }
 
+// Facts are what is proven of a bank's PCRs, and whether that bank was quoted.
+func (ev Evidence) Facts(bank nodeclaim.HashAlg) (eventlog.Facts, bool) {
+	f, ok := ev.Boot.Facts(bank)
+	return ev.started(bank, f), ok
+}
+
+// started adds what IMA's boot_aggregate proves, where it is over PCRs 8 and 9 of the bank.
+func (ev Evidence) started(bank nodeclaim.HashAlg, f eventlog.Facts) eventlog.Facts {
+	if ev.IMA != nil && ev.IMA.Aggregated == bank && bank != nodeclaim.SHA1 {
+		return f.AsTheKernelStarted()
+	}
+	return f
+}
+
 // Maker is who made a TPM, as the certificate of its EK says (TCG EK Credential Profile 2.x, 3.1.2): Manufacturer is "id:" and
 // 8 hex digits of the TCG Vendor ID Registry.
 type Maker struct{ Manufacturer, Model, Version string }

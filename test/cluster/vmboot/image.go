@@ -39,6 +39,8 @@ type Changes struct {
 	Stub string
 	// Sections are more sections of the unified kernel image, content by name (".pcrpkey").
 	Sections map[string]string
+	// Entry makes systemd-boot's entry of the kernel's command line; nil is the golden one.
+	Entry func(line string) string
 	// GRUBConfig makes GRUB's configuration of the kernel's command line; nil is the golden one.
 	GRUBConfig func(line string) string
 	// Partition are more files of the boot partition, content by path.
@@ -188,6 +190,9 @@ func (k *Kit) plain(dir string, c Changes, i *Image, kernel, initrd []byte) (map
 	}
 	i.Loaders = []string{k.system["systemd-boot"]}
 	entry := "title Keelson\nlinux /keelson/vmlinuz\ninitrd /keelson/initrd.img\noptions " + i.CommandLine + "\n"
+	if c.Entry != nil {
+		entry = c.Entry(i.CommandLine)
+	}
 	i.CommandLine = `initrd=\keelson\initrd.img ` + i.CommandLine
 	if i.Config, err = write(dir, "keelson.conf", []byte(entry)); err != nil {
 		return nil, err

@@ -21,7 +21,9 @@ echo "vmboot: started, uptime $(cat /proc/uptime)"
 # A golden machine shows its evidence once everything that is measured has run. The last disk takes it.
 show_evidence() {
 	mkdir /run/evidence
-	if collect -dir /run/evidence && tar -cf /dev/vdd -C /run/evidence . && sync; then
+	extend=
+	if [ -e /etc/extend ]; then extend="-extend $(cat /etc/extend)"; fi
+	if collect -dir /run/evidence $extend && tar -cf /dev/vdd -C /run/evidence . && sync; then
 		echo "vmboot: evidence written"
 	else
 		echo "vmboot: no evidence"

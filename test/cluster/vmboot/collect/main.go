@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,13 +20,43 @@ import (
 func main() {
 	dir := flag.String("dir", "", "folder to write into")
 	tpm := flag.String("tpm", "/dev/tpmrm0", "the TPM")
+	digest := flag.String("extend", "", "SHA-256 digest, in hex, that PCR 9 is extended by first")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	if err := collect(ctx, *tpm, *dir); err != nil {
+	if err := errors.Join(extend(*tpm, *digest), collect(ctx, *tpm, *dir)); err != nil {
 		fmt.Fprintln(os.Stderr, "collect:", err)
 		os.Exit(1) //nolint:gocritic // the context ends with the process
 	}
+}
+
+// extend does what anybody with access to a TPM can do (TPM 2.0 Library, Part 3, TPM2_PCR_Extend).
+func extend(tpm, digest string) (err error) {
+	if digest == "" {
+		return nil
+	}
+	const command = "80020000004100000182" + "00000009" + "00000009400000090000000000" + "00000001000b"
+	request, err := hex.DecodeString(command + digest)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(tpm, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(request); err != nil {
+		return err
+	}
+	answer := make([]byte, 4096)
+	n, err := f.Read(answer)
+	if err != nil {
+		return err
+	}
+	if n < 10 || binary.BigEndian.Uint32(answer[6:]) != 0 {
+		return fmt.Errorf("the TPM answers %x", answer[:n])
+	}
+	return nil
 }
 
 func collect(ctx context.Context, tpm, dir string) (err error) {
