@@ -114,7 +114,10 @@ func (img *Image) readSections(table, count int) error {
 			virtualSize: binary.LittleEndian.Uint32(b[8:]),
 			size:        binary.LittleEndian.Uint32(b[16:]), pointer: binary.LittleEndian.Uint32(b[20:]),
 		}
-		if s.size > 0 && int64(s.pointer)+int64(s.size) > int64(len(img.data)) {
+		if s.size == 0 {
+			s.pointer = 0 // it has nothing in the file, and may say that it lies beyond its end
+		}
+		if int64(s.pointer)+int64(s.size) > int64(len(img.data)) {
 			return fmt.Errorf("predict: image has section %.8q at %d with %d bytes, outside of its %d bytes: it was cut", s.name, s.pointer, s.size, len(img.data))
 		}
 		if s.virtualSize > MaxImage {
