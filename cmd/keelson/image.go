@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,15 +21,22 @@ import (
 	"github.com/keelson-project/keelson/workloadattestor/image"
 )
 
-const imageHelp = `Judges an image as the workload attestor and policy-sync do.
+const imageHelp = `Judges an image by the rules of the workload attestor and policy-sync, with the keys and identity given here.
+Their mirrors, certificates of registries, signature repositories and lists of digests are not looked at.
 
 REF is a registry reference, or with --layout a name or digest in that OCI layout. Without --digest-running, everything that a
 runtime could start from REF has to be accepted by one of the keys or by the identity, or an index on the way to it: containerd
 and CRI-O choose differently from an index. Without --platform that is for any node.
 
-PATTERN is the exact text, or a regular expression (RE2) that has to match all of it.
+PATTERN is the exact text, or, where it has one of *+?()[]{}|^$\, a regular expression (RE2) that has to match all of it: the "+" of
+an email address is written \+. Credentials come from Docker's configuration (~/.docker/config.json). A verifier is named after
+its key's file.
 
-Exit code 0: accepted. 1: refused. 2: wrong use, or something could not be read or asked.`
+As JSON: {"verdict": "accepted" or "refused", "manifests": [digest...], "signedBy": [{"verifier", "format", "subject"}],
+"refusals": [{"check", "reason"}]}. With exit code 2 there is none.
+
+Exit code 0: accepted. 1: refused. 2: wrong use, or something could not be read or
+asked, or not within --timeout.`
 
 type imageFlags struct {
 	layout      string
@@ -90,6 +98,9 @@ func verifyImage(ctx context.Context, out io.Writer, ref string, f imageFlags) e
 	if f.output != "text" && f.output != "json" {
 		return fmt.Errorf("output %q: want text or json", f.output)
 	}
+	if f.timeout <= 0 {
+		return fmt.Errorf("--timeout %s: there would be no time to judge: give a positive duration, such as 1m", f.timeout)
+	}
 	config, err := f.config(ref)
 	if err != nil {
 		return err
@@ -118,6 +129,9 @@ func verifyImage(ctx context.Context, out io.Writer, ref string, f imageFlags) e
 	report, unknown := reportImage(result)
 	if err != nil {
 		report.Refusals = append(report.Refusals, imageRefusal{Check: "image", Reason: err.Error()})
+	}
+	if report.Verdict != "accepted" && ctx.Err() != nil {
+		return fmt.Errorf("image: not judged within --timeout %s, so neither accepted nor refused: %w", f.timeout, ctx.Err())
 	}
 	if report.Verdict != "accepted" && unknown != nil {
 		return unknown
@@ -151,8 +165,8 @@ func (f imageFlags) config(ref string) (image.Config, error) {
 	}
 	if f.platform != "" {
 		parts := strings.Split(f.platform, "/")
-		if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-			return c, fmt.Errorf("--platform %q: want os/arch or os/arch/variant", f.platform)
+		if len(parts) < 2 || len(parts) > 3 || slices.Contains(parts, "") || f.platform != strings.ToLower(f.platform) {
+			return c, fmt.Errorf("--platform %q: want os/arch or os/arch/variant in lower case, such as linux/amd64", f.platform)
 		}
 		c.Platform = image.Platform{OS: parts[0], Architecture: parts[1], Variant: strings.Join(parts[2:], "")}
 	}
@@ -200,7 +214,7 @@ func (f imageFlags) verifiers() ([]image.Verifier, error) {
 	k.Issuer, k.IssuerPattern = pattern(f.issuer)
 	v, err := image.NewKeylessVerifier(verifierName("keyless", taken), k)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--trusted-root %s, --identity, --issuer: %w", f.trustedRoot, err)
 	}
 	return append(out, v), nil
 }

@@ -31,8 +31,9 @@ Say what will be booted, in one of three ways:
   a unified kernel image    --uki FILE, with --loader FILE for each image that runs before it, in order (shim, systemd-boot)
   systemd-boot and a kernel --kernel FILE --initrd FILE... --command-line TEXT, with --loader FILE...; TEXT as /proc/cmdline will show it
   GRUB                      --replace OLD=NEW for each file that it reads or that is started (kernel, initrd, grub.cfg, shim, GRUB).
-                            A grub.cfg is interpreted; where it cannot be, the line is named. Leave it out then, or beside it say
+                            A grub.cfg is interpreted; where it cannot be, the line is named. Beside it say then
                             --grub-text OLD=NEW for each text that changes in GRUB's commands (a version in paths, a word of the command line)
+In these pairs write OLD==>NEW where a text or a path has an equals sign: --grub-text 'ima_hash=sha1==>ima_hash=sha256'.
 The old grub.cfg must explain all that the golden node measured, and the new one may ask only what that boot answers: GRUB's environment
 block, what its modules set, which files are there. All else is taken to stay as the golden node measured it.
 With or without these, --dbx or --dbx-update say what dbx becomes (PCR 7). Apply that update by itself first, or give both.
@@ -329,15 +330,15 @@ func (r *fileReader) images(names []string) []predict.File {
 	return out
 }
 
-// pair splits OLD=NEW at the first "=", or OLD==>NEW at that arrow.
+// pair splits OLD=NEW at its only "=", or OLD==>NEW at its only arrow.
 func (r *fileReader) pair(flag, text string) (before, after string, ok bool) {
 	sep := "="
 	if strings.Contains(text, "==>") {
 		sep = "==>"
 	}
 	before, after, ok = strings.Cut(text, sep)
-	if !ok || before == "" {
-		r.errs = append(r.errs, fmt.Errorf("%s %.80q: give OLD=NEW, or OLD==>NEW where OLD has an equals sign", flag,
+	if !ok || before == "" || strings.Contains(after, sep) {
+		r.errs = append(r.errs, fmt.Errorf("%s %.80q: give OLD=NEW, or OLD==>NEW where one of them has an equals sign", flag,
 			text))
 		return "", "", false
 	}

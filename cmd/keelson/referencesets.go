@@ -263,19 +263,19 @@ func signCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "sign --key FILE --valid-for 2160h -o FILE SET", Short: "Sign a reference set", Long: signHelp, Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, files []string) error {
-			return signReference(c.OutOrStdout(), f, files[0], time.Now())
+			return signReference(c.OutOrStdout(), c.ErrOrStderr(), f, files[0], time.Now())
 		},
 	}
 	flags := c.Flags()
 	flags.StringVar(&f.key, "key", "", "PEM file with the signing key, PKCS #8, ed25519 or ECDSA P-256 (required)")
 	flags.StringVar(&f.notBefore, "not-before", "", "begin of validity, as 2026-10-31T00:00:00Z (default the set's)")
 	flags.StringVar(&f.notAfter, "not-after", "", "end of validity, as 2027-10-31T00:00:00Z (default the set's)")
-	flags.DurationVar(&f.validFor, "valid-for", 0, "validity from its begin on, or from now, instead of --not-after")
+	flags.DurationVar(&f.validFor, "valid-for", 0, "validity in hours, as 2160h, from its begin on, or from now, instead of --not-after")
 	flags.StringVarP(&f.out, "output", "o", "", "file to write, - for standard output (required)")
 	return c
 }
 
-func signReference(out io.Writer, f signFlags, file string, now time.Time) error {
+func signReference(out, report io.Writer, f signFlags, file string, now time.Time) error {
 	if f.key == "" || f.out == "" {
 		return errors.New("--key and -o are required: the signing key, and the file to write")
 	}
@@ -285,6 +285,14 @@ func signReference(out io.Writer, f signFlags, file string, now time.Time) error
 	}
 	set, err := f.dated(sets[0], now)
 	if err != nil {
+		return err
+	}
+	var l lines
+	if _, until := set.Validity(); !until.IsZero() && !until.After(now) {
+		l.add("warning: the set ended at %s, so it accepts nothing: give a later --not-after, or --valid-for", stamp(until))
+	}
+	l.list("warning: ", warnings(set))
+	if err := l.write(report); err != nil {
 		return err
 	}
 	pem, err := boundedfile.Read(f.key, maxPEM)
@@ -333,8 +341,17 @@ func (f signFlags) dated(set reference.Set, now time.Time) (reference.Set, error
 	return set.WithValidity(from, until)
 }
 
+// warnings are what a person should know of a set who signs or trusts it.
+func warnings(s reference.Set) []string {
+	out := s.Weaknesses()
+	if w := s.KernelWarning(); w != "" {
+		out = append([]string{w}, out...)
+	}
+	return out
+}
+
 const verifySetHelp = `Verify signed reference sets: a trusted signer signed each, and it is valid now. Warnings say where a set
-rests on hashes for which collisions can be made.
+pins nothing about the kernel, or rests on hashes for which collisions can be made.
 
 Exit 0: all are good. Exit 1: one is refused: unsigned, signed by somebody else, changed, or out of its
 time. Exit 2: wrong use, or a file that cannot be read.`
@@ -372,7 +389,7 @@ func verifyReferences(out io.Writer, signers, files []string, now time.Time) err
 			begin = "from " + stamp(from) + " "
 		}
 		l.add("%s: set %s, signed by key %s, valid %suntil %s", files[i], s.Name(), s.SignedBy(), begin, stamp(until))
-		l.list(files[i]+": warning: ", s.Weaknesses())
+		l.list(files[i]+": warning: ", warnings(s))
 	}
 	if err := l.write(out); err != nil {
 		return err

@@ -277,7 +277,7 @@ func (b Bundle) explain(sel nodeclaim.Selection, values map[int][]byte, opt ima.
 	case sameAlg(claimed, ours) && claimed != ours:
 		return no("eventlog.pcr", "event log: its PCRs 0 to 9 give boot_aggregate %s, the IMA list begins with %s: the event log was changed or cut, or the two logs are of different boots, %s", ours, claimed, end)
 	case sameAlg(claimed, ours):
-		return no("ima.pcr", "IMA list: no number of its %d entries leads to the quoted PCR values, while the event log agrees with its boot_aggregate: entries were dropped, changed or added, or the list is of an earlier time than the quote, %s", len(ima.Unverified(b.IMALog, sel.Bank, opt))-1, end)
+		return no("ima.pcr", "IMA list: no number of its %d entries leads to the quoted PCR values, while the event log agrees with its boot_aggregate: entries were dropped, changed or added, or the list is of an earlier time than the quote, or both logs are of another boot or machine, %s", len(ima.Unverified(b.IMALog, sel.Bank, opt))-1, end)
 	default:
 		return no("quote.composite", "the logs lead to PCR values that the quote does not cover: one was changed, cut or is of another boot")
 	}

@@ -247,6 +247,9 @@ func (r *reader) head(i int) (event, error) {
 	case pcr == 0xFFFFFFFF && e.typ == evNoAction:
 		e.pcr = noPCR
 	default:
+		if i == 0 {
+			return event{}, format("event 0: PCR %d does not exist: this is no TCG event log, or its begin is missing", pcr)
+		}
 		return event{}, format("event %d: PCR %d does not exist", i, pcr)
 	}
 	return e, nil

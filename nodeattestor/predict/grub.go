@@ -46,6 +46,7 @@ func (g GRUB) apply(d *draft) error {
 	if err != nil {
 		return err
 	}
+	g.unchanged(d)
 	var run *grubRun
 	var why error
 	if r, ok := g.updated(); ok {
@@ -107,6 +108,25 @@ func (g GRUB) files(d *draft, lines map[string]event) error {
 	}
 	g.together(d)
 	return nil
+}
+
+// unchanged says that PCR 9 is not known where commands change and none of the files does that GRUB
+// read them, or what they depend on, from: its configuration and its environment block.
+func (g GRUB) unchanged(d *draft) {
+	told := func(name string) bool {
+		name = strings.TrimRight(name, "\x00")
+		return strings.HasSuffix(name, ".cfg") || strings.HasSuffix(name, "grubenv")
+	}
+	if len(g.Texts) == 0 || slices.ContainsFunc(g.Files, func(r Replacement) bool { return told(r.Old.Name) || told(r.New.Name) }) {
+		return
+	}
+	for _, e := range d.base.byPCR[9] {
+		if told(string(e.data)) {
+			d.unknown[9] = fmt.Sprintf("GRUB's commands change, so a file with commands does that GRUB read, such as %.200q, and none is replaced: replace it beside the texts",
+				strings.TrimRight(string(e.data), "\x00"))
+			return
+		}
+	}
 }
 
 // initrdTag is how Linux's stub marks its event of the initrd

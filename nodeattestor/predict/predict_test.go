@@ -482,6 +482,23 @@ func TestRecordedUpdatesOfGRUB(t *testing.T) {
 	}
 }
 
+// A command that changes stands in a file, or hangs on one. Where none is replaced, PCR 9 is not known.
+func TestCommandsChangeWithTheFilesThatHoldThem(t *testing.T) {
+	texts := []predict.Substitution{{Old: "ima_hash=sha256", New: "ima_hash=sha256 a=b"}}
+	b := recorded(t, "loader-boots/grub")
+	p, err := b.Predict(predict.GRUB{Texts: texts})
+	must(t, err)
+	if why := p.Unknown[9]; !strings.Contains(why, "grub.cfg") || !strings.Contains(why, "replace it beside the texts") {
+		t.Errorf("PCR 9 is taken over: %q", why)
+	}
+	before := base(t, grub(t, "6.1", "quiet"))
+	p, err = before.Predict(grubChange())
+	must(t, err)
+	if why := p.Unknown[9]; why != "" {
+		t.Errorf("with its configuration replaced: %q", why)
+	}
+}
+
 func TestUpdateOfARealDBX(t *testing.T) {
 	b := recorded(t, "loader-boots/grub-secure-boot")
 	p, err := b.Predict(predict.DBX{Update: hashList()})

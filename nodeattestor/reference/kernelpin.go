@@ -68,8 +68,9 @@ func Absent(ev Evidence) []string {
 	const image = "a unified kernel image (systemd-stub measures its sections into PCR 11)"
 	by := image + ", or GRUB with its tpm module (it measures its commands into PCR 8 and the files that it reads into PCR 9)"
 	if filesPinned(ev, bank, f) {
-		by = "GRUB's files and commands are pinned by the exact values of PCRs 8 and 9 all the same"
+		by = image + "; GRUB measured its files and commands, which the set pins by the exact values of PCRs 8 and 9"
 	}
+	by += unquoted(ev, bank)
 	for _, c := range components {
 		if c.proven(f) != nil {
 			continue
@@ -86,6 +87,20 @@ func Absent(ev Evidence) []string {
 		}
 	}
 	return out
+}
+
+// unquoted names the PCRs that would say what started the kernel and that the evidence does not quote.
+func unquoted(ev Evidence, bank nodeclaim.HashAlg) string {
+	var missing []string
+	for _, pcr := range []int{8, 9, 11} {
+		if _, ok := ev.PCRs.Value(bank, pcr); !ok {
+			missing = append(missing, fmt.Sprint(pcr))
+		}
+	}
+	if len(missing) == 0 {
+		return ""
+	}
+	return "; the evidence does not quote PCR " + strings.Join(missing, ", ") + ", so collect it with these first"
 }
 
 // filesPinned tells whether GRUB ran and what it read and was told is in PCRs that a capture pins.

@@ -96,7 +96,7 @@ func (p *parser) set(n *yaml.Node) Set {
 		case "conditions":
 			s.conditions = p.conditions(v)
 		case "payloadType":
-			p.at(v, "this is a signed set: name who may sign it (reference_signers in the plugin, --signer in the command line)")
+			p.at(v, "this is a signed set: name who may sign it (reference_signers in the plugin, --signer in the command line), or give the set before it was signed")
 		case "boot":
 			hasBoot = true
 			s.boot = p.boot(v)

@@ -34,7 +34,7 @@ type bound struct {
 
 // unheard tells whether an entry that may run is not known because a source could not be asked.
 func (b bound) unheard() bool {
-	return slices.ContainsFunc(b.contents, func(c content) bool { return errors.Is(c.why, ErrUnheard) })
+	return slices.ContainsFunc(b.contents, func(c content) bool { return Unknown(c.why) })
 }
 
 // Bounds on the work for one image.

@@ -135,7 +135,7 @@ func baseTransport(pool *x509.CertPool) http.RoundTripper {
 func (h *client) RoundTrip(req *http.Request) (*http.Response, error) {
 	host := req.URL.Host
 	if req.URL.Scheme != "https" && !h.insecure[host] {
-		return nil, fmt.Errorf("image: %s would be asked without TLS; list it in insecure_registries if that is meant", host)
+		return nil, fmt.Errorf("image: %s would be asked without TLS; list it in insecure_registries (--insecure of keelson image verify) if that is meant", host)
 	}
 	if !h.allows(host) {
 		return nil, fmt.Errorf("image: a registry sends its client to %s, which is neither a configured registry nor one of its known hosts; list it in redirect_hosts if that is meant", host)

@@ -17,8 +17,11 @@ var errNotFound = errors.New("not found")
 // later. Such an error proves nothing about an image.
 var ErrUnheard = errors.New("not heard")
 
-// Unknown tells whether an error of Check leaves open what the image is, because a registry could not be asked.
-func Unknown(err error) bool { return errors.Is(err, ErrUnheard) }
+// Unknown tells whether an error of Check leaves open what the image is, because a registry could not be asked, or there was no
+// time left to judge.
+func Unknown(err error) bool {
+	return errors.Is(err, ErrUnheard) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
 
 // unheard marks an error as ErrUnheard without changing its text.
 type unheard struct{ error }
