@@ -20,7 +20,7 @@ func TestOnlyPolicySyncSaysWhatAVerdictComesTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := metav1.NewTime(instant)
-	want := kube.NodeTrustStatus{Name: o.Name, Status: v1alpha1.NodeTrustStatus{Verdict: "stale", Why: "its proof ended", Since: &now}}
+	want := kube.NodeTrustStatus{Name: o.Name, Status: v1alpha1.NodeTrustStatus{ObservedGeneration: 7, Verdict: "stale", Why: "its proof ended", Since: &now}}
 	if err := s.Report(t.Context(), kube.Report{NodeTrusts: []kube.NodeTrustStatus{want}}); err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +30,7 @@ func TestOnlyPolicySyncSaysWhatAVerdictComesTo(t *testing.T) {
 		if err := verifier.Get(t.Context(), client.ObjectKeyFromObject(o), live); err != nil {
 			t.Fatal(err)
 		}
-		if live.Status.Verdict != "stale" || live.Status.Why != "its proof ended" || live.Status.Since == nil {
+		if live.Status.Verdict != "stale" || live.Status.Why != "its proof ended" || live.Status.Since == nil || live.Status.ObservedGeneration != 7 {
 			t.Errorf("status %+v", live.Status)
 		}
 	}

@@ -81,7 +81,7 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 // nodeTrust patches the status alone, so that it takes no part in the races of those who write verdicts. One that is gone needs
 // no status; one that was made again under its name gets its own in the next pass.
 func (s *Store) nodeTrust(ctx context.Context, n NodeTrustStatus) error {
-	status := map[string]any{"verdict": n.Status.Verdict, "why": n.Status.Why, "since": n.Status.Since}
+	status := map[string]any{"observedGeneration": n.Status.ObservedGeneration, "verdict": n.Status.Verdict, "why": n.Status.Why, "since": n.Status.Since}
 	patch, err := json.Marshal(map[string]any{"status": status})
 	if err != nil {
 		return err

@@ -67,8 +67,10 @@ func (s *Syncer) pass(ctx context.Context) (time.Time, error) {
 
 	var spireErr error
 	// Agents of a machine that turns bad are looked for in what the server holds now.
-	fresh := slices.ContainsFunc(urgent.Operations, func(o plan.Operation) bool { return o.Proved })
-	if snap.SPIRE, spireErr = s.readSPIRE(ctx, fresh); spireErr == nil {
+	if slices.ContainsFunc(urgent.Operations, func(o plan.Operation) bool { return o.Proved }) {
+		s.judged(snap.At)
+	}
+	if snap.SPIRE, spireErr = s.readSPIRE(ctx); spireErr == nil {
 		if g, err = s.engine.Join(snap.SPIRE); err != nil {
 			return time.Time{}, s.broken(fmt.Errorf("syncer: nothing more is changed: %w", err))
 		}

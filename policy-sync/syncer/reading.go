@@ -55,12 +55,18 @@ func (s *Syncer) wrote(o plan.Operation, err error) {
 	}
 }
 
-// readSPIRE returns what the SPIRE server holds: what is known, unless a fresh reading is asked for or the
-// last one is older than Options.SPIREFresh. It waits for the server, but not for long: a server that hangs must not keep the loop
-// from closing what a verdict closes.
-func (s *Syncer) readSPIRE(ctx context.Context, fresh bool) (*snapshot.SPIRE, error) {
+// judged notes that a verdict closes something: what was read before may lack an agent of the machine.
+func (s *Syncer) judged(at time.Time) { s.verdictAt, s.known = at, known{} }
+
+// readSPIRE returns what the SPIRE server holds: what is known, unless that is older than
+// Options.SPIREFresh or than the last verdict that closes (judged). It waits for the server, but not for long: a server
+// that hangs must not keep the loop from closing what a verdict closes.
+//
+// A reading that was under way when the verdict came serves this pass, but may have missed an agent that
+// attested meanwhile. So another pass with another reading follows at once.
+func (s *Syncer) readSPIRE(ctx context.Context) (*snapshot.SPIRE, error) {
 	if s.reading == nil {
-		if k := &s.known; !fresh && k.spire != nil && s.o.Now().Sub(k.at) < s.o.SPIREFresh && !s.o.Now().Before(k.at) {
+		if k := &s.known; k.spire != nil && s.o.Now().Sub(k.at) < s.o.SPIREFresh && !s.o.Now().Before(k.at) {
 			k.spire, k.since = carriedOut(k.spire, k.since), nil
 			return k.spire, nil
 		}
@@ -73,10 +79,16 @@ func (s *Syncer) readSPIRE(ctx context.Context, fresh bool) (*snapshot.SPIRE, er
 	select {
 	case <-r.done:
 		s.reading, s.readTook = nil, r.took
-		if s.known = (known{}); r.err == nil {
-			s.known = known{spire: carriedOut(r.got, r.since), at: r.begun}
+		if s.known = (known{}); r.err != nil {
+			return nil, r.err
 		}
-		return s.known.spire, r.err
+		got := carriedOut(r.got, r.since)
+		if r.begun.Before(s.verdictAt) {
+			s.Trigger()
+			return got, nil
+		}
+		s.known = known{spire: got, at: r.begun}
+		return got, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-patience.C:

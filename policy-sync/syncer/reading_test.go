@@ -51,6 +51,51 @@ func TestAReadingServesPassesWhileItIsFresh(t *testing.T) {
 	}
 }
 
+// TestAReadingFromBeforeAVerdictIsFollowedByAnother: an agent that attested after the reading began is evicted by the next pass,
+// which is asked for at once.
+func TestAReadingFromBeforeAVerdictIsFollowedByAnother(t *testing.T) {
+	w := newFake(t)
+	s := w.syncer()
+	s.o.SPIREFresh = time.Minute
+	w.sync(s)
+	hang := make(chan struct{})
+	w.mu.Lock()
+	w.now, w.hang = w.now.Add(2*time.Minute), hang
+	w.mu.Unlock()
+	if _, err := s.Sync(t.Context()); err != nil || s.reading == nil {
+		t.Fatalf("a reading is under way: %t; %v", s.reading != nil, err)
+	}
+	w.mu.Lock()
+	w.now, w.hang = w.now.Add(time.Second), nil
+	w.mu.Unlock()
+	w.proveBad()
+	close(hang)
+	<-s.reading.done
+	select {
+	case <-s.trigger:
+	default:
+	}
+	if _, err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.trigger:
+	default:
+		t.Error("no pass is asked for")
+	}
+	w.mu.Lock()
+	before := w.spireReads
+	w.mu.Unlock()
+	if _, err := s.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.spireReads == before {
+		t.Error("the server was not read again")
+	}
+}
+
 // TestWhatWasWrittenIsKnownWithoutReading: creations, updates and deletions, the last of several for one entry.
 func TestWhatWasWrittenIsKnownWithoutReading(t *testing.T) {
 	entry := func(id, spiffeID string) snapshot.Entry { return snapshot.Entry{ID: id, SPIFFEID: spiffeID} }

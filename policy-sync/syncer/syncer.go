@@ -80,6 +80,8 @@ type Syncer struct {
 	trigger chan struct{}
 	reading *reading
 	known   known
+	// verdictAt is when a pass last closed what a verdict closes.
+	verdictAt time.Time
 	// readTook is how long the last reading of the SPIRE server took.
 	readTook time.Duration
 	history  chronicle

@@ -85,6 +85,7 @@ func (m *moving) trust(t *rapid.T, change func(*v1alpha1.NodeTrust)) {
 	i := rapid.IntRange(0, len(m.s.NodeTrusts)-1).Draw(t, "trust")
 	n := m.s.NodeTrusts[i].DeepCopy()
 	change(n)
+	n.Generation++
 	m.s.NodeTrusts[i] = *n
 }
 

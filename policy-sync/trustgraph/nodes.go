@@ -78,7 +78,7 @@ func (c *common) stateNodeTrusts() {
 	for i := range c.s.NodeTrusts {
 		t := &c.s.NodeTrusts[i]
 		n, ok := c.nodes[t.Name]
-		want := v1alpha1.NodeTrustStatus{Verdict: v1alpha1.NodeTrustState(n.Verdict), Why: joined(n.Why)}
+		want := v1alpha1.NodeTrustStatus{ObservedGeneration: t.Generation, Verdict: v1alpha1.NodeTrustState(n.Verdict), Why: joined(n.Why)}
 		switch {
 		case !ok && t.Spec.Verdict == v1alpha1.VerdictUntrusted:
 			want.Verdict, want.Why = v1alpha1.NodeTrustState(v1alpha1.VerdictUntrusted), fmt.Sprintf("node %s is proved bad; there is no Node of this name", t.Name)
@@ -88,7 +88,7 @@ func (c *common) stateNodeTrusts() {
 			want.Verdict = v1alpha1.NodeTrustState(v1alpha1.VerdictHeld)
 		}
 		have := t.Status
-		if have.Verdict == want.Verdict && have.Why == want.Why {
+		if have.Verdict == want.Verdict && have.Why == want.Why && have.ObservedGeneration == want.ObservedGeneration {
 			continue
 		}
 		if want.Since = have.Since; have.Verdict != want.Verdict || have.Since == nil {

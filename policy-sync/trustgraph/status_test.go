@@ -76,3 +76,32 @@ func TestStatusSaysInOneLineWhy(t *testing.T) {
 		})
 	}
 }
+
+// TestAVerdictsStatusNamesTheGenerationThatItIsAbout: a proof that is renewed is another one.
+func TestAVerdictsStatusNamesTheGenerationThatItIsAbout(t *testing.T) {
+	s := snapshottest.Demo()
+	for i := range s.NodeTrusts {
+		s.NodeTrusts[i].Generation = 3
+	}
+	states := build(t, s).NodeTrusts
+	if len(states) != len(s.NodeTrusts) {
+		t.Fatalf("%d statuses are written", len(states))
+	}
+	for i := range s.NodeTrusts {
+		for _, state := range states {
+			if state.Name == s.NodeTrusts[i].Name {
+				s.NodeTrusts[i].Status = state.Status
+			}
+		}
+		if got := s.NodeTrusts[i].Status.ObservedGeneration; got != 3 {
+			t.Errorf("%s: generation %d", s.NodeTrusts[i].Name, got)
+		}
+	}
+	if states = build(t, s).NodeTrusts; len(states) != 0 {
+		t.Errorf("written again: %+v", states)
+	}
+	s.NodeTrusts[0].Generation = 4
+	if states = build(t, s).NodeTrusts; len(states) != 1 || states[0].Status.ObservedGeneration != 4 || !states[0].Status.Since.Equal(s.NodeTrusts[0].Status.Since) {
+		t.Errorf("after a renewal: %+v", states)
+	}
+}

@@ -81,9 +81,11 @@ type Reason struct {
 // +kubebuilder:validation:Enum=trusted;untrusted;stale;held;unknown
 type NodeTrustState string
 
-// NodeTrustStatus is what policy-sync makes of the spec. It is written when the verdict or its reason changes, not when a proof
-// is renewed; nothing is decided by it.
+// NodeTrustStatus is what policy-sync makes of the spec. Nothing is decided by it.
 type NodeTrustStatus struct {
+	// ObservedGeneration is the generation of the spec that the status is about. A proof that is renewed is another generation.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// Verdict is trusted, untrusted, stale (the proof has ended), held (it has ended and the grace period runs) or unknown (the
 	// NodeTrust cannot be believed about a Node that is there).
 	// +optional
