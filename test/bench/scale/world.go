@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -255,17 +256,18 @@ func namespace(i int) string { return fmt.Sprintf("team-%04d", i) }
 func (w *world) growPolicies(ctx context.Context, n int) error {
 	err := w.each(ctx, w.policies/2, n/2, func(ctx context.Context, i int) error {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace(i), Labels: map[string]string{v1alpha1.ModeLabel: v1alpha1.ModeEnforce}}}
-		if err := w.api.Create(ctx, ns); err != nil {
+		if err := w.retry(ctx, ns, func() error { return w.api.Create(ctx, ns) }); err != nil {
 			return err
 		}
 		for _, account := range []string{"default", "api", "web"} {
 			sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: account}}
-			if err := w.api.Create(ctx, sa); err != nil {
+			if err := w.retry(ctx, sa, func() error { return w.api.Create(ctx, sa) }); err != nil {
 				return err
 			}
 		}
 		for _, account := range []string{"api", "web"} {
-			if err := w.api.Create(ctx, policy(ns.Name, account)); err != nil {
+			p := policy(ns.Name, account)
+			if err := w.retry(ctx, p, func() error { return w.api.Create(ctx, p) }); err != nil {
 				return err
 			}
 		}
@@ -289,11 +291,20 @@ func block(i int) string { return fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255) }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%05d", i) }
 
-// retry creates an object; admission policies take effect one by one while the API server is new.
-func (w *world) retry(ctx context.Context, create func() error) error {
-	for begun := time.Now(); ; {
+// patience is for how long one object is tried again.
+const patience = 3 * time.Minute
+
+// retry creates an object, again where the API server had no time for it. Admission policies take effect
+// one by one while the API server is new. One that is there already was created by a try without an answer.
+func (w *world) retry(ctx context.Context, o client.Object, create func() error) error {
+	for begun, tries := time.Now(), 0; ; tries++ {
 		err := create()
-		if err == nil || !strings.Contains(err.Error(), "keelson-node-taint") || time.Since(begun) > 30*time.Second {
+		if tries > 0 && apierrors.IsAlreadyExists(err) {
+			return w.api.Get(ctx, client.ObjectKeyFromObject(o), o)
+		}
+		busy := apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsTooManyRequests(err) || apierrors.IsInternalError(err)
+		young := err != nil && strings.Contains(err.Error(), "keelson-node-taint")
+		if err == nil || !busy && !young || time.Since(begun) > patience {
 			return err
 		}
 		select {
@@ -306,11 +317,12 @@ func (w *world) retry(ctx context.Context, create func() error) error {
 
 func (w *world) createNode(ctx context.Context, i int) error {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: nodeName(i)}, Spec: corev1.NodeSpec{PodCIDR: block(i), PodCIDRs: []string{block(i)}}}
-	if err := w.retry(ctx, func() error { return w.api.Create(ctx, n) }); err != nil {
+	if err := w.retry(ctx, n, func() error { return w.api.Create(ctx, n) }); err != nil {
 		return err
 	}
 	w.uids[i] = string(n.UID)
-	return w.verifier.Create(ctx, &v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: n.Name}, Spec: w.trusted(i)})
+	trust := &v1alpha1.NodeTrust{ObjectMeta: metav1.ObjectMeta{Name: n.Name}, Spec: w.trusted(i)}
+	return w.retry(ctx, trust, func() error { return w.verifier.Create(ctx, trust) })
 }
 
 func (w *world) trusted(i int) v1alpha1.NodeTrustSpec {
@@ -340,12 +352,12 @@ func (w *world) pod(i, generation int) *corev1.Pod {
 // createPod creates a pod and reports its status, as a kubelet would.
 func (w *world) createPod(ctx context.Context, p *corev1.Pod) error {
 	status := p.Status
-	if err := w.api.Create(ctx, p); err != nil {
+	if err := w.retry(ctx, p, func() error { return w.api.Create(ctx, p) }); err != nil {
 		return err
 	}
 	for range 5 {
 		p.Status = status
-		err := w.api.Status().Update(ctx, p)
+		err := w.retry(ctx, p, func() error { return w.api.Status().Update(ctx, p) })
 		if err == nil {
 			return nil
 		}
