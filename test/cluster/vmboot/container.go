@@ -13,7 +13,7 @@ const (
 	// DataVolume is on the host's root file system.
 	DataVolume = "/data"
 	// ProgramsVolume lies over the folder that has runc on the host. It is on a file system of pods' own, which has
-	// PodsUUID.
+	// PodsUUID, and so is the container's /etc/hosts.
 	ProgramsVolume = "/usr/sbin"
 	PodsUUID       = "8bcbe394-4f13-4144-be8e-5aa9ea2ce2f7"
 )
@@ -75,7 +75,7 @@ func containerConfig(args ...string) ([]byte, error) {
 			{"/dev/shm", "tmpfs", "shm", []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
 			{"/sys", "sysfs", "sysfs", []string{"nosuid", "noexec", "nodev", "ro"}},
 			bind(DataVolume, "data"), bind(DataVolume+"/boot", "boot"), bind(ProgramsVolume, "programs"),
-			bind("/etc/hosts", "hosts"),
+			bind("/etc/hosts", "programs/hosts"),
 		},
 		"linux": map[string]any{
 			"namespaces": namespaces, "cgroupsPath": "/kubepods/besteffort/pod/pod",

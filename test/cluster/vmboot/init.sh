@@ -47,12 +47,8 @@ run_node() {
 	echo >$pod/layers/lower/etc/hosts
 	mount -t overlay -o lowerdir=$pod/layers/lower,upperdir=$pod/layers/upper,workdir=$pod/layers/work overlay $pod/rootfs
 	mount -t vfat -o ro /dev/vda $volumes/boot
-	if [ -e /run/keelson/elsewhere ]; then
-		mount -t tmpfs programs $volumes/programs
-	else
-		mount -t ext4 -o noexec /dev/vde $volumes/programs
-	fi
-	echo "127.0.0.1 pod" >$volumes/hosts
+	if [ ! -e /run/keelson/elsewhere ]; then mount -t ext4 -o noexec /dev/vde $volumes/programs; fi
+	echo "127.0.0.1 pod" >$volumes/programs/hosts
 	runc run --no-pivot --bundle $pod pod && echo "vmboot: pod ran"
 }
 

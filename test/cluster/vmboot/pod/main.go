@@ -3,7 +3,8 @@
 // files: it maps a file as code that is open with O_DIRECT, one named boot_aggregate below a path
 // too long for the kernel, and one that kubelet made, runs a program that nobody knows from its root
 // file system, a volume, /dev and memory, and maps one in a volume that lies where the host has
-// runc. It maps files even where it may not: the kernel measures before it refuses.
+// runc. It maps files even where it may not: the kernel measures before it refuses. It maps files that
+// it has open for writing, which are violations.
 package main
 
 import (
@@ -43,8 +44,11 @@ func run(data, runc string) error {
 		func() error { return unknown("/dev/unknown") },
 		memory,
 		confined,
-		func() error { return mapped("/etc/hosts", unix.O_RDONLY) },
 		func() error { return alike(runc) },
+		func() error { return mapped("/dev/unknown", unix.O_RDWR) },
+		func() error { return mapped("/unknown", unix.O_RDWR) },
+		func() error { return tried("/etc/hosts", unix.O_RDWR) },
+		func() error { return tried(runc, unix.O_RDWR) },
 	} {
 		if err := act(); err != nil {
 			return err
@@ -53,8 +57,7 @@ func run(data, runc string) error {
 	return nil
 }
 
-// alike writes a program that nobody knows where the host has another, and maps it as code: what the
-// mount says against that is said after the kernel has measured it.
+// alike writes a program that nobody knows where the host has another, and maps it as code.
 func alike(name string) error {
 	program, err := other()
 	if err != nil {
@@ -63,7 +66,12 @@ func alike(name string) error {
 	if err := os.WriteFile(name, program, 0o700); err != nil {
 		return err
 	}
-	if err := mapped(name, unix.O_RDONLY); err != nil && !errors.Is(err, fs.ErrPermission) {
+	return tried(name, unix.O_RDONLY)
+}
+
+// tried maps a file as code. What the mount says against that is said after the kernel has measured it.
+func tried(name string, flags int) error {
+	if err := mapped(name, flags); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	return nil
