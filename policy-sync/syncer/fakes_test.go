@@ -66,7 +66,7 @@ func newFake(t *testing.T) *fakeWorld {
 func (w *fakeWorld) syncer() *Syncer {
 	return New(Options{Kubernetes: fakeKube{w}, SPIRE: fakeSPIRE{w}, Log: slog.New(slog.DiscardHandler),
 		Images: func([]snapshot.ImageQuestion) map[snapshot.ImageKey]snapshot.Image { return w.s.Images },
-		Now:    w.clock, Resync: time.Hour, Timeout: time.Second, Patience: 20 * time.Millisecond, WarmUp: time.Minute})
+		Now:    w.clock, Resync: time.Hour, Timeout: time.Second, Patience: 100 * time.Millisecond, WarmUp: time.Minute})
 }
 
 func (w *fakeWorld) clock() time.Time {

@@ -91,6 +91,10 @@ func refuseIn(namespace string, err error) func(plan.Operation) error {
 	}
 }
 
+// stall is how long a busy computer may stand still within a pass. Without bounds the passes below
+// would take longer by far.
+const stall = 4 * time.Second
+
 // TestALargeTeamsOpeningsKeepNoOtherTeamWaiting: another team's object, entry and label are in place after one pass, whatever the
 // first team's thousand operations do.
 func TestALargeTeamsOpeningsKeepNoOtherTeamWaiting(t *testing.T) {
@@ -132,7 +136,7 @@ func TestALargeTeamsOpeningsKeepNoOtherTeamWaiting(t *testing.T) {
 			if done["small"] != 3 {
 				t.Fatalf("of the small team's three operations %d were done", done["small"])
 			}
-			if most := openFor + s.o.Patience + time.Second; took > most {
+			if most := openFor + s.o.Patience + stall; took > most {
 				t.Errorf("the pass opened for %s, more than %s", took, most)
 			}
 			if !p.unfinished && len(p.failed) == 0 {
@@ -239,16 +243,20 @@ func TestWhatIsRefusedSlowlyKeepsItsOwnNamespaceWaitingOnce(t *testing.T) {
 		operations = append(operations, object(plan.Program, "team", "bad", i))
 	}
 	operations = append(operations, object(plan.Program, "team", "good", 0), label("team", "bad", "a"), label("team", "good", "b"))
+	opened := 0
 	for pass := range 10 {
 		done, p, _ := w.opens(s, operations...)
 		if pass == 0 && done["team"] > 0 {
 			t.Fatal("the first pass had time for everything: the test shows nothing")
 		}
-		if done["team"] == 0 {
+		if opened += done["team"]; opened < 2 {
+			if opened == 1 { // a slow computer had no time for the label
+				operations = slices.DeleteFunc(operations, func(o plan.Operation) bool { return o.Target.Name == "good.0" })
+			}
 			continue
 		}
-		if got := p.changes[len(p.changes)-1].Target.Name; done["team"] != 2 || got != "b" {
-			t.Errorf("%d operations were done, the last on %s", done["team"], got)
+		if got := p.changes[len(p.changes)-1].Target.Name; opened != 2 || got != "b" {
+			t.Errorf("%d operations were done, the last on %s", opened, got)
 		}
 		if len(p.failed) != 60 || !errors.Is(p.failed[0].Err, refused) {
 			t.Errorf("%d operations failed", len(p.failed))
@@ -341,7 +349,7 @@ func TestALargeTeamsClosingKeepsNoOtherTeamWaiting(t *testing.T) {
 		p.close(t.Context(), closing)
 		p.open(t.Context(), opening)
 		s.refused.sweep()
-		if took := time.Since(begun); took > closeFor+openFor+time.Second {
+		if took := time.Since(begun); took > closeFor+openFor+stall {
 			t.Errorf("pass %d took %s", pass, took)
 		}
 		labels := slices.DeleteFunc(slices.Clone(p.changes), func(o plan.Operation) bool { return o.Target.Kind != "Pod" })
