@@ -34,7 +34,7 @@ const (
 const (
 	closed = 10 * time.Second
 	slower = 3
-	grace  = 5000.0 // milliseconds
+	grace  = 10000.0 // milliseconds
 )
 
 // Play plays it.
