@@ -39,7 +39,7 @@ func agentAnswers(b *testing.B) figure {
 	dialogues(b, between, ca, dir, func() {
 		tpms = append(tpms, time.Duration(inTPM.Swap(0)))
 	})
-	return promise("agent's dialogue with its TPM / the TPM's own time for it", float64(wall)/float64(median(tpms)), 1.2, "x",
+	return promise("agent's dialogue with its TPM / the TPM's own time for it", float64(wall)/float64(median(tpms)), 1.15, "x",
 		fmt.Sprintf("%d commands each, %v and %v", commands.Load()/int64(len(tpms)), wall, median(tpms)))
 }
 
