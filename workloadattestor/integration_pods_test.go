@@ -151,7 +151,7 @@ func writeTar(path, dir string) (err error) {
 	})
 }
 
-// replace starts the container "sidecar" of a pod anew, from another image, as a kubelet does after a tag was moved.
+// replace starts the container "sidecar" of a pod again, from another image, as a kubelet does after a tag was moved.
 func (m *machine) replace(ctx context.Context, s sandbox, container, image string) {
 	m.t.Helper()
 	client := m.cri(s.number)

@@ -132,7 +132,7 @@ type Facts struct {
 	loadOptions Digest
 	scripted    bool
 	untold      bool
-	// withheld is an initrd that is proven only where nobody can have appended it.
+	// withheld is an initrd that is proven only where it cannot have been appended.
 	withheld    Digest
 	started     []Digest
 	authorities []Authority

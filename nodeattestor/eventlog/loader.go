@@ -294,15 +294,15 @@ func (f Facts) handed() bool {
 	return kernel != "" && f.Sections[".initrd"] != "" && !slices.Contains(f.BootLoader, kernel) && !slices.Contains(f.OtherImages, kernel)
 }
 
-// Knowing is the facts of somebody who knows a text: if it is the command line, they have it, and what it leaves open is
+// Knowing is the facts for a verifier that knows a text: if it is the command line, they have it, and what it leaves open is
 // left open.
 func (f Facts) Knowing(text string) Facts {
 	f, _ = f.clone().withCommandLine(text)
 	return f
 }
 
-// AsTheKernelStarted is the facts of somebody to whom IMA's boot_aggregate proves what PCR 9 was when the kernel started
-// (eventlog.Boot.Booted): that nobody has appended the initrd's measurement since.
+// AsTheKernelStarted is the facts for a verifier to which IMA's boot_aggregate proves what PCR 9 was when the kernel started
+// (eventlog.Boot.Booted): that the initrd's measurement was not appended since.
 func (f Facts) AsTheKernelStarted() Facts {
 	if f.Initrd == "" {
 		f.Initrd = f.withheld

@@ -93,7 +93,7 @@ func (s Set) looksAt(c component) bool {
 type imaPolicy struct {
 	files           map[string][]string // path to allowed digests ("sha256:hex")
 	ignore          []string            // directories, each with its final slash, under which anything goes
-	ignoreFiles     []string            // paths of which nobody looks at what is there
+	ignoreFiles     []string            // paths whose content is not looked at
 	required        []string            // paths that must have been measured
 	keys            []imasig.Key        // who may have signed a file that is not listed
 	allowViolations bool

@@ -96,7 +96,7 @@ var (
 )
 
 // lists are what the last reading found. A list in which nothing has changed is the same list in the
-// next reading. Nobody changes one.
+// next reading. It is never changed.
 type lists struct {
 	read     bool
 	snapshot snapshot.Snapshot

@@ -24,7 +24,7 @@ import (
 // Snapshot is one consistent reading of the world. The order of its slices carries no
 // meaning: the same elements in any order give the same plan.
 //
-// Nobody changes a list, a map or an object of a snapshot. So what is the same list in memory (Same)
+// A list, a map or an object of a snapshot is never changed. So what is the same list in memory (Same)
 // as in the snapshot before holds the same, and no one looks at it again. That goes for Images and
 // Blocks too: where something has changed, the map is another one.
 type Snapshot struct {

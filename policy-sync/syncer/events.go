@@ -20,7 +20,7 @@ const mostAtOnce = 32
 // one per policy and cause for a policy that is refused. What statuses said when this replica began was told by the one before.
 type events struct {
 	policies map[string]string // UID -> cause
-	// told is the list of policies of which all was told.
+	// told is the list of policies whose findings are all reported.
 	told []trustgraph.Policy
 	// parts are those of a graph, in its order.
 	parts  []*eventsOf

@@ -24,7 +24,7 @@ import (
 // (snapshot.Same), by UID and resourceVersion (policies), and by value (nodes, images). The zero value
 // is ready for use. One goroutine uses it.
 type Engine struct {
-	// Panicked is told of a panic in the judgement of a subject ("namespace shop"), and where it was;
+	// Panicked is called for a panic in the judgement of a subject ("namespace shop"), and where it was;
 	// nil is fine. The subject is closed, and all others are judged.
 	Panicked func(subject string, value any, stack []byte)
 

@@ -21,7 +21,7 @@ type Running struct {
 	// when ID is empty, and a hint where to look otherwise.
 	Ref string
 	// Asked is the reference in the pod's spec, where it is known. Its repository is asked first, and with the most time: the others
-	// are names that anybody who runs the same image on the node may have given it.
+	// are names that every pod with the same image on the node may have given it.
 	Asked string
 	// Name is what the runtime calls the image, "repository:tag". A hint where to look, never an identity.
 	Name string

@@ -90,7 +90,7 @@ func TestThreat22_ARuntimeThatIsAwaySlowOrLies(t *testing.T) {
 	}
 }
 
-// TestThreat22_ARuntimeThatComesBackIsFoundAgain: nothing has to be started anew for it.
+// TestThreat22_ARuntimeThatComesBackIsFoundAgain: nothing has to be started again for it.
 func TestThreat22_ARuntimeThatComesBackIsFoundAgain(t *testing.T) {
 	w := newWorld(t)
 	w.configure(w.hcl() + "cri_timeout = \"500ms\"\n")

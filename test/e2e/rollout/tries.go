@@ -72,7 +72,7 @@ func (w *way) again(ctx context.Context, s *stage.Stage, number int, over <-chan
 const near = 3 * time.Second
 
 // denied are the tries of a way that failed as one does that is denied, or whose connection is cut, while what Keelson has no part in
-// was tried and did not fail. An answer that nobody listens comes from where packets arrive.
+// was tried and did not fail. A refused connection comes from where packets arrive.
 func denied(tries, control []said.Try) (out []said.Try, stalls int) {
 	for _, t := range tries {
 		if t.OK {

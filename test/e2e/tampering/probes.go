@@ -123,7 +123,7 @@ func (p *probes) finish(ctx context.Context, verdict time.Time) error {
 // Bounds on what is measured from the verdict, in every run, however busy the computer is. The goals are others.
 const (
 	l4Bound = 5 * time.Second
-	// apiBound is longer, since it is counted when a watch beside all else on the computer is told.
+	// apiBound is longer, since it is counted when a watch beside all else on the computer hears of it.
 	apiBound   = 15 * time.Second
 	proxyBound = 30 * time.Second
 	// identityBound: a workload's last identity may have been issued just before its node's agent was deleted, and SPIRE dates it to

@@ -30,7 +30,7 @@ func main() {
 	}
 }
 
-// extend does what anybody with access to a TPM can do (TPM 2.0 Library, Part 3, TPM2_PCR_Extend).
+// extend does what every process with access to a TPM can do (TPM 2.0 Library, Part 3, TPM2_PCR_Extend).
 func extend(tpm, digest string) (err error) {
 	if digest == "" {
 		return nil

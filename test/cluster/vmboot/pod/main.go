@@ -57,7 +57,7 @@ func run(data, runc string) error {
 	return nil
 }
 
-// alike writes a program that nobody knows where the host has another, and maps it as code.
+// alike writes a program that no set has where the host has another, and maps it as code.
 func alike(name string) error {
 	program, err := other()
 	if err != nil {
@@ -127,7 +127,7 @@ func other() ([]byte, error) {
 	return append(self, 0), err
 }
 
-// unknown writes a program that nobody knows, and runs it.
+// unknown writes a program that no set has, and runs it.
 func unknown(name string) error {
 	program, err := other()
 	if err != nil {
